@@ -1,0 +1,115 @@
+"""What all tests share: a small repeatable machine, shared data, snippets in other processes."""
+
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import hypothesis
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+
+# The libraries read these when they are imported, so they stand before any import of them. What is
+# already set wins: `CUDA_VISIBLE_DEVICES=0 python -m pytest` runs the suite on a GPU.
+for variable, value in {
+    "CUDA_VISIBLE_DEVICES": "-1",
+    "KERAS_BACKEND": "tensorflow",
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+    "TF_NUM_INTEROP_THREADS": "2",
+    "TF_NUM_INTRAOP_THREADS": "2",
+}.items():
+    os.environ.setdefault(variable, value)
+
+hypothesis.settings.register_profile(
+    "local",
+    deadline=None,  # the first example also traces and compiles
+    max_examples=30,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.register_profile(
+    "ci", hypothesis.settings.get_profile("local"), derandomize=True, database=None
+)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+if os.environ["KERAS_BACKEND"] == "tensorflow":
+    import tensorflow as tf
+
+    # TensorFlow fixes its devices when it first runs anything, which a test module may do while it
+    # is collected: hence here, and for every run. Both devices share one pool of threads.
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+    )
+
+
+@pytest.fixture(autouse=True)
+def fresh_keras():
+    """The same random numbers for each test, and no names or policies left by the one before."""
+    keras = sys.modules.get("keras")
+    if keras is None:  # a test of files only: importing Keras would cost more than the test
+        yield
+        return
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(1)
+    yield
+    keras.utils.clear_session(free_memory=False)
+
+
+@pytest.fixture
+def two_cpus():
+    """The names of two logical CPU devices, for `tf.distribute.MirroredStrategy(two_cpus)`."""
+    if os.environ["KERAS_BACKEND"] != "tensorflow":
+        pytest.skip("tf.distribute needs Keras's TensorFlow backend")
+    return ["CPU:0", "CPU:1"]
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder with the real corpora and golden numbers, which the repository does not hold."""
+    folder = pathlib.Path(os.environ.get("KERAS_SELFISH_SHARED", REPOSITORY.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"needs the shared data: no folder {folder} (set KERAS_SELFISH_SHARED)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_python():
+    """A function that runs a Python snippet in a process of its own and returns what it printed.
+
+    `run_python(code, *arguments, backend="tensorflow", cwd=None, env=None, timeout=300)` dedents
+    `code`, runs it under the Keras backend on the CPU with `arguments` in `sys.argv[1:]`, and fails
+    the test with all its output if it exits with anything but 0. It skips the test where the
+    backend's library is not installed.
+    """
+
+    def run(code, *arguments, backend="tensorflow", cwd=None, env=None, timeout=300):
+        if importlib.util.find_spec(backend) is None:
+            pytest.skip(f"needs {backend}")
+        path = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
+        result = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+            cwd=cwd,
+            env={
+                **os.environ,
+                "CUDA_VISIBLE_DEVICES": "-1",
+                "JAX_PLATFORMS": "cpu",
+                "KERAS_BACKEND": backend,
+                "PYTHONPATH": os.pathsep.join(filter(None, path)),
+                **(env or {}),
+            },
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        if result.returncode != 0:
+            pytest.fail(
+                f"the snippet exited with {result.returncode} under {backend}\n"
+                f"--- stdout\n{result.stdout}\n--- stderr\n{result.stderr}",
+                pytrace=False,
+            )
+        return result.stdout
+
+    return run
