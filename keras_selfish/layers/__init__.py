@@ -1,0 +1,19 @@
+"""Keras layers whose weights are masked."""
+
+from keras_selfish.layers.dense import SparseDense
+from keras_selfish.layers.embedding import SparseEmbedding, SparseReversibleEmbedding
+from keras_selfish.layers.gru import SparseGRU, SparseGRUCell
+from keras_selfish.layers.lstm import SparseLSTM, SparseLSTMCell
+from keras_selfish.layers.simple_rnn import SparseSimpleRNN, SparseSimpleRNNCell
+
+__all__ = [
+    "SparseDense",
+    "SparseEmbedding",
+    "SparseGRU",
+    "SparseGRUCell",
+    "SparseLSTM",
+    "SparseLSTMCell",
+    "SparseReversibleEmbedding",
+    "SparseSimpleRNN",
+    "SparseSimpleRNNCell",
+]

@@ -1,0 +1,32 @@
+"""Sparse gated recurrent unit."""
+
+import keras
+
+from keras_selfish.layers.masked import MaskedAttribute
+from keras_selfish.layers.recurrent import SparseCell, SparseRecurrent
+
+
+@keras.saving.register_keras_serializable(package="keras_selfish")
+class SparseGRUCell(SparseCell, keras.layers.GRUCell):
+    """`keras.layers.GRUCell` with masked kernels; the gates are z (update), r (reset) and h (candidate).
+
+    Args: see `SparseLSTMCell` for `sparsity`, `distribution`, `block_shape` and `mask_seed`; the others
+        are those of `keras.layers.GRUCell`.
+    """
+
+    gates = ("z", "r", "h")
+    kernel = MaskedAttribute()
+    recurrent_kernel = MaskedAttribute()
+
+
+@keras.saving.register_keras_serializable(package="keras_selfish")
+class SparseGRU(SparseRecurrent, keras.layers.GRU):
+    """`keras.layers.GRU` whose kernels are sparse from the first step on.
+
+    Args: see `SparseLSTM` for `sparsity`, `distribution`, `block_shape` and `mask_seed`; the others are
+        those of `keras.layers.GRU`.
+    """
+
+    keras_layer = keras.layers.GRU
+    cell_class = SparseGRUCell
+    cell_name = "gru_cell"

@@ -1,0 +1,79 @@
+"""Sparse long short-term memory."""
+
+import keras
+
+from keras_selfish.layers.masked import MaskedAttribute
+from keras_selfish.layers.recurrent import SparseCell, SparseRecurrent
+
+
+@keras.saving.register_keras_serializable(package="keras_selfish")
+class SparseLSTMCell(SparseCell, keras.layers.LSTMCell):
+    """`keras.layers.LSTMCell` with masked kernels.
+
+    The kernel (inputs, 4 * units) and the recurrent kernel (units, 4 * units) each concatenate the gates
+    i (input), f (forget), c (cell candidate) and o (output); the bias stays dense. At sparsity 0 it makes
+    no mask and is Keras's cell.
+
+    Args:
+        units: Number of units.
+        sparsity: Fraction of zeros in the two kernels, in [0, 1). Default 0.67.
+        distribution: How the kernels share the connections: `"uniform"` (default), `"erdos_renyi"` or
+            `"erk"`.
+        block_shape: (input weights, units) of the blocks in which connections come and go; they must
+            divide both kernels. Default `(1, 1)`, single weights.
+        mask_seed: Integer seed of the initial masks; None (default) draws one.
+        *args: As in `keras.layers.LSTMCell`.
+        **kwargs: As in `keras.layers.LSTMCell`.
+
+    Raises:
+        ValueError: for an argument out of range, or a block shape that does not divide a kernel.
+    """
+
+    gates = ("i", "f", "c", "o")
+    kernel = MaskedAttribute()
+    recurrent_kernel = MaskedAttribute()
+
+
+@keras.saving.register_keras_serializable(package="keras_selfish")
+class SparseLSTM(SparseRecurrent, keras.layers.LSTM):
+    """`keras.layers.LSTM` whose kernels are sparse from the first step on.
+
+    The masks are drawn with an exact number of connections when the layer is built, saved with it, and
+    moved during training by `SelfishRewiring`, which lets the gates compete for the connections of the
+    layer. Everything else is Keras's: cuDNN where it applies, `Bidirectional` (each direction with masks
+    of its own), padded steps, states, dropout and mixed precision. At sparsity 0 the layer makes no
+    mask and computes what `keras.layers.LSTM` computes.
+
+    Args:
+        units: Number of units.
+        sparsity: Fraction of zeros in the two kernels, in [0, 1). Default 0.67, the published one.
+        distribution: How the kernels share the connections: `"uniform"` (default), `"erdos_renyi"` or
+            `"erk"`.
+        block_shape: (input weights, units) of the blocks in which connections come and go; they must
+            divide both kernels. Default `(1, 1)`, single weights.
+        mask_seed: Integer seed of the initial masks; None (default) draws one.
+        *args: As in `keras.layers.LSTM`.
+        **kwargs: As in `keras.layers.LSTM`.
+
+    Call arguments: as in `keras.layers.LSTM`: inputs (batch, time steps, features); outputs (batch, units),
+        or (batch, time steps, units) with `return_sequences`.
+
+    Raises:
+        ValueError: for an argument out of range, or a block shape that does not divide a kernel.
+
+    Example:
+
+    >>> import numpy as np
+    >>> layer = SparseLSTM(8, sparsity=0.75, mask_seed=1)
+    >>> layer(np.ones((2, 3, 4), "float32")).shape == (2, 8)
+    True
+    >>> from keras_selfish.masks import masked_weights
+    >>> [(weight.shape, weight.active) for weight in masked_weights(layer)]
+    [((4, 32), 32), ((8, 32), 64)]
+
+    Reference: Liu et al. 2021, "Selfish Sparse RNN Training", arXiv 2101.09048.
+    """
+
+    keras_layer = keras.layers.LSTM
+    cell_class = SparseLSTMCell
+    cell_name = "lstm_cell"

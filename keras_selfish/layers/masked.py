@@ -1,0 +1,155 @@
+"""What a layer needs in order to mask its weights.
+
+The mask multiplies the weight in the forward pass, once per call. The weight is kept at exactly zero
+outside its mask (by initialisation, loading and rewiring), so the product's value is the weight itself
+and only the gradient has to be masked: one pass over the weights instead of two.
+"""
+
+import contextlib
+import random
+
+import keras
+from keras import ops
+
+from keras_selfish import masks
+
+if keras.backend.backend() == "jax":
+    from keras_selfish.layers.mask_gradient_jax import mask_gradient
+else:
+    from keras_selfish.layers.mask_gradient import mask_gradient
+
+
+class MaskedLayer:
+    """Mixin, placed before a Keras layer class, that masks the weights named in `masked_names`.
+
+    The subclass lists its masked weights in `masked_names` (weight name to gate names), tells their
+    shapes in `masked_shapes(input_shape)` before `build`, and computes inside `effective_weights()`.
+    """
+
+    masked_names = {}
+    # Dense and Embedding write the weights they know by name, and so leave out the masks.
+    saves_named_weights_only = False
+
+    def _init_masks(self, sparsity, distribution, block_shape, mask_seed):
+        """Checks and stores the arguments. Call it after the Keras layer's own `__init__`."""
+        masks.check_sparsity(sparsity)
+        masks.check_distribution(distribution)
+        self.sparsity = float(sparsity)
+        self.distribution = distribution
+        self.block_shape = masks.check_block_shape(block_shape)
+        self.mask_seed = mask_seed
+        self._drawn_seed = random.randint(0, 2**31 - 1) if mask_seed is None else mask_seed
+        self._effective = {}
+        self._masked = {}
+
+    def masked_shapes(self, input_shape):
+        """Shapes of the masked weights as a dict from weight name to shape."""
+        raise ValueError(f"{type(self).__name__} must define `masked_shapes`.")
+
+    def build(self, input_shape=None, **kwargs):
+        if self.sparsity and not self.built:
+            self._plan_masks(input_shape)
+        super().build(input_shape, **kwargs)
+
+    def _plan_masks(self, input_shape):
+        shapes = self.masked_shapes(input_shape)
+        for name, shape in shapes.items():
+            masks.check_block_shape(self.block_shape, shape, f"{self.name}/{name}")
+        counts = masks.active_counts(
+            shapes.values(), self.sparsity, self.distribution, [self.block_shape] * len(shapes)
+        )
+        self._initial_masks = {
+            name: masks.random_mask(shape, count, [self._drawn_seed, index], self.block_shape)
+            for index, ((name, shape), count) in enumerate(zip(shapes.items(), counts, strict=True))
+        }
+
+    def add_weight(self, *args, name=None, **kwargs):
+        """Adds a weight; one that is to be masked gets its mask beside it and starts at zero outside."""
+        initial_masks = self.__dict__.get("_initial_masks", {})
+        if name not in initial_masks:
+            return super().add_weight(*args, name=name, **kwargs)
+        initial_mask = initial_masks.pop(name)
+        initializer = keras.initializers.get(kwargs.pop("initializer", None) or "glorot_uniform")
+
+        def masked_initializer(shape, dtype=None):
+            return ops.where(initial_mask, initializer(shape, dtype=dtype), ops.zeros((), dtype))
+
+        weight = super().add_weight(*args, name=name, initializer=masked_initializer, **kwargs)
+        mask = super().add_weight(
+            shape=weight.shape,
+            dtype="bool",
+            initializer=lambda shape, dtype=None: ops.convert_to_tensor(initial_mask, dtype),
+            trainable=False,
+            autocast=False,
+            name=f"{name}_mask",
+        )
+        masked_weight = masks.MaskedWeight(
+            weight,
+            mask,
+            gates=self.masked_names[name],
+            block_shape=self.block_shape,
+            initializer=initializer,
+        )
+        weight.masked_weight = masked_weight
+        self._masked[name] = masked_weight
+        return weight
+
+    @contextlib.contextmanager
+    def effective_weights(self):
+        """Within the block, `MaskedAttribute`s give the masked weights in the compute dtype."""
+        self._effective = {
+            name: masked(masked_weight, self.compute_dtype) for name, masked_weight in self._masked.items()
+        }
+        try:
+            yield
+        finally:
+            self._effective = {}
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        if self.saves_named_weights_only:
+            for name, masked_weight in self._masked.items():
+                store[f"{name}_mask"] = ops.convert_to_numpy(masked_weight.mask)
+
+    def load_own_variables(self, store):
+        super().load_own_variables(store)
+        for name, masked_weight in self._masked.items():
+            if self.saves_named_weights_only:
+                masked_weight.mask.assign(store[f"{name}_mask"])
+            masked_weight.project()
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "sparsity": self.sparsity,
+            "distribution": self.distribution,
+            "block_shape": list(self.block_shape),
+            "mask_seed": self.mask_seed,
+        }
+
+
+class MaskedAttribute:
+    """A layer's attribute that holds a weight: raw outside a call, masked within `effective_weights()`.
+
+    Before the layer is built it raises AttributeError, as Keras's own attribute does.
+    """
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __get__(self, layer, owner=None):
+        if layer is None:
+            return self
+        try:
+            return layer._effective.get(self.name, layer.__dict__[f"_raw_{self.name}"])
+        except KeyError:
+            raise AttributeError(f"{type(layer).__name__} has no `{self.name}` before it is built.") from None
+
+    def __set__(self, layer, value):
+        layer.__dict__[f"_raw_{self.name}"] = value
+
+
+def masked(masked_weight, dtype):
+    """The masked weight as a tensor of `dtype`, whose gradient is zero where no connection exists."""
+    weight = ops.cast(ops.convert_to_tensor(masked_weight.weight), dtype)
+    return mask_gradient(weight, ops.convert_to_tensor(masked_weight.mask), masked_weight)

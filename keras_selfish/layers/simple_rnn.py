@@ -1,0 +1,31 @@
+"""Sparse fully connected recurrent network."""
+
+import keras
+
+from keras_selfish.layers.masked import MaskedAttribute
+from keras_selfish.layers.recurrent import SparseCell, SparseRecurrent
+
+
+@keras.saving.register_keras_serializable(package="keras_selfish")
+class SparseSimpleRNNCell(SparseCell, keras.layers.SimpleRNNCell):
+    """`keras.layers.SimpleRNNCell` with masked kernels; it has no gates.
+
+    Args: see `SparseLSTMCell` for `sparsity`, `distribution`, `block_shape` and `mask_seed`; the others
+        are those of `keras.layers.SimpleRNNCell`.
+    """
+
+    kernel = MaskedAttribute()
+    recurrent_kernel = MaskedAttribute()
+
+
+@keras.saving.register_keras_serializable(package="keras_selfish")
+class SparseSimpleRNN(SparseRecurrent, keras.layers.SimpleRNN):
+    """`keras.layers.SimpleRNN` whose kernels are sparse from the first step on.
+
+    Args: see `SparseLSTM` for `sparsity`, `distribution`, `block_shape` and `mask_seed`; the others are
+        those of `keras.layers.SimpleRNN`.
+    """
+
+    keras_layer = keras.layers.SimpleRNN
+    cell_class = SparseSimpleRNNCell
+    cell_name = "simple_rnn_cell"

@@ -1,0 +1,271 @@
+"""Masks: which connections of a weight matrix exist.
+
+A *mask* is a boolean array of the weight's shape, True where a connection exists. Masks are drawn with
+an exact number of connections, single or in blocks, and travel with their weight: a layer that masks a
+weight attaches a `MaskedWeight` to the variable, and `masked_weights(model)` finds them again. Rewiring,
+export and reports know sparse layers through this protocol only.
+
+`sparsity` is the fraction of zeros, `density` the fraction of connections.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+__all__ = [
+    "DISTRIBUTIONS",
+    "MaskedWeight",
+    "active_counts",
+    "distribute",
+    "masked_weights",
+    "random_mask",
+]
+
+DISTRIBUTIONS = ("uniform", "erdos_renyi", "erk")
+
+
+@dataclasses.dataclass(eq=False)
+class MaskedWeight:
+    """A weight of a layer together with its mask.
+
+    Args:
+        weight: The trainable `keras.Variable`; exactly zero wherever the mask is False.
+        mask: The non-trainable boolean `keras.Variable` of the same shape.
+        gates: Names of the gates that the weight concatenates, `("i", "f", "c", "o")` for an LSTM; empty
+            where there are none.
+        gate_axis: The axis along which the gates are concatenated, in equal parts.
+        block_shape: Shape of the blocks that connections come and go in, over the last two axes (input,
+            unit) of the weight; `(1, 1)` for single weights.
+        initializer: The `keras.initializers.Initializer` of the weight before it is masked.
+    """
+
+    weight: object
+    mask: object
+    gates: tuple = ()
+    gate_axis: int = -1
+    block_shape: tuple = (1, 1)
+    initializer: object = None
+    # True only while an optimizer that masks the gradient itself asks for the gradient of the weights
+    # that do not exist as well (see `SNTASGD.scale_loss`).
+    dense_gradient: bool = dataclasses.field(default=False, repr=False)
+
+    @property
+    def name(self):
+        """Path of the variable, for reports and errors; nothing is looked up by it."""
+        return self.weight.path
+
+    @property
+    def shape(self):
+        """Shape of the weight."""
+        return tuple(self.weight.shape)
+
+    @property
+    def active(self):
+        """Number of connections that exist."""
+        return int(np.count_nonzero(np.asarray(_to_numpy(self.mask))))
+
+    def project(self):
+        """Sets the weight to zero wherever the mask is False."""
+        from keras import ops
+
+        weight = ops.convert_to_tensor(self.weight)
+        self.weight.assign(ops.where(ops.convert_to_tensor(self.mask), weight, ops.zeros((), weight.dtype)))
+
+    def gate_densities(self):
+        """Density of each gate as a dict; the whole weight under `"all"` where there are no gates."""
+        mask = _to_numpy(self.mask)
+        parts = np.split(mask, len(self.gates), self.gate_axis) if self.gates else [mask]
+        names = self.gates or ("all",)
+        return {name: float(part.mean()) for name, part in zip(names, parts, strict=True)}
+
+
+def masked_weights(model):
+    """The masked weights of a model or layer, in the order of its variables.
+
+    Args:
+        model: A built `keras.Model` or layer; nested layers are entered.
+
+    Returns:
+        A list of `MaskedWeight`; empty if nothing is masked.
+    """
+    found = (getattr(variable, "masked_weight", None) for variable in model.weights)
+    return [masked_weight for masked_weight in found if masked_weight is not None]
+
+
+def check_sparsity(sparsity, name="sparsity"):
+    """Raises `ValueError` unless `sparsity` is a number in [0, 1)."""
+    number = isinstance(sparsity, (int, float, np.integer, np.floating))
+    if not number or isinstance(sparsity, bool) or not 0.0 <= sparsity < 1.0:  # NaN fails too
+        raise ValueError(
+            f"`{name}` is the fraction of zeros and must be a number in [0, 1). Received: {name}={sparsity!r}"
+        )
+
+
+def check_distribution(distribution):
+    """Raises `ValueError` for an unknown distribution of connections."""
+    if distribution not in DISTRIBUTIONS:
+        raise ValueError(
+            f"`distribution` must be one of {', '.join(DISTRIBUTIONS)}. Received: distribution={distribution!r}"
+        )
+
+
+def check_block_shape(block_shape, shape=None, name="the weight"):
+    """Returns `block_shape` as a tuple; raises `ValueError` unless its blocks tile a weight of this shape."""
+    valid = isinstance(block_shape, (tuple, list)) and len(block_shape) == 2
+    if not valid or any(not isinstance(n, (int, np.integer)) or n < 1 for n in block_shape):
+        raise ValueError(
+            "`block_shape` must be two positive integers (input weights, units). "
+            f"Received: block_shape={block_shape!r}"
+        )
+    block_shape = tuple(int(n) for n in block_shape)
+    if shape is not None and any(n % b for n, b in zip(shape[-2:], block_shape, strict=True)):
+        raise ValueError(
+            f"`block_shape` must divide the matrix: {name} has shape {tuple(shape)}. "
+            f"Received: block_shape={block_shape}; choose sizes that its last two axes are multiples of"
+        )
+    return block_shape
+
+
+def active_counts(shapes, sparsity, distribution="uniform", block_shapes=None):
+    """How many connections each of several weights gets of a common budget, exactly.
+
+    `"uniform"` gives every weight the same density. `"erdos_renyi"` makes the density of a weight
+    proportional to (n_in + n_out) / (n_in * n_out), `"erk"` to the sum of all its axes over their product,
+    which differs for convolutions only; small matrices then are denser than large ones. Weights that
+    would need a density over 1 are dense and the others share the rest.
+
+    Args:
+        shapes: List of shapes with at least two axes, the last two (inputs, units).
+        sparsity: Fraction of zeros over all weights together, in [0, 1).
+        distribution: One of `"uniform"` (default), `"erdos_renyi"`, `"erk"`.
+        block_shapes: A block shape for each weight; single weights by default.
+
+    Returns:
+        A list with the number of active *blocks* of each weight, at least one each. Without blocks they add
+        up to round((1 - sparsity) * all weights).
+
+    Raises:
+        ValueError: for a sparsity, distribution or block shape that is out of range.
+
+    Reference: Mocanu et al. 2018, arXiv 1707.04780 (Erdős–Rényi); Evci et al. 2020, arXiv 1911.11134 (ERK).
+    """
+    check_sparsity(sparsity)
+    check_distribution(distribution)
+    shapes = [tuple(int(n) for n in shape) for shape in shapes]
+    block_shapes = block_shapes or [(1, 1)] * len(shapes)
+    block_shapes = [check_block_shape(b, s) for b, s in zip(block_shapes, shapes, strict=True)]
+    sizes = np.array([math.prod(shape) for shape in shapes], float)
+    block_sizes = np.array([math.prod(b) for b in block_shapes], float)
+    densities = _densities(shapes, sizes, 1.0 - sparsity, distribution)
+    return _round_to_total(densities * sizes, block_sizes, sizes, (1.0 - sparsity) * sizes.sum())
+
+
+def _densities(shapes, sizes, density, distribution):
+    if distribution == "uniform":
+        return np.full(len(shapes), density)
+    used = [shape if distribution == "erk" else shape[-2:] for shape in shapes]
+    scores = np.array([sum(shape) / math.prod(shape) for shape in used])
+    full = np.zeros(len(shapes), bool)
+    while True:
+        left = density * sizes.sum() - sizes[full].sum()
+        scale = left / (scores * sizes)[~full].sum() if not full.all() else 0.0
+        densities = np.where(full, 1.0, scale * scores)
+        if not (densities > 1.0).any():
+            return densities
+        full |= densities > 1.0
+
+
+def _round_to_total(weights, block_sizes, sizes, total):
+    """Whole blocks for real numbers of weights: rounded down, the rest to the largest remainders."""
+    blocks = weights / block_sizes
+    # 0.33 * 100 is 33.000000000000004: a remainder of the last bit is none.
+    counts = np.maximum(np.floor(blocks + 1e-9), 1.0)
+    limits = sizes / block_sizes
+    for index in np.argsort(counts - blocks, kind="stable"):
+        short = total - (counts * block_sizes).sum()
+        if short >= block_sizes[index] / 2 and counts[index] < limits[index]:
+            counts[index] += 1
+    return [int(count) for count in np.minimum(counts, limits)]
+
+
+def random_mask(shape, active, seed, block_shape=(1, 1)):
+    """A mask with exactly `active` blocks of connections, uniformly at random.
+
+    Args:
+        shape: Shape of the weight, at least two axes.
+        active: Number of blocks that exist.
+        seed: An integer or sequence of integers; the same seed gives the same mask.
+        block_shape: Shape of a block over the last two axes.
+
+    Returns:
+        A boolean NumPy array of the given shape.
+    """
+    block_shape = check_block_shape(block_shape, shape)
+    grid = block_grid(shape, block_shape)
+    blocks = np.zeros(math.prod(grid), bool)
+    chosen = np.random.default_rng(seed).choice(blocks.size, int(active), replace=False, shuffle=False)
+    blocks[chosen] = True
+    return expand_blocks(blocks.reshape(grid), block_shape)
+
+
+def block_grid(shape, block_shape):
+    """Shape of the array with one entry per block."""
+    *leading, inputs, units = shape
+    return (*leading, inputs // block_shape[0], units // block_shape[1])
+
+
+def expand_blocks(blocks, block_shape):
+    """Repeats each entry of a (..., inputs, units) array over its block."""
+    for axis, size in zip((-2, -1), block_shape, strict=True):
+        if size > 1:
+            blocks = np.repeat(blocks, size, axis)
+    return blocks
+
+
+def block_view(array, block_shape):
+    """A NumPy view (..., inputs / b0, b0, units / b1, b1) that shows the blocks of an array."""
+    grid = block_grid(array.shape, block_shape)
+    return array.reshape(*grid[:-1], block_shape[0], grid[-1], block_shape[1])
+
+
+def distribute(model, sparsity, distribution="uniform", seed=0):
+    """Draws the masks of a whole model anew, with one budget for all its masked weights.
+
+    A layer divides its own sparsity among its own matrices; this function divides one budget over the
+    model, so that with `"erdos_renyi"` or `"erk"` a small matrix anywhere is denser than a large one. The
+    masked weights are initialised again. Call it before training.
+
+    Args:
+        model: A built model with masked weights (layers with a sparsity over 0).
+        sparsity: Fraction of zeros over all masked weights together, in [0, 1).
+        distribution: One of `"uniform"`, `"erdos_renyi"`, `"erk"`.
+        seed: Integer seed of the masks.
+
+    Raises:
+        ValueError: if the model has no masked weight, or an argument is out of range.
+    """
+    weights = masked_weights(model)
+    if not weights:
+        raise ValueError(
+            "`model` must have masked weights, but has none. Received: "
+            f"model={model.name!r}; give its layers a `sparsity` over 0 and build it first"
+        )
+    counts = active_counts(
+        [weight.shape for weight in weights],
+        sparsity,
+        distribution,
+        [weight.block_shape for weight in weights],
+    )
+    for index, (weight, active) in enumerate(zip(weights, counts, strict=True)):
+        mask = random_mask(weight.shape, active, [seed, index], weight.block_shape)
+        dense = _to_numpy(weight.initializer(weight.shape, weight.weight.dtype))
+        weight.mask.assign(mask)
+        weight.weight.assign(np.where(mask, dense, 0).astype(dense.dtype))
+
+
+def _to_numpy(tensor):
+    # Importing Keras chooses a backend and loads it; arithmetic on masks needs neither.
+    from keras import ops
+
+    return ops.convert_to_numpy(tensor)
