@@ -1,0 +1,110 @@
+import ast
+import configparser
+import importlib.metadata
+import pathlib
+import re
+
+import pytest
+from packaging.requirements import Requirement
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+HEAVY = "tensorflow tensorflow_text tensorflow_model_optimization tensorboard matplotlib torch"
+
+
+def setup_cfg():
+    config = configparser.ConfigParser()
+    config.read(REPOSITORY / "setup.cfg", encoding="utf-8")
+    return config
+
+
+def requirements(text):
+    return [Requirement(line) for line in text.split("\n") if line.strip()]
+
+
+def module_level_imports(file):
+    """Top names of what importing the file imports at once: not inside a function, not under an if."""
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.jax
+def test_importing_the_package_is_light(run_python):
+    code = f"""
+        import sys
+        import keras_selfish
+        print([name for name in {HEAVY.split()} if name in sys.modules])
+    """
+    assert run_python(code, backend="jax") == "[]\n"
+
+
+def test_importing_the_package_loads_no_optional_library(run_python):
+    optional = [*HEAVY.split()[1:], "jax"]
+    code = f"""
+        import sys
+        import keras
+        before = set(sys.modules)
+        import keras_selfish
+        print([name for name in {optional} if name in set(sys.modules) - before])
+    """
+    assert run_python(code) == "[]\n"
+
+
+def test_version_is_the_same_everywhere():
+    import keras_selfish
+
+    module = (REPOSITORY / "MODULE.bazel").read_text(encoding="utf-8")
+    assert re.search(r'^    version = "(.*)"', module, re.M)[1] == keras_selfish.__version__
+    try:
+        installed = importlib.metadata.version("keras_selfish")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("keras_selfish is not installed here")
+    assert installed == keras_selfish.__version__
+
+
+def test_public_names_exist_and_are_described():
+    import keras_selfish
+
+    assert len(set(keras_selfish.__all__)) == len(keras_selfish.__all__) > 0
+    for name in keras_selfish.__all__:
+        value = getattr(keras_selfish, name)
+        if not isinstance(value, str):
+            assert value.__doc__, name
+
+
+def test_every_folder_of_a_package_is_found_by_setuptools():
+    """`packages = find:` passes over a folder without `__init__.py`, and an install lacks it."""
+    files = (path for top in ("keras_selfish", "trainers") for path in REPOSITORY.glob(f"{top}/**/*.py"))
+    folders = {file.parent for file in files}
+    assert folders
+    assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
+
+
+@pytest.mark.parametrize(
+    ("section", "option"),
+    [("options", "install_requires"), ("options.extras_require", "jax")]
+    + [("options.extras_require", extra) for extra in ("test", "plot", "bench")],
+)
+def test_the_ranges_admit_what_is_tested(section, option):
+    for requirement in requirements(setup_cfg().get(section, option)):
+        assert requirement.specifier, f"{requirement.name} has no range"
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            assert option != "install_requires", f"{requirement.name} is not installed"
+            continue
+        assert requirement.specifier.contains(version, prereleases=True), (requirement, version)
+
+
+def test_tensorflow_is_imported_by_export_and_by_files_named_for_it_only():
+    package = REPOSITORY / "keras_selfish"
+    offenders = [
+        file.relative_to(REPOSITORY).as_posix()
+        for file in package.rglob("*.py")
+        if file.parent.name != "export"
+        and not file.stem.endswith("_tensorflow")
+        and any(name.startswith("tensorflow") for name in module_level_imports(file))
+    ]
+    assert offenders == []
