@@ -1,0 +1,39 @@
+"""Recurrent and other Keras networks that are sparse from the first training step to the served artifact.
+
+Sparse layers (`SparseLSTM`, ...), the callback that rewires them (`SelfishRewiring`) and the averaging
+optimizer (`SNTASGD`, `NonMonotonicAveraging`) compose in `model.fit`.
+"""
+
+from keras_selfish._lazy import lazy_attributes
+from keras_selfish.version import __version__
+
+_SOURCES = {
+    "CarriedState": "layers",
+    "LanguageModel": "models",
+    "MaskedWeight": "masks",
+    "NonMonotonicAveraging": "optimizers",
+    "Perplexity": "models",
+    "Rewiring": "rewiring",
+    "SNTASGD": "optimizers",
+    "SelfishRewiring": "rewiring",
+    "SparseDense": "layers",
+    "SparseEmbedding": "layers",
+    "SparseGRU": "layers",
+    "SparseGRUCell": "layers",
+    "SparseLSTM": "layers",
+    "SparseLSTMCell": "layers",
+    "SparseReversibleEmbedding": "layers",
+    "SparseSimpleRNN": "layers",
+    "SparseSimpleRNNCell": "layers",
+    "language_model": "models",
+    "masked_weights": "masks",
+    "strip": "export",
+}
+
+__all__ = ["__version__", *sorted(_SOURCES)]
+
+__getattr__ = lazy_attributes(__name__, _SOURCES)
+
+
+def __dir__():
+    return __all__

@@ -1,5 +1,6 @@
 """Keras layers whose weights are masked."""
 
+from keras_selfish.layers.carried_state import CarriedState
 from keras_selfish.layers.dense import SparseDense
 from keras_selfish.layers.embedding import SparseEmbedding, SparseReversibleEmbedding
 from keras_selfish.layers.gru import SparseGRU, SparseGRUCell
@@ -7,6 +8,7 @@ from keras_selfish.layers.lstm import SparseLSTM, SparseLSTMCell
 from keras_selfish.layers.simple_rnn import SparseSimpleRNN, SparseSimpleRNNCell
 
 __all__ = [
+    "CarriedState",
     "SparseDense",
     "SparseEmbedding",
     "SparseGRU",

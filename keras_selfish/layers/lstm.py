@@ -1,9 +1,15 @@
 """Sparse long short-term memory."""
 
 import keras
+from keras import ops
 
 from keras_selfish.layers.masked import MaskedAttribute
 from keras_selfish.layers.recurrent import SparseCell, SparseRecurrent
+
+if keras.backend.backend() == "tensorflow":
+    from keras_selfish.layers import sequence_tensorflow as sequence
+else:
+    sequence = None
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
@@ -29,6 +35,7 @@ class SparseLSTMCell(SparseCell, keras.layers.LSTMCell):
         ValueError: for an argument out of range, or a block shape that does not divide a kernel.
     """
 
+    keras_layer = keras.layers.LSTMCell
     gates = ("i", "f", "c", "o")
     kernel = MaskedAttribute()
     recurrent_kernel = MaskedAttribute()
@@ -77,3 +84,30 @@ class SparseLSTM(SparseRecurrent, keras.layers.LSTM):
     keras_layer = keras.layers.LSTM
     cell_class = SparseLSTMCell
     cell_name = "lstm_cell"
+
+    def _inner_loop(self, sequences, initial_state, mask, training):
+        if not self._whole_sequence_applies(mask, training):
+            return super()._inner_loop(sequences, initial_state, mask, training)
+        if training and self.dropout:
+            sequences = sequences * ops.expand_dims(self.cell.get_dropout_mask(sequences[:, 0, :]), 1)
+        outputs, h, c = sequence.lstm(
+            sequences,
+            *initial_state,
+            self.cell.kernel,
+            self.cell.recurrent_kernel,
+            ops.cast(self.cell.bias, self.compute_dtype) if self.use_bias else None,
+            go_backwards=self.go_backwards,
+        )
+        return h, outputs, [h, c]
+
+    def _whole_sequence_applies(self, mask, training):
+        """Whether the loop with the hand-written gradient computes what this layer is to compute."""
+        return (
+            sequence is not None
+            and mask is None
+            and not self.unroll
+            and not (training and self.recurrent_dropout)
+            and self.activation is keras.activations.tanh
+            and self.recurrent_activation is keras.activations.sigmoid
+            and not (self.use_cudnn and sequence.on_gpu())
+        )

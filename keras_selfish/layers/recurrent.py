@@ -4,7 +4,8 @@ import inspect
 
 import keras
 
-from keras_selfish.layers.masked import MaskedLayer
+from keras_selfish.layers.masked import MaskedLayer, SparseLayer
+from keras_selfish.masks import check_seed
 
 
 class SparseCell(MaskedLayer):
@@ -33,8 +34,16 @@ class SparseCell(MaskedLayer):
         width = max(len(self.gates), 1) * self.units
         return {"kernel": (input_shape[-1], width), "recurrent_kernel": (self.units, width)}
 
+    def call(self, inputs, states, training=False):
+        # A sparse layer has masked the kernels before its loop; in a plain `keras.layers.RNN` there is no
+        # place but the time step itself.
+        if self._effective:
+            return super().call(inputs, states, training=training)
+        with self.effective_weights():
+            return super().call(inputs, states, training=training)
 
-class SparseRecurrent:
+
+class SparseRecurrent(SparseLayer):
     """Mixin for a Keras recurrent layer that runs a sparse cell.
 
     Subclasses name the Keras layer and the cell: `keras_layer`, `cell_class`, and `cell_name`.
@@ -54,6 +63,7 @@ class SparseRecurrent:
         mask_seed=None,
         **kwargs,
     ):
+        mask_seed = None if mask_seed is None else check_seed(mask_seed, "mask_seed")
         arguments = _arguments(self.keras_layer, units, *args, **kwargs)
         cell_names = set(inspect.signature(_keras_base(self.cell_class).__init__).parameters)
         cell_arguments = {k: v for k, v in arguments.items() if k in cell_names}
@@ -91,7 +101,10 @@ class SparseRecurrent:
     def inner_loop(self, sequences, initial_state, mask, training=False):
         # Masked here, once per call: inside the loop it would be done at every time step.
         with self.cell.effective_weights():
-            return super().inner_loop(sequences, initial_state, mask, training=training)
+            return self._inner_loop(sequences, initial_state, mask, training)
+
+    def _inner_loop(self, sequences, initial_state, mask, training):
+        return super().inner_loop(sequences, initial_state, mask, training=training)
 
     @property
     def sparsity(self):
@@ -106,13 +119,7 @@ class SparseRecurrent:
         return self.cell.block_shape
 
     def get_config(self):
-        config = {
-            **super().get_config(),
-            "sparsity": self.sparsity,
-            "distribution": self.distribution,
-            "block_shape": list(self.block_shape),
-            "mask_seed": self.mask_seed,
-        }
+        config = super().get_config()
         if hasattr(self, "use_cudnn"):
             config["use_cudnn"] = self.use_cudnn
         return config

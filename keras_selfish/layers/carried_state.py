@@ -1,0 +1,99 @@
+"""Hidden state carried from one window of a text to the next."""
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="keras_selfish")
+class CarriedState(keras.layers.Wrapper):
+    """Runs a recurrent layer from where the previous window of the same text left it.
+
+    A language model reads a text in windows, batch column by batch column; the state after one window is
+    the initial state of the next, without gradient between them (truncated backpropagation through
+    time). The layer keeps two sets of states, one for training and one for evaluation, so that validation
+    neither sees nor disturbs the training state, and a flag in the data marks the windows that begin from
+    zero. Keras's own `stateful=True` overwrites the training state in validation, loses it on save and
+    carries nothing on JAX.
+
+    Args:
+        layer: A recurrent layer with `return_sequences=True` and `return_state=True`.
+        batch_size: The largest number of batch columns per replica; smaller batches use the first ones.
+        **kwargs: As in `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: Tensor (batch, time steps, features).
+        first: Boolean tensor (batch,): True where the column starts from a zero state.
+        training: Selects the set of states.
+
+    Returns:
+        The layer's outputs, (batch, time steps, units).
+
+    Raises:
+        ValueError: if the layer does not return sequences and states, or a batch is too large.
+    """
+
+    def __init__(self, layer, batch_size, **kwargs):
+        super().__init__(layer, **kwargs)
+        if not (layer.return_sequences and layer.return_state):
+            raise ValueError(
+                "`layer` must be a recurrent layer with return_sequences=True and return_state=True. "
+                f"Received: layer={layer!r}"
+            )
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1. Received: batch_size={batch_size}")
+        self.batch_size = int(batch_size)
+
+    def build(self, inputs_shape, first_shape=None):
+        if not self.layer.built:
+            self.layer.build(inputs_shape)
+        self.training_states = self._add_states("training")
+        self.evaluation_states = self._add_states("evaluation")
+        self.built = True
+
+    def _add_states(self, use):
+        return [
+            self.add_weight(
+                shape=(self.batch_size, size),
+                initializer="zeros",
+                trainable=False,
+                autocast=False,
+                name=f"{use}_state_{index}",
+            )
+            for index, size in enumerate(self.layer.state_size)
+        ]
+
+    def call(self, inputs, first, training=False):
+        states = self.training_states if training else self.evaluation_states
+        keep = ops.expand_dims(ops.logical_not(ops.cast(first, "bool")), 1)
+        batch = inputs.shape[0]
+        if batch is not None and batch > self.batch_size:
+            raise ValueError(
+                f"The batch must have at most `batch_size` columns, which is {self.batch_size}. "
+                f"Received: a batch of {batch}; build the model with a larger batch_size"
+            )
+        initial = [
+            ops.where(keep, self._read(state, batch, keep), ops.zeros((), self.variable_dtype))
+            for state in states
+        ]
+        outputs, *final = self.layer(
+            inputs, initial_state=[ops.cast(s, self.compute_dtype) for s in initial], training=training
+        )
+        for state, value in zip(states, final, strict=True):
+            self._write(state, batch, ops.cast(ops.stop_gradient(value), self.variable_dtype))
+        return outputs
+
+    def _read(self, state, batch, like):
+        if batch == self.batch_size:
+            return ops.convert_to_tensor(state)
+        return ops.convert_to_tensor(state)[: ops.shape(like)[0]]
+
+    def _write(self, state, batch, value):
+        if batch != self.batch_size:
+            value = ops.concatenate([value, ops.convert_to_tensor(state)[ops.shape(value)[0] :]])
+        state.assign(value)
+
+    def compute_output_shape(self, inputs_shape, first_shape=None):
+        return self.layer.compute_output_shape(inputs_shape)[0]
+
+    def get_config(self):
+        return {**super().get_config(), "batch_size": self.batch_size}

@@ -1,0 +1,16 @@
+"""Ready-made models and the settings they were published with."""
+
+from keras_selfish._lazy import lazy_attributes
+
+__all__ = ["PRESETS", "LanguageModel", "Perplexity", "language_model", "preset"]
+
+__getattr__ = lazy_attributes(
+    __name__,
+    {
+        "LanguageModel": "language_models",
+        "PRESETS": "presets",
+        "Perplexity": "perplexity",
+        "language_model": "language_models",
+        "preset": "presets",
+    },
+)
