@@ -160,6 +160,30 @@ def test_the_package_target_has_all_of_the_package(targets):
     assert parts - closure("keras_selfish", targets) == set()
 
 
+@pytest.mark.parametrize(
+    ("user", "used"),
+    [
+        ("masks", "layers models rewiring optimizers export analysis data"),
+        ("layers", "models rewiring optimizers export analysis data"),
+        ("data", "masks layers models rewiring optimizers export analysis"),
+        # These know masked weights through the protocol in masks.py, not the layers that have them.
+        ("rewiring", "layers models data"),
+        ("optimizers", "layers models data"),
+        ("export", "layers models data"),
+        ("analysis", "layers models data"),
+    ],
+)
+def test_layering(targets, user, used):
+    if f"keras_selfish/{user}" not in targets:
+        pytest.skip(f"there is no keras_selfish/{user}")
+    below = closure(f"keras_selfish/{user}", targets)
+    assert not below & {f"keras_selfish/{name}" for name in used.split()}
+
+
+def test_the_package_does_not_use_the_programs(targets):
+    assert all(name.startswith("keras_selfish") for name in closure("keras_selfish", targets))
+
+
 def test_dependencies_cover_the_imports(targets, owners):
     advice = set()
     for file, name in owners.items():
