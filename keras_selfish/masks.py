@@ -10,6 +10,7 @@ export and reports know sparse layers through this protocol only.
 
 import dataclasses
 import math
+import weakref
 
 import numpy as np
 
@@ -50,6 +51,9 @@ class MaskedWeight:
     # that do not exist as well (see `SNTASGD.scale_loss`).
     dense_gradient: bool = dataclasses.field(default=False, repr=False)
 
+    def __post_init__(self):
+        _living.add(self)
+
     @property
     def name(self):
         """Path of the variable, for reports and errors; nothing is looked up by it."""
@@ -80,6 +84,15 @@ class MaskedWeight:
         return {name: float(part.mean()) for name, part in zip(names, parts, strict=True)}
 
 
+# For an optimizer that has to ask for dense gradients before it has been told its variables.
+_living = weakref.WeakSet()
+
+
+def living_masked_weights():
+    """All masked weights of this process that are still referenced, of whatever model."""
+    return list(_living)
+
+
 def masked_weights(model):
     """The masked weights of a model or layer, in the order of its variables.
 
@@ -102,11 +115,19 @@ def check_sparsity(sparsity, name="sparsity"):
         )
 
 
+def check_seed(seed, name="seed"):
+    """Returns `seed` as an int; raises `ValueError` unless it is a non-negative integer."""
+    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"`{name}` must be a non-negative integer. Received: {name}={seed!r}")
+    return int(seed)
+
+
 def check_distribution(distribution):
     """Raises `ValueError` for an unknown distribution of connections."""
     if distribution not in DISTRIBUTIONS:
         raise ValueError(
-            f"`distribution` must be one of {', '.join(DISTRIBUTIONS)}. Received: distribution={distribution!r}"
+            f"`distribution` must be one of {', '.join(DISTRIBUTIONS)}. "
+            f"Received: distribution={distribution!r}"
         )
 
 
@@ -200,10 +221,17 @@ def random_mask(shape, active, seed, block_shape=(1, 1)):
 
     Returns:
         A boolean NumPy array of the given shape.
+
+    Raises:
+        ValueError: if the blocks do not tile the shape, or there are fewer than `active`.
     """
     block_shape = check_block_shape(block_shape, shape)
     grid = block_grid(shape, block_shape)
     blocks = np.zeros(math.prod(grid), bool)
+    if not 0 <= active <= blocks.size:
+        raise ValueError(
+            f"`active` must be in [0, {blocks.size}], the number of blocks. Received: active={active}"
+        )
     chosen = np.random.default_rng(seed).choice(blocks.size, int(active), replace=False, shuffle=False)
     blocks[chosen] = True
     return expand_blocks(blocks.reshape(grid), block_shape)
@@ -251,6 +279,7 @@ def distribute(model, sparsity, distribution="uniform", seed=0):
             "`model` must have masked weights, but has none. Received: "
             f"model={model.name!r}; give its layers a `sparsity` over 0 and build it first"
         )
+    check_seed(seed)
     counts = active_counts(
         [weight.shape for weight in weights],
         sparsity,

@@ -1,0 +1,140 @@
+"""Optimizer state of connections that were dropped or grown."""
+
+import weakref
+
+import keras
+from keras import ops
+
+__all__ = ["check_elementwise", "reset_state"]
+
+# Optimizers that mix the entries of a matrix: a reset at single positions means nothing there.
+_NOT_ELEMENTWISE = (keras.optimizers.Muon, keras.optimizers.Adafactor)
+
+_PROBE_SHAPE = (2, 3)
+
+_initial_values = weakref.WeakKeyDictionary()
+
+
+def reset_state(optimizer, masked_weight, dropped, grown):
+    """Sets the optimizer's state at changed positions back to its initial value.
+
+    Momentum left on a dropped weight would move it away from zero, and a new connection must not inherit
+    the momentum of an old one. This works for any elementwise Keras optimizer, its gradient accumulators
+    and moving averages included, within a `LossScaleOptimizer` or a `MultiOptimizer` too. An optimizer that
+    has a method `reset_slots(variable, dropped, grown)` does it itself.
+
+    Args:
+        optimizer: The `keras.optimizers.Optimizer` of the model; before it is built there is no state.
+        masked_weight: The `MaskedWeight` that changed.
+        dropped: Boolean array of the weight's shape: connections that ceased to exist.
+        grown: Boolean array of the weight's shape: connections that are new.
+
+    Raises:
+        ValueError: if the optimizer is not elementwise, or its state of this weight is ambiguous.
+    """
+    variable = masked_weight.weight
+    changed = None
+    for leaf in holders(optimizer, variable):
+        if hasattr(leaf, "reset_slots"):
+            leaf.reset_slots(variable, dropped, grown)
+            continue
+        for slot, initial in _slots(leaf, variable):
+            if changed is None:
+                changed = ops.convert_to_tensor(dropped | grown)
+            value = ops.convert_to_tensor(slot)
+            slot.assign(ops.where(changed, ops.full_like(value, initial), value))
+
+
+def check_elementwise(optimizer):
+    """Raises `ValueError` if an optimizer (no wrapper) does not update every weight by itself.
+
+    Args:
+        optimizer: One of the optimizers that `leaves` returns.
+    """
+    if hasattr(optimizer, "reset_slots"):
+        return
+    if isinstance(optimizer, _NOT_ELEMENTWISE):
+        raise ValueError(
+            "`optimizer` must update each weight by itself to train weights that are rewired. "
+            f"Received: {type(optimizer).__name__}, which mixes the entries of a matrix; use one like SGD or Adam"
+        )
+    _initial_slot_values(optimizer)
+
+
+def leaves(optimizer):
+    """The optimizers without their wrappers, as a list."""
+    if hasattr(optimizer, "inner_optimizer"):
+        return leaves(optimizer.inner_optimizer)
+    if isinstance(optimizer, keras.optimizers.MultiOptimizer):
+        return [leaf for inner in optimizer.optimizers for leaf in leaves(inner)]
+    return [optimizer]
+
+
+def innermost(optimizer):
+    """The optimizer whose `iterations` count the updates: without the wrapper that scales the loss."""
+    return innermost(optimizer.inner_optimizer) if hasattr(optimizer, "inner_optimizer") else optimizer
+
+
+def holders(optimizer, variable):
+    """Those of an optimizer's leaves that keep state of a variable."""
+    found = leaves(optimizer)
+    if len(found) == 1:
+        return found
+    prefix = _slot_prefix(variable.path)
+    return [leaf for leaf in found if any(slot.name.startswith(prefix) for slot in leaf.variables)]
+
+
+def _slots(optimizer, variable):
+    """Pairs of (slot, initial value) that an optimizer keeps for a variable."""
+    check_elementwise(optimizer)
+    if not optimizer.built:
+        return []
+    prefix = _slot_prefix(variable.path)
+    pairs = []
+    for suffix, initial in _initial_slot_values(optimizer).items():
+        found = [slot for slot in optimizer.variables if slot.name == prefix + suffix]
+        found = [slot for slot in found if tuple(slot.shape) == tuple(variable.shape)]
+        if len(found) != 1:
+            raise ValueError(
+                f"`optimizer` must keep exactly one variable {suffix!r} of shape {tuple(variable.shape)} for "
+                f"the weight {variable.path!r}. Received: {type(optimizer).__name__} with {len(found)}; give "
+                "the layers of the model unique names"
+            )
+        pairs.append((found[0], initial))
+    return pairs
+
+
+def _slot_prefix(path):
+    return path.replace("/", "_") + "_"
+
+
+def _initial_slot_values(optimizer):
+    """The names of an optimizer's slots with the initial value of each, for a weight that is zero.
+
+    An optimizer of the same configuration tells them when it is built for a small variable.
+    """
+    if optimizer not in _initial_values:
+        _initial_values[optimizer] = _probe(optimizer)
+    return _initial_values[optimizer]
+
+
+def _probe(optimizer):
+    config = optimizer.get_config()
+    if "learning_rate" in config:  # a schedule or function need not be built to know the slots
+        config["learning_rate"] = 0.001
+    twin = type(optimizer).from_config(config)
+    variable = keras.Variable(ops.zeros(_PROBE_SHAPE), name="probe")
+    twin.build([variable])
+    prefix = _slot_prefix(variable.path)
+    initial = {}
+    for slot in twin.variables:
+        if len(slot.shape) == 0:
+            continue
+        if tuple(slot.shape) != _PROBE_SHAPE or not slot.name.startswith(prefix):
+            raise ValueError(
+                "`optimizer` must keep state of the shape of each weight to train weights that are rewired. "
+                f"Received: {type(optimizer).__name__}, whose variable {slot.name!r} has another shape or "
+                "name; give it a method `reset_slots(variable, dropped, grown)`"
+            )
+        initial[slot.name.removeprefix(prefix)] = float(ops.convert_to_numpy(slot)[0, 0])
+    return initial
