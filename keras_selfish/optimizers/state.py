@@ -56,7 +56,7 @@ def check_elementwise(optimizer):
     if isinstance(optimizer, _NOT_ELEMENTWISE):
         raise ValueError(
             "`optimizer` must update each weight by itself to train weights that are rewired. "
-            f"Received: {type(optimizer).__name__}, which mixes the entries of a matrix; use one like SGD or Adam"
+            f"Received: {type(optimizer).__name__}, which mixes the entries of a matrix; use SGD or Adam"
         )
     _initial_slot_values(optimizer)
 
