@@ -23,6 +23,7 @@ class SparseDense(MaskedLayer, keras.layers.Dense):
         ValueError: for an argument out of range, or a block shape that does not divide the kernel.
     """
 
+    keras_layer = keras.layers.Dense
     masked_names = {"kernel": ()}
     saves_named_weights_only = True
 
@@ -44,7 +45,7 @@ class SparseDense(MaskedLayer, keras.layers.Dense):
 
     @property
     def kernel(self):
-        return self._effective.get("kernel", super().kernel)
+        return self.weight_to_use("kernel", super().kernel)
 
     def call(self, inputs, training=None):
         with self.effective_weights():

@@ -19,30 +19,31 @@ class _SparseEmbeddingBase(MaskedLayer):
         distribution="uniform",
         block_shape=(1, 1),
         mask_seed=None,
+        weights=None,
         **kwargs,
     ):
-        if kwargs.get("weights") is not None:
-            raise ValueError(
-                "`weights` is not supported by a sparse embedding: build the layer, then assign "
-                "`layer.embeddings` and call `masked_weights(layer)[0].project()`."
-            )
         super().__init__(input_dim, output_dim, *args, **kwargs)
         self._init_masks(sparsity, distribution, block_shape, mask_seed)
+        if weights is not None:  # Keras would assign them before there is a mask
+            self.build()
+            self._embeddings.assign(
+                weights[0] if isinstance(weights, list) and len(weights) == 1 else weights
+            )
+            for masked_weight in self._masked.values():
+                masked_weight.project()
 
     def masked_shapes(self, input_shape):
         return {"embeddings": (self.input_dim, self.output_dim)}
 
     @property
     def embeddings(self):
-        return self._effective.get("embeddings", super().embeddings)
+        return self.weight_to_use("embeddings", super().embeddings)
 
     def _look_up(self, inputs):
         """Embeds tokens; masks the gathered rows only, so that the gradient stays one of rows."""
-        masked_weight = self._masked.get("embeddings")
+        masked_weight = self._masked["embeddings"]
         inputs = ops.cast(inputs, "int32")
-        rows = ops.cast(ops.take(self.embeddings, inputs, axis=0), self.compute_dtype)
-        if masked_weight is None:
-            return rows
+        rows = ops.cast(ops.take(masked_weight.weight, inputs, axis=0), self.compute_dtype)
         mask = ops.take(ops.convert_to_tensor(masked_weight.mask), inputs, axis=0)
         return mask_gradient(rows, mask, masked_weight)
 
@@ -66,8 +67,10 @@ class SparseEmbedding(_SparseEmbeddingBase, keras.layers.Embedding):
         ValueError: for an argument out of range, or a block shape that does not divide the matrix.
     """
 
+    keras_layer = keras.layers.Embedding
+
     def call(self, inputs):
-        return self._look_up(inputs)
+        return self._look_up(inputs) if self._masked else super().call(inputs)
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
@@ -81,6 +84,8 @@ class SparseReversibleEmbedding(_SparseEmbeddingBase, keras.layers.ReversibleEmb
         `tie_weights=False` is refused: use a `SparseEmbedding` and a `SparseDense`.
     """
 
+    keras_layer = keras.layers.ReversibleEmbedding
+
     def __init__(self, input_dim, output_dim, tie_weights=True, *args, **kwargs):
         if not tie_weights:
             raise ValueError(
@@ -90,11 +95,11 @@ class SparseReversibleEmbedding(_SparseEmbeddingBase, keras.layers.ReversibleEmb
         super().__init__(input_dim, output_dim, tie_weights, *args, **kwargs)
 
     def call(self, inputs, reverse=False):
-        if reverse:
+        if reverse or not self._masked:
             with self.effective_weights():
-                return super().call(inputs, reverse=True)
+                return super().call(inputs, reverse=reverse)
         outputs = self._look_up(inputs)
         if self.mask_zero:
-            # As in Keras: here the layer, not `compute_mask`, marks padded steps.
+            # As in Keras 3.15, which has no public name for it: the call, not `compute_mask`, marks padding.
             keras.src.backend.set_keras_mask(outputs, ops.not_equal(inputs, 0))
         return outputs

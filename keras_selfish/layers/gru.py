@@ -14,6 +14,7 @@ class SparseGRUCell(SparseCell, keras.layers.GRUCell):
         are those of `keras.layers.GRUCell`.
     """
 
+    keras_layer = keras.layers.GRUCell
     gates = ("z", "r", "h")
     kernel = MaskedAttribute()
     recurrent_kernel = MaskedAttribute()

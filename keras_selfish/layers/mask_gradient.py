@@ -15,13 +15,15 @@ def mask_gradient(weight, mask, masked_weight):
         masked_weight: The `MaskedWeight` that the two come from.
     """
 
-    def identity(weight):
+    # The mask is an argument, not captured: where it is still a variable, as in the loop of a plain
+    # `keras.layers.RNN`, TensorFlow would otherwise read it anew in the gradient's loop, and cannot.
+    def identity(weight, mask):
         def gradient(*args, upstream=None):
             upstream = args[0] if upstream is None else upstream
             if masked_weight.dense_gradient:
-                return upstream
-            return ops.where(mask, upstream, ops.zeros((), upstream.dtype))
+                return upstream, None
+            return ops.where(mask, upstream, ops.zeros((), upstream.dtype)), None
 
         return weight, gradient
 
-    return ops.custom_gradient(identity)(weight)
+    return ops.custom_gradient(identity)(weight, mask)

@@ -18,8 +18,36 @@ if keras.backend.backend() == "jax":
 else:
     from keras_selfish.layers.mask_gradient import mask_gradient
 
+MASK_ARGUMENTS = ("sparsity", "distribution", "block_shape", "mask_seed")
 
-class MaskedLayer:
+
+class SparseLayer:
+    """Mixin of all sparse layers and cells: the four mask arguments, and the way back to plain Keras."""
+
+    # The Keras class that computes the same from the same weights once no mask is needed any more.
+    keras_layer = None
+
+    def get_config(self):
+        mask_config = {name: getattr(self, name) for name in MASK_ARGUMENTS}
+        return {**super().get_config(), **mask_config, "block_shape": list(self.block_shape)}
+
+    @classmethod
+    def without_masks(cls, config):
+        """What becomes of a layer of this class when a model is stripped.
+
+        Args:
+            config: What `get_config` returned.
+
+        Returns:
+            A Keras layer class and its config; None where the class does not name its own `keras_layer`
+            (a subclass may compute something else than the class it derives from).
+        """
+        if cls.__dict__.get("keras_layer") is None:
+            return None
+        return cls.keras_layer, {key: value for key, value in config.items() if key not in MASK_ARGUMENTS}
+
+
+class MaskedLayer(SparseLayer):
     """Mixin, placed before a Keras layer class, that masks the weights named in `masked_names`.
 
     The subclass lists its masked weights in `masked_names` (weight name to gate names), tells their
@@ -37,8 +65,9 @@ class MaskedLayer:
         self.sparsity = float(sparsity)
         self.distribution = distribution
         self.block_shape = masks.check_block_shape(block_shape)
-        self.mask_seed = mask_seed
-        self._drawn_seed = random.randint(0, 2**31 - 1) if mask_seed is None else mask_seed
+        self.mask_seed = None if mask_seed is None else masks.check_seed(mask_seed, "mask_seed")
+        self._drawn_seed = random.randint(0, 2**31 - 1) if mask_seed is None else self.mask_seed
+        self._check_lora("lora_rank", getattr(self, "lora_rank", None))
         self._effective = {}
         self._masked = {}
 
@@ -70,6 +99,7 @@ class MaskedLayer:
             return super().add_weight(*args, name=name, **kwargs)
         initial_mask = initial_masks.pop(name)
         initializer = keras.initializers.get(kwargs.pop("initializer", None) or "glorot_uniform")
+        regularizer = keras.regularizers.get(kwargs.pop("regularizer", None))
 
         def masked_initializer(shape, dtype=None):
             return ops.where(initial_mask, initializer(shape, dtype=dtype), ops.zeros((), dtype))
@@ -91,12 +121,27 @@ class MaskedLayer:
             initializer=initializer,
         )
         weight.masked_weight = masked_weight
+        if regularizer is not None:
+            weight.regularizer = _OfConnections(regularizer, masked_weight)
         self._masked[name] = masked_weight
         return weight
 
+    def weight_to_use(self, name, variable):
+        """What an attribute that holds a masked weight gives: the masked weight inside a layer's call.
+
+        The call need not be this layer's: `Bidirectional` hands the kernels of its layers to cuDNN, and a
+        custom layer may compute with the embeddings of another. Everywhere else it is the variable.
+        """
+        if name in self._effective:
+            return self._effective[name]
+        masked_weight = self._masked.get(name)
+        if masked_weight is None or not _inside_a_call():
+            return variable
+        return masked(masked_weight, self.compute_dtype)
+
     @contextlib.contextmanager
     def effective_weights(self):
-        """Within the block, `MaskedAttribute`s give the masked weights in the compute dtype."""
+        """Within the block the masked weights are computed once, in the compute dtype, not at each use."""
         self._effective = {
             name: masked(masked_weight, self.compute_dtype) for name, masked_weight in self._masked.items()
         }
@@ -112,24 +157,33 @@ class MaskedLayer:
                 store[f"{name}_mask"] = ops.convert_to_numpy(masked_weight.mask)
 
     def load_own_variables(self, store):
+        if self.saves_named_weights_only:
+            absent = [name for name in self._masked if f"{name}_mask" not in store]
+            if absent:
+                raise ValueError(
+                    f"The stored weights of {self.name!r} must hold a mask for each sparse weight. Received: "
+                    f"no mask for {', '.join(absent)}; load them into a layer with sparsity=0"
+                )
         super().load_own_variables(store)
         for name, masked_weight in self._masked.items():
             if self.saves_named_weights_only:
                 masked_weight.mask.assign(store[f"{name}_mask"])
             masked_weight.project()
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "sparsity": self.sparsity,
-            "distribution": self.distribution,
-            "block_shape": list(self.block_shape),
-            "mask_seed": self.mask_seed,
-        }
+    def enable_lora(self, rank, *args, **kwargs):
+        self._check_lora("rank", rank)
+        super().enable_lora(rank, *args, **kwargs)
+
+    def _check_lora(self, name, rank):
+        if rank and self.sparsity:
+            raise ValueError(
+                f"`{name}` must be None at a sparsity over 0: the low-rank product has no zeros. Received: "
+                f"{name}={rank!r}, sparsity={self.sparsity}; strip the model of its masks first"
+            )
 
 
 class MaskedAttribute:
-    """A layer's attribute that holds a weight: raw outside a call, masked within `effective_weights()`.
+    """A layer's attribute that holds a weight: masked inside a layer's call, the variable elsewhere.
 
     Before the layer is built it raises AttributeError, as Keras's own attribute does.
     """
@@ -141,9 +195,10 @@ class MaskedAttribute:
         if layer is None:
             return self
         try:
-            return layer._effective.get(self.name, layer.__dict__[f"_raw_{self.name}"])
+            variable = layer.__dict__[f"_raw_{self.name}"]
         except KeyError:
             raise AttributeError(f"{type(layer).__name__} has no `{self.name}` before it is built.") from None
+        return layer.weight_to_use(self.name, variable)
 
     def __set__(self, layer, value):
         layer.__dict__[f"_raw_{self.name}"] = value
@@ -153,3 +208,20 @@ def masked(masked_weight, dtype):
     """The masked weight as a tensor of `dtype`, whose gradient is zero where no connection exists."""
     weight = ops.cast(ops.convert_to_tensor(masked_weight.weight), dtype)
     return mask_gradient(weight, ops.convert_to_tensor(masked_weight.mask), masked_weight)
+
+
+class _OfConnections(keras.regularizers.Regularizer):
+    """A regularizer whose gradient moves existing connections only (an orthogonal one has others too)."""
+
+    def __init__(self, regularizer, masked_weight):
+        self.regularizer = regularizer
+        self.masked_weight = masked_weight
+
+    def __call__(self, weight):
+        mask = ops.convert_to_tensor(self.masked_weight.mask)
+        return self.regularizer(mask_gradient(ops.convert_to_tensor(weight), mask, self.masked_weight))
+
+
+def _inside_a_call():
+    # Keras 3.15 tells only in private whether a layer is being called in this thread.
+    return keras.src.backend.common.global_state.get_global_attribute("current_call_ctx") is not None

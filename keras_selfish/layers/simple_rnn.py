@@ -14,6 +14,7 @@ class SparseSimpleRNNCell(SparseCell, keras.layers.SimpleRNNCell):
         are those of `keras.layers.SimpleRNNCell`.
     """
 
+    keras_layer = keras.layers.SimpleRNNCell
     kernel = MaskedAttribute()
     recurrent_kernel = MaskedAttribute()
 
