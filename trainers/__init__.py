@@ -1,0 +1,1 @@
+"""Command-line binaries that train the package's models."""

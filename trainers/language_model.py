@@ -1,0 +1,350 @@
+"""Trains a sparse recurrent language model, tests it and exports it for serving.
+
+Everything the run writes is in --workdir; started again with the same --workdir it goes on where it
+stopped. Settings not given come from --preset.
+
+Example:
+    python -m trainers.language_model --dataset ptb --data_dir ptb/ --preset ptb_lstm --workdir runs/ptb
+"""
+
+import os
+import sys
+import time
+
+from absl import app, flags, logging
+
+from keras_selfish.models.presets import PRESETS, preset
+from trainers.workdir import RunError, Workdir
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_enum("preset", "quick", sorted(PRESETS), "Settings to begin from.")
+flags.DEFINE_string("workdir", None, "Folder of the run: settings, history, checkpoints, exported model.")
+flags.DEFINE_string("dataset", None, "Corpus: ptb, wikitext2, text (UTF-8 files in --data_dir), python_docs.")
+flags.DEFINE_string("data_dir", None, "Folder with the corpus's files; without it, they are downloaded.")
+flags.DEFINE_integer("units", None, "Units of each recurrent layer.", lower_bound=1)
+flags.DEFINE_integer("layers", None, "Number of recurrent layers.", lower_bound=1)
+flags.DEFINE_integer("embedding_units", None, "Features of a token; --units by default.", lower_bound=1)
+flags.DEFINE_bool("tied", None, "Whether the decoder is the transposed embedding.")
+flags.DEFINE_float("dropout", None, "Fraction of inputs of each layer dropped in training, in [0, 1).")
+flags.DEFINE_float("sparsity", None, "Fraction of zeros in every weight matrix, in [0, 1).")
+flags.DEFINE_string("distribution", None, "Connections per matrix: uniform, erdos_renyi or erk.")
+flags.DEFINE_list("block_shape", None, "Input weights and units of a block of connections, such as 4,1.")
+flags.DEFINE_enum(
+    "method",
+    "selfish",
+    ["selfish", "static", "dense"],
+    "selfish: connections are dropped and grown in training; static: they stay; dense: all exist.",
+)
+flags.DEFINE_float("pruning_rate", None, "Fraction of connections moved by the first rewiring, in (0, 1).")
+flags.DEFINE_enum("schedule", "cosine", ["cosine", "linear", "constant"], "Decay of the pruning rate.")
+flags.DEFINE_bool("reset_regrown", False, "Whether a weight dropped and regrown at once restarts at zero.")
+flags.DEFINE_integer("epochs", None, "Epochs of training, in all.", lower_bound=1)
+flags.DEFINE_integer("batch_size", None, "Columns the corpus is read in, over all replicas.", lower_bound=1)
+flags.DEFINE_integer("bptt", None, "Time steps of a window, through which gradients flow.", lower_bound=1)
+flags.DEFINE_float("learning_rate", None, "Learning rate of SNT-ASGD.", lower_bound=0.0)
+flags.DEFINE_float("clipnorm", None, "Largest global norm of the gradient; 0 does not clip.", lower_bound=0.0)
+flags.DEFINE_enum(
+    "clip_norm_of",
+    None,
+    ["dense", "active"],
+    "Gradient whose norm is clipped: that of all positions, as published, or of the active ones.",
+)
+flags.DEFINE_float("weight_decay", None, "L2 penalty, added to the gradient.", lower_bound=0.0)
+flags.DEFINE_integer(
+    "patience", None, "Epochs without a better validation before averaging begins.", lower_bound=1
+)
+flags.DEFINE_bool("averaging", True, "Whether the weights are averaged once validation stops improving.")
+flags.DEFINE_enum("precision", "float32", ["float32", "mixed_bfloat16"], "Type of the computations.")
+flags.DEFINE_integer("seed", 0, "Seed of weights, masks, dropout and rewiring.", lower_bound=0)
+flags.DEFINE_enum("strategy", "none", ["none", "mirrored"], "mirrored: tf.distribute over all visible GPUs.")
+flags.DEFINE_integer("cpu_replicas", 0, "With --strategy mirrored: replicas on as many CPU devices.")
+flags.DEFINE_bool("export", True, "Whether to export a SavedModel at the end.")
+
+_MODEL_FLAGS = (
+    "units",
+    "layers",
+    "embedding_units",
+    "tied",
+    "dropout",
+    "sparsity",
+    "distribution",
+    "block_shape",
+)
+_TRAINING_FLAGS = (
+    "dataset",
+    "epochs",
+    "batch_size",
+    "bptt",
+    "learning_rate",
+    "clipnorm",
+    "weight_decay",
+    "pruning_rate",
+    "patience",
+)
+_RUN_FLAGS = (
+    "preset",
+    "data_dir",
+    "method",
+    "schedule",
+    "reset_regrown",
+    "clip_norm_of",
+    "averaging",
+    "precision",
+    "seed",
+    "strategy",
+    "cpu_replicas",
+)
+
+
+def settings_from_flags():
+    """All settings of the run in one dict: the preset's, overridden by the flags given."""
+    parts = preset(FLAGS.preset)
+    settings = {**parts["model"], **parts["training"], "embedding_units": None}
+    for name in (*_MODEL_FLAGS, *_TRAINING_FLAGS):
+        value = getattr(FLAGS, name)
+        if value is not None:
+            settings[name] = value
+    settings.update({name: getattr(FLAGS, name) for name in _RUN_FLAGS})
+    if settings["data_dir"] is not None:
+        settings["data_dir"] = os.path.abspath(settings["data_dir"])
+    settings["block_shape"] = _block_shape(settings["block_shape"])
+    if settings["method"] == "dense":
+        settings["sparsity"] = 0.0
+    _check(settings)
+    return settings
+
+
+def _block_shape(words):
+    try:
+        first, second = (int(word) for word in words)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "--block_shape must be two whole numbers, input weights and units, such as 4,1. "
+            f"Received: --block_shape={','.join(map(str, words))}"
+        ) from error
+    return [first, second]
+
+
+def _check(settings):
+    if settings["method"] != "dense" and not settings["sparsity"]:
+        raise ValueError(
+            f"--sparsity must be over 0 with --method={settings['method']}. Received: --sparsity=0.0; "
+            "use --method=dense for a model with all connections"
+        )
+    if settings["method"] == "selfish" and not 0.0 < settings["pruning_rate"] < 1.0:
+        raise ValueError(
+            f"--pruning_rate must be in (0, 1). Received: --pruning_rate={settings['pruning_rate']}"
+        )
+    if settings["cpu_replicas"] and settings["strategy"] != "mirrored":
+        raise ValueError(
+            f"--cpu_replicas needs --strategy=mirrored. Received: --strategy={settings['strategy']}"
+        )
+
+
+def make_strategy(settings):
+    """The tf.distribute strategy of the run, or None."""
+    if settings["strategy"] == "none":
+        return None
+    import tensorflow as tf
+
+    replicas = settings["cpu_replicas"]
+    if not replicas:
+        return tf.distribute.MirroredStrategy()
+    devices = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(
+        devices[0], [tf.config.LogicalDeviceConfiguration() for _ in range(replicas)]
+    )
+    return tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(replicas)])
+
+
+def make_model(settings, vocabulary_size, replicas):
+    """The compiled model."""
+    import keras
+
+    from keras_selfish.models import LanguageModel, Perplexity
+    from keras_selfish.optimizers import SNTASGD
+
+    if settings["batch_size"] % replicas:
+        raise ValueError(
+            "--batch_size must be a multiple of the number of replicas. Received: "
+            f"--batch_size={settings['batch_size']}, {replicas} replicas"
+        )
+    model = LanguageModel(
+        vocabulary_size,
+        batch_size=settings["batch_size"] // replicas,
+        seed=settings["seed"],
+        dtype=settings["precision"],
+        name="language_model",
+        **{name: settings[name] for name in _MODEL_FLAGS},
+    )
+    clip_norm_of = {"clip_norm_of": settings["clip_norm_of"]} if settings["clip_norm_of"] else {}
+    model.compile(
+        SNTASGD(
+            float(settings["learning_rate"]),
+            global_clipnorm=settings["clipnorm"] or None,
+            weight_decay=settings["weight_decay"] or None,
+            **clip_norm_of,
+        ),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=[Perplexity()],
+    )
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def make_callbacks(settings, workdir, train, checkpoint):
+    """The callbacks of the run; recorder and progress bar stand last and so see all statistics."""
+    import keras
+
+    from keras_selfish.optimizers import NonMonotonicAveraging
+    from keras_selfish.rewiring import SelfishRewiring
+    from trainers.callbacks import ProgressBar, Recorder, RemainingTime, StopOnNaN
+
+    callbacks = [StopOnNaN(workdir), RemainingTime()]
+    if settings["method"] == "selfish":
+        callbacks.append(
+            SelfishRewiring(
+                pruning_rate=settings["pruning_rate"],
+                schedule=settings["schedule"],
+                total_steps=len(train) * settings["schedule_epochs"],
+                reset_regrown=settings["reset_regrown"],
+                seed=settings["seed"],
+            )
+        )
+    if settings["averaging"]:
+        callbacks.append(NonMonotonicAveraging(monitor="val_perplexity", patience=settings["patience"]))
+    callbacks.append(keras.callbacks.TensorBoard(str(workdir.tensorboard), write_graph=False))
+    done = checkpoint["epochs_done"] if checkpoint else 0
+    best = checkpoint["best"] if checkpoint else None
+    callbacks.append(Recorder(workdir, train.predictions, best=best, rows=workdir.trim_history(done)))
+    return [*callbacks, ProgressBar(verbose=1 if sys.stdout.isatty() else 2)]
+
+
+def train(settings, workdir):
+    """Runs a whole training, from wherever it stands, and returns the results as a dict."""
+    import keras
+
+    from keras_selfish.analysis import report
+    from keras_selfish.data import Windows, load_corpus
+
+    keras.utils.set_random_seed(settings["seed"])
+    corpus = load_corpus(settings["dataset"], data_dir=settings["data_dir"])
+    windows = {
+        "train": Windows(corpus.train, settings["batch_size"], settings["bptt"]),
+        "validation": Windows(corpus.validation, settings["batch_size"], settings["bptt"]),
+        "test": Windows(corpus.test, settings["batch_size"], settings["bptt"]),
+        "test, one column": Windows(corpus.test, 1, 10 * settings["bptt"]),
+    }
+    strategy = make_strategy(settings)
+    if strategy is None:
+        model = make_model(settings, len(corpus.vocabulary), 1)
+    else:
+        with strategy.scope():
+            model = make_model(settings, len(corpus.vocabulary), strategy.num_replicas_in_sync)
+    checkpoint = workdir.checkpoint()
+    if checkpoint:
+        _restore(model, checkpoint, settings)
+    workdir.begin(settings)
+    corpus.vocabulary.save(workdir.path / "vocabulary.txt")
+    logging.info("%r\n%s", corpus, report(model).table())
+    fit(model, windows, settings, workdir, checkpoint)
+    return finish(model, corpus, windows, workdir)
+
+
+def _restore(model, checkpoint, settings):
+    try:
+        model.load_weights(checkpoint["weights"])
+    except (ValueError, KeyError, OSError) as error:
+        raise RunError(
+            "The checkpoint in --workdir must be of this model, but its weights do not fit. "
+            f"Received: {checkpoint['weights']}; choose another --workdir"
+        ) from error
+    logging.info(
+        "Resuming after epoch %d of %d from %s",
+        checkpoint["epochs_done"],
+        settings["epochs"],
+        checkpoint["weights"],
+    )
+
+
+def fit(model, windows, settings, workdir, checkpoint):
+    """Trains the epochs that are left."""
+    done = checkpoint["epochs_done"] if checkpoint else 0
+    if done >= settings["epochs"]:
+        logging.info("All %d epochs are done; nothing is left to train", settings["epochs"])
+        return
+    model.fit(
+        batches(windows["train"]),
+        validation_data=batches(windows["validation"]),
+        epochs=settings["epochs"],
+        initial_epoch=done,
+        callbacks=make_callbacks(settings, workdir, windows["train"], checkpoint),
+        shuffle=False,
+        verbose=0,  # `ProgressBar` is among the callbacks
+    )
+
+
+def batches(windows):
+    """Windows in the form that suits the backend."""
+    import keras
+
+    return windows.dataset() if keras.backend.backend() == "tensorflow" else windows.pydataset()
+
+
+def finish(model, corpus, windows, workdir):
+    """Tests the best model, saves and exports it, and prints what came out."""
+    import keras
+
+    from keras_selfish.analysis import report
+    from trainers.workdir import replace, write_json
+
+    best = keras.models.load_model(workdir.best)
+    model.set_weights(best.get_weights())
+    results = {}
+    for name in ("validation", "test", "test, one column"):
+        scores = model.evaluate(batches(windows[name]), verbose=0, return_dict=True)
+        results[name] = float(scores["perplexity"])
+    results["unigram, test"] = corpus.unigram_perplexity("test")
+    replace(workdir.final, best.save, suffix=".keras")
+    if FLAGS.export:
+        from keras_selfish.export import saved_model
+
+        saved_model(best, workdir.saved_model)
+        logging.info("Exported a SavedModel to %s", workdir.saved_model)
+    write_json(workdir.path / "results.json", results)
+    print(report(best).table())
+    print(f"\nPerplexity of the best epoch ({corpus.name}):")
+    for name, perplexity in results.items():
+        print(f"  {name:18} {perplexity:9.2f}")
+    print(f"\nEverything is in {workdir.path}")
+    return results
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"arguments must be flags. Received: {' '.join(argv[1:])}")
+    began = time.perf_counter()
+    try:
+        settings = settings_from_flags()
+        workdir = Workdir(FLAGS.workdir)
+        workdir.prepare()
+        train(workdir.settle({**settings, "schedule_epochs": settings["epochs"]}), workdir)
+    except (RunError, ValueError, OSError) as error:
+        if logging.get_verbosity() >= logging.DEBUG:
+            raise
+        sys.exit(f"error: {error}")
+    logging.info("Finished in %.0f s", time.perf_counter() - began)
+
+
+def run():
+    """Entry point."""
+    flags.mark_flag_as_required("workdir")
+    logging.set_verbosity(logging.INFO)
+    app.run(main)
+
+
+if __name__ == "__main__":
+    run()
