@@ -1,0 +1,17 @@
+"""Corpora, vocabularies and contiguous batches for language models."""
+
+from keras_selfish.data.corpora import DATASETS, Corpus, load_corpus
+from keras_selfish.data.download import DownloadError, download
+from keras_selfish.data.tokenization import EOS, UNK
+from keras_selfish.data.vocabulary import Vocabulary
+
+__all__ = [
+    "DATASETS",
+    "EOS",
+    "UNK",
+    "Corpus",
+    "DownloadError",
+    "Vocabulary",
+    "download",
+    "load_corpus",
+]

