@@ -4,6 +4,7 @@ from keras_selfish.data.corpora import DATASETS, Corpus, load_corpus
 from keras_selfish.data.download import DownloadError, download
 from keras_selfish.data.tokenization import EOS, UNK
 from keras_selfish.data.vocabulary import Vocabulary
+from keras_selfish.data.windows import Windows, batch_columns
 
 __all__ = [
     "DATASETS",
@@ -12,6 +13,8 @@ __all__ = [
     "Corpus",
     "DownloadError",
     "Vocabulary",
+    "Windows",
+    "batch_columns",
     "download",
     "load_corpus",
 ]

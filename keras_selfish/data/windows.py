@@ -1,0 +1,157 @@
+"""Contiguous batches: a corpus laid out in columns and read window by window.
+
+A language model with carried hidden state reads its corpus in order. The corpus is cut into as many
+equal columns as the batch has rows; window k holds the k-th stretch of every column, and row i of
+window k + 1 goes on where row i of window k ended. So windows must never be shuffled.
+"""
+
+import operator
+
+import numpy as np
+
+
+def batch_columns(tokens, batch_size):
+    """Lays a corpus out in `batch_size` contiguous columns of equal length.
+
+    Tokens at the end that would not fill all columns are left out, as in the published code.
+
+    Args:
+        tokens: (length,) integer token ids.
+        batch_size: number of columns.
+
+    Returns:
+        (batch_size, length // batch_size) int32 NumPy array; each row is one column of the
+        published (time, batch) layout.
+
+    Raises:
+        ValueError: if `tokens` is not a vector of integers, if `batch_size` is below 1, or if the
+            corpus is shorter than two tokens a column (one to read, one to predict).
+
+    Example:
+        >>> batch_columns(range(7), batch_size=2)
+        array([[0, 1, 2],
+               [3, 4, 5]], dtype=int32)
+    """
+    tokens = np.asarray(tokens)
+    batch_size = _at_least_one("batch_size", batch_size)
+    if tokens.ndim != 1 or (tokens.size and not np.issubdtype(tokens.dtype, np.integer)):
+        raise ValueError(
+            "`tokens` must be a vector of integer token ids. "
+            f"Received: an array of shape {tokens.shape} and type {tokens.dtype}"
+        )
+    if len(tokens) < 2 * batch_size:
+        raise ValueError(
+            "`tokens` must be at least 2 × `batch_size` long, so that every column has a token to "
+            "read and one to predict; take a longer corpus or a smaller batch. "
+            f"Received: {len(tokens)} tokens, batch_size={batch_size}"
+        )
+    length = len(tokens) // batch_size
+    return tokens[: length * batch_size].astype(np.int32).reshape(batch_size, length)
+
+
+class Windows:
+    """The windows of a corpus, in order, for a model that carries its hidden state across them.
+
+    A finite iterable that starts afresh each time, of batches
+
+        ({"tokens": (batch, time) int32, "first": (batch,) bool}, targets: (batch, time) int32)
+
+    where `targets` are the tokens one step later. `first` is True in the first window of a pass
+    and tells the model to start from a zero hidden state. All windows are `time_steps` long but
+    the last one, which holds what is left: every token except the first of each column is
+    predicted exactly once.
+
+    Args:
+        tokens: (length,) integer token ids.
+        batch_size: number of columns the corpus is cut into. 1 keeps every token.
+        time_steps: tokens of each column in a window.
+
+    Attributes:
+        columns: (batch_size, column length) int32 NumPy array, from `batch_columns`.
+        predictions: number of predicted tokens in a pass, batch_size × (column length - 1).
+
+    Raises:
+        ValueError: see `batch_columns`; also if `time_steps` is below 1.
+
+    Example:
+        >>> windows = Windows(range(10), batch_size=2, time_steps=3)
+        >>> len(windows), windows.predictions
+        (2, 8)
+        >>> inputs, targets = windows[1]
+        >>> inputs["tokens"].tolist(), inputs["first"].tolist(), targets.tolist()
+        ([[3], [8]], [False, False], [[4], [9]])
+    """
+
+    def __init__(self, tokens, batch_size, time_steps):
+        self.time_steps = _at_least_one("time_steps", time_steps)
+        self.columns = batch_columns(tokens, batch_size)
+        self.batch_size = len(self.columns)
+        self._steps = self.columns.shape[1] - 1  # predictions in one column
+        self.predictions = self.batch_size * self._steps
+
+    def __len__(self):
+        return -(-self._steps // self.time_steps)
+
+    def __getitem__(self, index):
+        start = range(len(self))[index] * self.time_steps
+        stop = min(start + self.time_steps, self._steps)
+        inputs = {
+            "tokens": self.columns[:, start:stop].copy(),
+            "first": np.full(self.batch_size, start == 0),
+        }
+        return inputs, self.columns[:, start + 1 : stop + 1].copy()
+
+    def __iter__(self):
+        return (self[index] for index in range(len(self)))
+
+    def dataset(self):
+        """The same batches in the same order as a `tf.data.Dataset`.
+
+        The batch size is static and the number of time steps is not, since the last window may be
+        shorter. The number of batches is known to Keras. The columns are held once, as a constant;
+        no Python runs between windows. Every entry has the batch as its first axis, so that
+        tf.distribute gives each replica the same rows, that is its own columns, of every window.
+
+        Pass `shuffle=False` to `fit`, which otherwise warns that it cannot shuffle the dataset.
+        """
+        import tensorflow as tf
+
+        with tf.device("CPU:0"):
+            columns = tf.constant(self.columns)
+
+        def window(index):
+            start = index * self.time_steps
+            stop = tf.minimum(start + self.time_steps, self._steps)
+            inputs = {
+                "tokens": columns[:, start:stop],
+                "first": tf.fill([self.batch_size], tf.equal(index, 0)),
+            }
+            return inputs, columns[:, start + 1 : stop + 1]
+
+        return tf.data.Dataset.range(len(self)).map(window).prefetch(tf.data.AUTOTUNE)
+
+    def pydataset(self):
+        """The same batches as a `keras.utils.PyDataset`, for backends without TensorFlow.
+
+        Keras shuffles a PyDataset unless told otherwise, which this one answers with an error:
+        call `fit(windows.pydataset(), shuffle=False)`.
+        """
+        from keras_selfish.data.sequence import WindowsSequence
+
+        return WindowsSequence(self)
+
+    def __repr__(self):
+        return (
+            f"<Windows: {len(self):,} of {self.batch_size} × {self.time_steps} tokens, "
+            f"{self.predictions:,} predictions>"
+        )
+
+
+def _at_least_one(name, value):
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise ValueError(f"`{name}` must be an integer of at least 1. Received: {name}={value!r}")
+    return number
