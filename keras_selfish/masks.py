@@ -163,8 +163,8 @@ def active_counts(shapes, sparsity, distribution="uniform", block_shapes=None):
         block_shapes: A block shape for each weight; single weights by default.
 
     Returns:
-        A list with the number of active *blocks* of each weight, at least one each. Without blocks they add
-        up to round((1 - sparsity) * all weights).
+        A list with the number of active *blocks* of each weight, at least one each. Single weights add up to
+        (1 - sparsity) times all weights, rounded, unless one of them had to be raised to one.
 
     Raises:
         ValueError: for a sparsity, distribution or block shape that is out of range.
