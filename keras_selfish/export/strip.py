@@ -1,0 +1,145 @@
+"""Sparse models in plain Keras layers."""
+
+import inspect
+
+import keras
+from keras import ops
+
+from keras_selfish.layers.masked import SparseLayer
+from keras_selfish.masks import masked_weights
+
+
+def strip(model):
+    """Returns the same model in plain Keras layers, with the zeros in its weights and no masks.
+
+    A sparse model needs this package wherever it is loaded; the stripped one needs Keras only. It is a
+    copy: names, dtype policies, weights and outputs are those of the model, which is left as it is. Nested
+    models and wrappers (`Bidirectional`, `TimeDistributed`, `RNN` with sparse cells) are entered, and a
+    layer that is shared in the model is shared in the copy. All other layers are copied as they are, those
+    of this package included. The copy is not compiled, its random generators start anew, and so
+    do the states of layers with `stateful=True`.
+
+    Args:
+        model: A built Functional or Sequential `keras.Model`.
+
+    Returns:
+        A `keras.Sequential` if the model is one, else a Functional `keras.Model`.
+
+    Raises:
+        ValueError: if the model is subclassed or not built, or if it holds a sparse layer that cannot be
+            replaced: one that a custom layer does not show in its config, or a class of your own that
+            names no `keras_layer`.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_selfish import SparseDense, SparseLSTM, strip
+    >>> model = keras.Sequential([keras.Input((None, 8)), SparseLSTM(16), SparseDense(4)])
+    >>> [type(layer).__name__ for layer in strip(model).layers]
+    ['LSTM', 'Dense']
+    """
+    if not _is_model(model):
+        raise ValueError(
+            "`model` must be a Functional or Sequential keras.Model: what a subclassed one computes is known "
+            f"to its `call` only. Received: model={model!r}; strip the functional models that it is made of"
+        )
+    if not model.built or not getattr(model, "inputs", None):
+        raise ValueError(f"`model` must be built. Received: model={model.name!r}; call it on data first")
+    copies = {}
+    stripped = _strip_model(model, copies)
+    for layer, copy in copies.values():
+        if isinstance(layer, keras.Layer) and not _is_model(layer):  # not an operation such as `x + 1`
+            _copy_weights(layer, copy)
+    return stripped
+
+
+def _strip_model(model, copies):
+    """Copies a model; `copies` maps the id of every layer to (layer, copy), so that shared ones stay so."""
+
+    def copy_of(layer):
+        if id(layer) not in copies:
+            copies[id(layer)] = (
+                layer,
+                _strip_model(layer, copies) if _is_model(layer) else _strip_layer(layer),
+            )
+        return copies[id(layer)][1]
+
+    if isinstance(model, keras.Sequential):
+        layers = [_new_input(model.inputs[0]), *map(copy_of, model.layers)]
+        copy = keras.Sequential(layers, name=model.name)
+    else:
+        optional = {layer.name for layer in model.layers if getattr(layer, "optional", False)}
+        inputs = keras.tree.map_structure(lambda tensor: _new_input(tensor, optional), model.input)
+        # `clone_model` would compile its result as the model is compiled, and keep the class of a subclass
+        # of Functional; this one is not compiled and of Keras's own class.
+        plain = keras.Model(model.input, model.output, name=model.name)
+        copy = keras.models.clone_model(plain, input_tensors=inputs, clone_function=copy_of)
+    if not model.trainable:
+        copy.trainable = False
+    return copy
+
+
+def _is_model(layer):
+    return isinstance(layer, (keras.Function, keras.Sequential))
+
+
+def _new_input(tensor, optional=()):
+    return keras.Input(
+        batch_shape=tensor.shape,
+        dtype=tensor.dtype,
+        sparse=tensor.sparse,
+        name=tensor.name,
+        optional=tensor.name in optional,
+    )
+
+
+def _strip_layer(layer):
+    config = _strip_config(layer.get_config())
+    keras_class = type(layer)
+    if isinstance(layer, SparseLayer):
+        keras_class, config = layer.without_masks(config) or _refuse(layer)
+    if "safe_mode" in inspect.signature(keras_class.from_config).parameters:
+        return keras_class.from_config(config, safe_mode=False)  # a Lambda; the model runs it already
+    return keras_class.from_config(config)
+
+
+def _strip_config(config):
+    """Replaces the sparse layers that are serialized within a config, as wrappers and cells are."""
+    if isinstance(config, (list, tuple)):
+        return type(config)(map(_strip_config, config))
+    if not isinstance(config, dict):
+        return config
+    config = {key: _strip_config(value) for key, value in config.items()}
+    registered = keras.saving.get_registered_object(config.get("registered_name"))
+    if inspect.isclass(registered) and issubclass(registered, SparseLayer):
+        plain = registered.without_masks(config["config"])
+        if plain is not None:
+            keras_class, plain_config = plain
+            return keras.saving.serialize_keras_object(keras_class.from_config(plain_config))
+    return config
+
+
+def _copy_weights(layer, copy):
+    if masked_weights(copy):
+        _refuse(layer)
+    masks = {id(masked_weight.mask) for masked_weight in masked_weights(layer)}
+    weights = [weight for weight in layer.weights if id(weight) not in masks]
+    if [weight.shape for weight in weights] != [weight.shape for weight in copy.weights]:
+        raise ValueError(
+            "`model` must consist of layers that their config describes in full. Received: layer "
+            f"{layer.name!r} of class {type(layer).__name__}, whose copy has other weights"
+        )
+    for weight, target in zip(weights, copy.weights, strict=True):
+        value = ops.convert_to_tensor(weight)
+        if (masked_weight := getattr(weight, "masked_weight", None)) is not None:
+            mask = ops.convert_to_tensor(masked_weight.mask)
+            value = ops.where(mask, value, ops.zeros((), value.dtype))
+        target.assign(value)
+
+
+def _refuse(layer):
+    raise ValueError(
+        "`model` must hold sparse layers directly or where a config shows them, of classes that name their "
+        f"`keras_layer`. Received: layer {layer.name!r} of class {type(layer).__name__}; strip the models it "
+        "is made of, or serialize its sparse layers in `get_config`"
+    )
