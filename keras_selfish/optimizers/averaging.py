@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from absl import logging
 
-from keras_selfish.optimizers.snt_asgd import HISTORY, SNTASGD
+from keras_selfish.optimizers.snt_asgd import SNTASGD
 
 
 class NonMonotonicAveraging(keras.callbacks.Callback):
@@ -36,7 +36,7 @@ class NonMonotonicAveraging(keras.callbacks.Callback):
     def _averages(self, wanted):
         self._sync()
         for optimizer in self.optimizers:
-            if float(optimizer.trigger) >= 0 and bool(float(optimizer.averages_in)) != wanted:
+            if _value(optimizer.trigger) >= 0 and bool(_value(optimizer.averages_in)) != wanted:
                 optimizer.exchange_averages()
 
     def on_train_begin(self, logs=None):
@@ -63,9 +63,9 @@ class NonMonotonicAveraging(keras.callbacks.Callback):
             )
         self._validated = True
         for optimizer in self.optimizers:
-            if float(optimizer.trigger) < 0 and self._record(optimizer, float(logs[name])):
+            if _value(optimizer.trigger) < 0 and self._record(optimizer, float(logs[name])):
                 optimizer.start_averaging()
-                logging.info("Averaging starts at update %d.", int(optimizer.iterations))
+                logging.info("Averaging starts at update %d.", _value(optimizer.iterations))
 
     def _record(self, optimizer, value):
         state = keras.ops.convert_to_numpy(optimizer.history)
@@ -82,3 +82,8 @@ class NonMonotonicAveraging(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         self._averages(True)
         self._training = False
+
+
+def _value(variable):
+    # `float(variable)` fails on a variable that is mirrored on several devices.
+    return keras.ops.convert_to_numpy(variable).item()

@@ -6,18 +6,9 @@ from keras import ops
 from keras_selfish import masks
 
 if keras.backend.backend() == "tensorflow":
-    from keras_selfish.optimizers.snt_asgd_tensorflow import check_replicas, update_variables
+    from keras_selfish.optimizers import update_tensorflow as update
 else:
-
-    def check_replicas(optimizer):
-        """Other backends have no replicas here."""
-
-    def update_variables(optimizer, gradients, variables, learning_rate):
-        """Clips the gradients, then updates every variable once."""
-        gradients, scales = optimizer.clip(gradients)
-        for gradient, scale, variable in zip(gradients, scales, variables, strict=True):
-            optimizer.update_step(gradient, variable, learning_rate, scale)
-
+    from keras_selfish.optimizers import update
 
 CLIP_NORMS = ("dense", "active")
 DEFAULT_CLIP_NORM = "dense"
@@ -64,7 +55,7 @@ class SNTASGD(keras.optimizers.Optimizer):
     def build(self, variables):
         if self.built:
             return
-        check_replicas(self)
+        update.check_replicas(self)
         super().build(variables)
         self.trigger = self.add_variable((), keras.initializers.Constant(-1), "float32", name="trigger")
         self.averages_in = self.add_variable((), "zeros", "float32", name="averages_in")
@@ -134,16 +125,15 @@ class SNTASGD(keras.optimizers.Optimizer):
         pass
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
-        update_variables(self, grads, trainable_variables, learning_rate)
+        update.update_variables(self, grads, trainable_variables, learning_rate)
 
     def clip(self, gradients):
         """Returns the gradients, and for each the factor that clips it."""
         if self.clipvalue:
-            clipped = [ops.clip(g, -self.clipvalue, self.clipvalue) for g in gradients]
-            return clipped, [1.0] * len(gradients)
+            return [update.clip_values(g, self.clipvalue) for g in gradients], [1.0] * len(gradients)
         if not self._norm_is_clipped:
             return gradients, [1.0] * len(gradients)
-        squares = [ops.sum(ops.square(ops.cast(g, "float32"))) for g in gradients]
+        squares = [update.sum_of_squares(g) for g in gradients]
         if self.clipnorm:
             return gradients, [_scale(square, self.clipnorm) for square in squares]
         return gradients, [_scale(ops.sum(ops.stack(squares)), self.global_clipnorm)] * len(gradients)
@@ -153,33 +143,20 @@ class SNTASGD(keras.optimizers.Optimizer):
     def update_step(self, gradient, variable, learning_rate, scale=1.0):
         """Moves one variable against `scale * gradient`, and its average after it."""
         index = self._get_variable_index(variable)
-        birth = self.births[index]
-        weight = ops.convert_to_tensor(variable)
-        gradient = ops.cast(gradient, weight.dtype)
+        weight, birth = self._trainable_variables[index], self.births[index]
+        exists = kept = None
         if birth is not None and self._wants_dense_gradients:
-            exists = ops.greater_equal(ops.convert_to_tensor(birth), 0.0)
-            gradient = ops.where(exists, gradient, ops.zeros((), weight.dtype))
-        step_size = ops.cast(learning_rate * scale, weight.dtype)
-        if self.weight_decay and self._use_weight_decay(self._trainable_variables[index]):
-            weight = weight * ops.cast(1.0 - learning_rate * self.weight_decay, weight.dtype)
-        self.assign(variable, weight - step_size * gradient)
-        self._update_average(index, variable)
-
-    def _update_average(self, index, variable):
-        average, birth = self.averages[index], self.births[index]
-
-        def moved():
-            birth_or_trigger = self.trigger if birth is None else birth
-            completed = ops.cast(self.iterations, "float32") + 1.0
-            age = ops.maximum(completed - 1.0 - ops.convert_to_tensor(birth_or_trigger), 1.0)
-            old = ops.convert_to_tensor(average)
-            return old + (ops.convert_to_tensor(variable) - old) / ops.cast(age, old.dtype)
-
-        averaging = ops.greater_equal(ops.convert_to_tensor(self.trigger), 0.0)
-        if keras.backend.backend() == "jax":
-            average.assign(ops.cond(averaging, moved, lambda: ops.convert_to_tensor(average)))
-        else:
-            ops.cond(averaging, lambda: self.assign(average, moved()), lambda: None)
+            exists = update.existing(weight.masked_weight, birth)
+        if self.weight_decay and self._use_weight_decay(weight):
+            kept = 1.0 - learning_rate * self.weight_decay
+        update.descend(variable, gradient, exists, learning_rate * scale, kept)
+        update.move_average(
+            self.averages[index],
+            variable,
+            self.trigger if birth is None else birth,
+            ops.cast(self.iterations, "float32"),
+            ops.greater_equal(self.trigger, 0.0),
+        )
 
     # Averages and rewiring, between steps
 
