@@ -42,7 +42,7 @@ def reset_state(optimizer, masked_weight, dropped, grown):
             if changed is None:
                 changed = ops.convert_to_tensor(dropped | grown)
             value = ops.convert_to_tensor(slot)
-            slot.assign(ops.where(changed, ops.full_like(value, initial), value))
+            slot.assign(ops.where(changed, ops.cast(initial, value.dtype), value))
 
 
 def check_elementwise(optimizer):
@@ -122,7 +122,13 @@ def _probe(optimizer):
     config = optimizer.get_config()
     if "learning_rate" in config:  # a schedule or function need not be built to know the slots
         config["learning_rate"] = 0.001
-    twin = type(optimizer).from_config(config)
+    try:
+        twin = type(optimizer).from_config(config)
+    except TypeError as error:
+        raise ValueError(
+            "`optimizer` must be one that `from_config(get_config())` makes again. Received: "
+            f"{type(optimizer).__name__}; give it a method `reset_slots(variable, dropped, grown)`"
+        ) from error
     variable = keras.Variable(ops.zeros(_PROBE_SHAPE), name="probe")
     twin.build([variable])
     prefix = _slot_prefix(variable.path)

@@ -1,5 +1,7 @@
 """The callback that rewires a model while it trains."""
 
+import math
+
 import keras
 import numpy as np
 from absl import logging
@@ -8,7 +10,7 @@ from keras import ops
 from keras_selfish.masks import masked_weights
 from keras_selfish.optimizers import state
 from keras_selfish.rewiring import rules, schedules
-from keras_selfish.rewiring.rewire import apply_change, choose_change
+from keras_selfish.rewiring.rewire import apply_change, choose_change, read_matrix
 
 __all__ = ["Rewiring", "SelfishRewiring"]
 
@@ -77,13 +79,19 @@ class Rewiring(keras.callbacks.Callback):
         _check_fraction("pruning_rate", pruning_rate)
         _check_fraction("end_rate", end_rate)
         if frequency != "epoch":
-            _check_positive("frequency", frequency, '"epoch" or ')
+            _check_whole("frequency", frequency, 1, '"epoch" or ')
         for name, value in (("end_step", end_step), ("total_steps", total_steps)):
             if value is not None:
-                _check_positive(name, value, "None or ")
+                _check_whole(name, value, 1, "None or ")
+        _check_whole("seed", seed, 0)
         self.schedule = _resolve("schedule", schedule, schedules.SCHEDULES)
         if isinstance(schedule, str):
             self.schedule = self.schedule(pruning_rate, end_rate)
+            if self.schedule.needs_total_steps and end_rate > pruning_rate:
+                raise ValueError(
+                    "`end_rate` must be at most `pruning_rate`. "
+                    f"Received: end_rate={end_rate}, pruning_rate={pruning_rate}"
+                )
         self.drop = _resolve("drop", drop, rules.DROP_RULES)
         self.grow = _resolve("grow", grow, rules.GROW_RULES)
         self.pruning_rate = pruning_rate
@@ -92,14 +100,20 @@ class Rewiring(keras.callbacks.Callback):
         self.total_steps = total_steps
         self.reset_regrown = reset_regrown
         self.seed = seed
+        self._forget_training()
+
+    def _forget_training(self):
         self._prepared = False
+        self._epoch = 0
+        self._epoch_due = False
+        self._first_step = None
+        self._last_step = None
+        self._statistics = None
 
     # When.
 
     def on_train_begin(self, logs=None):
-        self._prepared = False
-        self._first_step = None
-        self._last_check = None
+        self._forget_training()
         needs_total = getattr(self.schedule, "needs_total_steps", False) and self.total_steps is None
         if needs_total and self.frequency != "epoch" and self.params.get("steps") is None:
             raise ValueError(
@@ -110,14 +124,15 @@ class Rewiring(keras.callbacks.Callback):
             self._check_model()
 
     def on_epoch_begin(self, epoch, logs=None):
-        if self._first_step is None:  # training goes on from an earlier `fit`, or starts; else it is resumed
+        if self._first_step is None:
+            # In epoch 0 training starts, or goes on after an earlier `fit`; in a later one it is resumed.
             self._first_step = self._step() if epoch == 0 else 0
         self._epoch = epoch
         self._epoch_due = self.frequency == "epoch" and epoch > 0
 
     def on_train_batch_begin(self, batch, logs=None):
-        # Not in on_train_begin: callbacks that restore weights may stand after this one in the list,
-        # and a model without an input shape is built by its first batch.
+        # Not when training begins: callbacks that restore weights may stand after this one in the list, and
+        # a model without an input shape, like its optimizer, is built by the first batch.
         if not self._prepared and self.model.built:
             self._prepare()
         if self._epoch_due or self.frequency != "epoch":
@@ -130,17 +145,29 @@ class Rewiring(keras.callbacks.Callback):
         if self.frequency == "epoch":
             due, self._epoch_due = self._epoch_due, False
         else:
-            last, self._last_check = self._last_check, step
-            last = step - self._execution_steps() if last is None else last
-            due = step > 0 and step // self.frequency > last // self.frequency
+            last = step - self._steps_of_last_execution() if self._last_step is None else self._last_step
+            due, self._last_step = 0 < step // self.frequency > last // self.frequency, step
         ended = self.end_step is not None and step > self.end_step
         return due and not ended and not self._just_triggered()
+
+    def _steps_of_last_execution(self):
+        """Training steps of the last call of the training function before this epoch.
+
+        Where training is resumed it tells whether the multiple of `frequency` at or before the present step
+        was passed by that call, so that its rewiring is still to come.
+        """
+        together, batches = self.model.steps_per_execution, self.params.get("steps")
+        if batches is None:
+            return together
+        executed = (batches - 1) % together + 1
+        before, accumulated = self._epoch * batches, self._accumulated_batches()
+        return before // accumulated - (before - executed) // accumulated
 
     def on_epoch_end(self, epoch, logs=None):
         if not self._prepared:
             self._prepare()
         if logs is not None:
-            logs.update(self._statistics())
+            logs.update(self.statistics())
             logs["pruning_rate"] = self._rate(self._step(), epoch + 1)
 
     def _just_triggered(self):
@@ -163,37 +190,53 @@ class Rewiring(keras.callbacks.Callback):
         if batches is None:  # as many in each epoch to come as there were so far
             steps = (step - self._first_step) / epoch
         else:
-            accumulated = state.innermost(self.model.optimizer).gradient_accumulation_steps or 1
-            steps = batches / accumulated
+            steps = batches / self._accumulated_batches()
         return max(self._first_step + steps * epochs, 1)
+
+    def _accumulated_batches(self):
+        return state.innermost(self.model.optimizer).gradient_accumulation_steps or 1
 
     # What.
 
     def rewire(self, rate, step):
-        """Rewires the model now; for training loops without `fit`, after `set_model`.
+        """Rewires the model now; `fit` calls it, and a training loop of one's own may after `set_model`.
 
         Args:
             rate: Fraction of the connections of each masked weight to drop and grow, in [0, 1].
             step: Training step; together with the seed it determines which connections grow.
+
+        Raises:
+            ValueError: if the rate is out of range, or a weight is NaN.
         """
         _check_fraction("rate", rate)
-        rewired = 0
+        optimizer = self.model.optimizer
         for index, masked_weight in enumerate(masked_weights(self.model)):
             if not masked_weight.weight.trainable:
                 continue
-            matrix = rules.Matrix(
-                ops.convert_to_numpy(masked_weight.weight),
-                ops.convert_to_numpy(masked_weight.mask),
-                masked_weight,
-                self.model.optimizer,
-            )
             generator = np.random.default_rng([self.seed, step, index])
+            matrix = read_matrix(masked_weight, optimizer)
             change = choose_change(matrix, rate, self.drop, self.grow, generator, self.reset_regrown)
             if change is not None:
-                apply_change(masked_weight, change, self.model.optimizer)
-                rewired += np.count_nonzero(change.dropped)
-        self._cached_statistics = None
-        logging.vlog(1, "Step %d: rewired %d connections, rate %.4f.", step, rewired, rate)
+                apply_change(masked_weight, change, optimizer)
+        self._statistics = None
+        logging.vlog(1, "Step %d: rewired the fraction %.4f of the connections.", step, rate)
+
+    def statistics(self):
+        """The sparsity of all masked weights together and the density of each gate, as a dict of floats."""
+        if self._statistics is None:  # masks change in rewiring only
+            self._statistics = _measure(masked_weights(self.model))
+        return self._statistics
+
+    def _prepare(self):
+        self._sync()
+        self._check_model()
+        for masked_weight in masked_weights(self.model):
+            masked_weight.project()
+        optimizer = self.model.optimizer
+        for leaf in state.leaves(optimizer):
+            if leaf.built and hasattr(leaf, "align_masks"):
+                leaf.align_masks()
+        self._prepared = optimizer.built
 
     def _check_model(self):
         """Raises `ValueError` for a model or optimizer that cannot be rewired."""
@@ -203,33 +246,10 @@ class Rewiring(keras.callbacks.Callback):
                 "`model` must have masked weights to rewire, but has none. Received: "
                 f"model={self.model.name!r}; give its layers a `sparsity` over 0"
             )
-        optimizer = self.model.optimizer
         for masked_weight in weights:
-            # An optimizer that is not built does not yet know which of several holds a weight.
-            for leaf in state.holders(optimizer, masked_weight.weight):
+            # Until it is built, a `MultiOptimizer` does not know which of its optimizers holds a weight.
+            for leaf in state.holders(self.model.optimizer, masked_weight.weight):
                 state.check_elementwise(leaf)
-
-    def _prepare(self):
-        self._sync()
-        self._check_model()
-        for masked_weight in masked_weights(self.model):
-            masked_weight.project()
-        for leaf in state.leaves(self.model.optimizer):
-            if leaf.built and hasattr(leaf, "align_masks"):
-                leaf.align_masks()
-        self._cached_statistics = None
-        self._prepared = True
-
-    def _statistics(self):
-        if self._cached_statistics is None:
-            weights = masked_weights(self.model)
-            active = sum(masked_weight.active for masked_weight in weights)
-            total = sum(int(np.prod(masked_weight.shape)) for masked_weight in weights)
-            self._cached_statistics = {"sparsity": 1.0 - active / total}
-            for masked_weight in weights:
-                for gate, density in masked_weight.gate_densities().items():
-                    self._cached_statistics[f"density/{masked_weight.name}/{gate}"] = density
-        return self._cached_statistics
 
     def _step(self):
         return int(_scalar(state.innermost(self.model.optimizer).iterations))
@@ -238,11 +258,6 @@ class Rewiring(keras.callbacks.Callback):
         # On JAX the trainer carries the variables' values until someone asks for them.
         if hasattr(self.model, "jax_state_sync"):
             self.model.jax_state_sync()
-
-    def _execution_steps(self):
-        """Training steps of the last call of the training function before an epoch begins."""
-        steps, together = self.params.get("steps"), self.model.steps_per_execution
-        return together if steps is None else (steps - 1) % together + 1
 
 
 class SelfishRewiring(Rewiring):
@@ -283,6 +298,19 @@ def _check_fraction(name, value):
         raise ValueError(f"`{name}` must be a number in [0, 1]. Received: {name}={value!r}")
 
 
-def _check_positive(name, value, alternative=""):
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"`{name}` must be {alternative}a positive whole number. Received: {name}={value!r}")
+def _check_whole(name, value, smallest, alternative=""):
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < smallest:
+        raise ValueError(
+            f"`{name}` must be {alternative}a whole number of at least {smallest}. Received: {name}={value!r}"
+        )
+
+
+def _measure(weights):
+    statistics = {}
+    active = total = 0
+    for masked_weight in weights:
+        active += masked_weight.active
+        total += math.prod(masked_weight.shape)
+        for gate, density in masked_weight.gate_densities().items():
+            statistics[f"density/{masked_weight.name}/{gate}"] = density
+    return {"sparsity": 1.0 - active / total, **statistics}
