@@ -252,7 +252,8 @@ def test_second_gradient_is_refused(in_function):
         (tf.function(second, autograph=False) if in_function else second)(*values)
 
 
-def test_loops_hold_one_product_each():
+@pytest.mark.parametrize(("units", "products_of_a_step"), [(6, 4), (520, 1)])
+def test_products_inside_and_outside_of_the_loops(units, products_of_a_step):
     @tf.function(autograph=False)
     def step(*values):
         with tf.GradientTape() as tape:
@@ -260,15 +261,26 @@ def test_loops_hold_one_product_each():
             loss = used_loss(lstm(*values), "all")
         return tape.gradient(loss, values)
 
-    graph = step.get_concrete_function(*arguments()).graph.as_graph_def()
+    graph = step.get_concrete_function(*arguments(units=units)).graph.as_graph_def()
 
     def products(nodes):
         return sum(node.op in ("MatMul", "BatchMatMulV2") for node in nodes)
 
     bodies = [f for f in graph.library.function if "body" in f.signature.name]
-    assert [products(body.node_def) for body in bodies] == [1, 1]
+    assert [products(body.node_def) for body in bodies] == [products_of_a_step] * 2
     # The projection, and the gradients of the inputs and of the two kernels.
     assert products(graph.node) == 4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_product_a_step_equals_one_for_each_gate(dtype, monkeypatch):
+    values = [tf.cast(0.5 * value, dtype) for value in arguments()]
+    found = []
+    for groups in (1, 4):
+        monkeypatch.setattr(sequence_tensorflow, "_groups", lambda _, groups=groups: groups)
+        results = results_and_gradients(lstm, values, "all")
+        found.append([tf.cast(result, tf.float32).numpy() for result in results])
+    assert_same(*found, 1e-6 if dtype == "float32" else 0.02)
 
 
 MIRRORED = """
