@@ -3,87 +3,147 @@
 import keras
 import numpy as np
 from absl import logging
+from keras import ops
 
-from keras_selfish.optimizers.snt_asgd import SNTASGD
+from keras_selfish.optimizers.snt_asgd import HISTORY_LENGTH, SNTASGD
+from keras_selfish.optimizers.state import leaves
 
 
 class NonMonotonicAveraging(keras.callbacks.Callback):
-    """Starts the averaging of `SNTASGD` when validation stops improving, and validates the averages."""
+    """Starts the averaging of `SNTASGD` when validation gets no better, and then validates the averages.
+
+    With v_k the monitored value of the k-th validation, averaging starts after validation k >= n + 2 if
+
+        v_k > min(v_1, ..., v_{k-1-n})
+
+    that is, if it is worse than the best one more than `patience` n validations before. From then on the
+    averages stand in the model from the beginning of each validation to the end of its epoch, so that
+    callbacks which save the model save what was validated, whatever their place in the list; the raw
+    weights come back bit by bit when the next epoch begins. An epoch without validation ends with the raw
+    weights. When training ends the averages are the model's weights.
+
+    All state is in the variables of the optimizer. A checkpoint with the optimizer in it therefore holds
+    weights and averages, and a training that is resumed from it goes on as if never interrupted; so does
+    a second `fit`. `evaluate` and `predict` on their own use the weights as they are.
+
+    Args:
+        monitor: Name of the validation metric, lower is better. Default `"val_loss"`.
+        patience: n, an integer from 0 to 128. Default 5, as published.
+
+    Raises:
+        ValueError: for an argument out of range; when training begins with an optimizer that is no
+            `SNTASGD` (inside `LossScaleOptimizer` or `MultiOptimizer` is fine); after the first validation
+            if it gives no such metric.
+
+    Example:
+
+    >>> averaging = NonMonotonicAveraging(monitor="val_perplexity", patience=5)
+    >>> model.fit(train, validation_data=valid, epochs=40, callbacks=[averaging])
+
+    Reference: Merity et al. 2018, arXiv 1708.02182, algorithm 1; Liu et al. 2021, arXiv 2101.09048.
+    """
 
     def __init__(self, monitor="val_loss", patience=5):
         super().__init__()
+        if not isinstance(monitor, str) or not monitor.startswith("val_"):
+            raise ValueError(
+                "`monitor` must be the name of a validation metric, which begins with 'val_'. "
+                f"Received: monitor={monitor!r}"
+            )
+        integer = isinstance(patience, (int, np.integer)) and not isinstance(patience, bool)
+        if not integer or not 0 <= patience <= HISTORY_LENGTH:
+            raise ValueError(
+                f"`patience` must be an integer from 0 to {HISTORY_LENGTH}. Received: patience={patience!r}"
+            )
         self.monitor = monitor
-        self.patience = patience
-        self._training = False
+        self.patience = int(patience)
+        self._in_fit = False
+        self._validated = False
 
     @property
     def optimizers(self):
-        """The `SNTASGD` optimizers of the model, inside wrappers too."""
-        outer = self.model.optimizer
-        outer = getattr(outer, "inner_optimizer", outer)
-        found = [o for o in getattr(outer, "optimizers", [outer]) if isinstance(o, SNTASGD)]
+        """The `SNTASGD` optimizers of the model that are built, those in wrappers included."""
+        found = [leaf for leaf in leaves(self.model.optimizer) if isinstance(leaf, SNTASGD)]
         if not found:
             raise ValueError(
-                "`optimizer` must be a SNTASGD for NonMonotonicAveraging. "
-                f"Received: optimizer={type(outer).__name__}"
+                "`optimizer` of the compiled model must be a SNTASGD for NonMonotonicAveraging. "
+                f"Received: optimizer={type(self.model.optimizer).__name__}"
             )
-        return [o for o in found if o.built]
-
-    def _sync(self):
         if keras.backend.backend() == "jax":
-            self.model.jax_state_sync()
-
-    def _averages(self, wanted):
-        self._sync()
-        for optimizer in self.optimizers:
-            if _value(optimizer.trigger) >= 0 and bool(_value(optimizer.averages_in)) != wanted:
-                optimizer.exchange_averages()
+            self.model.jax_state_sync()  # otherwise the variables are empty, and writing to them is lost
+        return [optimizer for optimizer in found if optimizer.built]
 
     def on_train_begin(self, logs=None):
-        self._training = True
+        self._in_fit = True
         self._validated = False
         for optimizer in self.optimizers:
             optimizer.align_masks()
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._averages(False)
+        self._put_averages(inside=False)
 
     def on_test_begin(self, logs=None):
-        if self._training:
-            self._averages(True)
+        if self._in_fit:
+            self._put_averages(inside=True)
 
     def on_test_end(self, logs=None):
-        if not self._training:
+        # Not at the end of the epoch: callbacks before this one in the list save their checkpoint there.
+        if not self._in_fit:
             return
-        name = self.monitor.removeprefix("val_")
-        if name not in logs:
-            raise ValueError(
-                f"`monitor` must be one of {', '.join('val_' + key for key in logs)}. "
-                f"Received: monitor={self.monitor!r}"
-            )
         self._validated = True
+        value = self._monitored(logs)
         for optimizer in self.optimizers:
-            if _value(optimizer.trigger) < 0 and self._record(optimizer, float(logs[name])):
+            if _number(optimizer.trigger) >= 0:
+                continue
+            history = ops.convert_to_numpy(optimizer.validation_history)
+            if triggers(history, value, self.patience):
                 optimizer.start_averaging()
-                logging.info("Averaging starts at update %d.", _value(optimizer.iterations))
-
-    def _record(self, optimizer, value):
-        state = keras.ops.convert_to_numpy(optimizer.history)
-        values = state[~np.isnan(state)]
-        fires = (
-            len(values) > self.patience and np.float32(value) > values[: len(values) - self.patience].min()
-        )
-        values = np.append(values, np.float32(value))
-        if len(values) > len(state):
-            values = np.append(values[:2].min(), values[2:])
-        optimizer.history.assign(np.append(values, np.full(len(state) - len(values), np.nan, np.float32)))
-        return fires
+                logging.info("Averaging starts after update %d.", _number(optimizer.trigger))
+            optimizer.validation_history.assign(appended(history, value))
 
     def on_train_end(self, logs=None):
-        self._averages(True)
-        self._training = False
+        self._put_averages(inside=True)
+        self._in_fit = False
+        if not self._validated:
+            logging.warning("NonMonotonicAveraging has seen no validation: give `fit` `validation_data`.")
+
+    def _put_averages(self, inside):
+        for optimizer in self.optimizers:
+            if _number(optimizer.trigger) >= 0 and bool(_number(optimizer.averages_in)) != inside:
+                optimizer.exchange_averages()
+
+    def _monitored(self, logs):
+        name = self.monitor.removeprefix("val_")  # Keras adds it after the validation
+        if name not in (logs or {}):
+            raise ValueError(
+                f"`monitor` must be one of {', '.join(f'val_{key}' for key in logs or {})}. "
+                f"Received: monitor={self.monitor!r}"
+            )
+        return float(logs[name])
 
 
-def _value(variable):
-    # `float(variable)` fails on a variable that is mirrored on several devices.
-    return keras.ops.convert_to_numpy(variable).item()
+def triggers(history, value, patience):
+    """Whether averaging starts, by the published rule.
+
+    Args:
+        history: NumPy vector of the values before, oldest first, NaN where none are yet.
+        value: The present one.
+        patience: The number of values before it that are not compared.
+    """
+    past = history[~np.isnan(history)]
+    # As float32 like the history, so that a value is never larger than itself.
+    return len(past) > patience and bool(np.float32(value) > past[: len(past) - patience].min())
+
+
+def appended(history, value):
+    """The history with one value more; when it is full, the smaller of the two oldest stands for both."""
+    past = history[~np.isnan(history)]
+    if len(past) == len(history):
+        past = np.append(past[:2].min(), past[2:])
+    # NaN marks a free place; infinity is as bad a value.
+    past = np.append(past, np.float32(np.inf if np.isnan(value) else value))
+    return np.append(past, np.full(len(history) - len(past), np.nan)).astype("float32")
+
+
+def _number(variable):
+    return ops.convert_to_numpy(variable).item()  # float() refuses variables that are on several devices

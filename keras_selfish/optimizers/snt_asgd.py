@@ -13,13 +13,63 @@ else:
 CLIP_NORMS = ("dense", "active")
 DEFAULT_CLIP_NORM = "dense"
 
-# How many of the last validation results an optimizer carries for `NonMonotonicAveraging`.
-HISTORY = 128
+# The number of validation results that an optimizer carries for `NonMonotonicAveraging`.
+HISTORY_LENGTH = 128
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
 class SNTASGD(keras.optimizers.Optimizer):
-    """Sparse non-monotonically triggered averaged SGD."""
+    """SGD that, once triggered, keeps the running mean of every weight's values since the weight exists.
+
+    Until the trigger it is plain SGD with L2 weight decay in the gradient and with clipping. From then on
+    it also averages. When training ends at a high, constant learning rate, the weights still jump about a
+    good solution, and their mean is nearer to it. A weight that grew later than the trigger is averaged
+    from its growth on, so that no mean contains values of a connection that did not exist. With s the
+    number of updates since the later of the trigger and the growth,
+
+        average_s = average_{s-1} + (w_s - average_{s-1}) / max(1, s - 1)
+
+    and the average of a weight that does not exist is 0. Biases and other weights without a mask are
+    averaged from the trigger on. `NonMonotonicAveraging` pulls the trigger, validates and saves the
+    averages, and puts the weights back for training.
+
+    Under `tf.distribute` gradients are clipped after they are summed over the replicas, so that one device
+    and several take the same steps.
+
+    State, apart from that of every Keras optimizer: for each variable an average; for each masked one also
+    `births`, the number of updates after which each weight began to count (float32, -1 where it does not
+    exist); `trigger`, the number of updates when averaging began (-1: not yet); `averages_in` (1 while the
+    averages stand in the weights, and the weights in the averages); `validation_history`.
+
+    Args:
+        learning_rate: Float, schedule, or callable. Default 40.0, as published for LSTMs with clipping.
+        weight_decay: L2 weight decay: this times the weight is added to the clipped gradient. Default None.
+        clipnorm: Largest norm of the gradient of each single variable. Default None.
+        clipvalue: Largest magnitude of each entry of the gradient. Default None.
+        global_clipnorm: Largest norm of the gradient of all variables together. Default None; published
+            0.25.
+        clip_norm_of: Of which gradient `clipnorm` and `global_clipnorm` take the norm: `"dense"`, the
+            inactive positions included as in the published code, or `"active"`, that of the weights that
+            exist. The dense norm is larger, so that clipped steps are smaller by up to
+            sqrt(density). `"dense"` needs `scale_loss` to be called on the loss before the gradient is
+            taken, as `model.fit` does; `LossScaleOptimizer` and `MultiOptimizer` do not pass this call on,
+            so use `"active"` inside them.
+        loss_scale_factor: As in every Keras optimizer.
+        gradient_accumulation_steps: As in every Keras optimizer; an update, and so a step of the averages,
+            is made once in so many batches. Not with several replicas, where Keras cannot accumulate.
+        name: Name of the optimizer.
+        **kwargs: As in every Keras optimizer; `use_ema` must be False.
+
+    Raises:
+        ValueError: for an argument out of range.
+
+    Example:
+
+    >>> model.compile(SNTASGD(40.0, global_clipnorm=0.25, weight_decay=1.2e-6), loss=loss)
+    >>> model.fit(train, validation_data=valid, epochs=40, callbacks=[NonMonotonicAveraging(patience=5)])
+
+    Reference: Liu et al. 2021, arXiv 2101.09048 (SNT-ASGD); Merity et al. 2018, arXiv 1708.02182 (NT-ASGD).
+    """
 
     def __init__(
         self,
@@ -34,174 +84,221 @@ class SNTASGD(keras.optimizers.Optimizer):
         name="snt_asgd",
         **kwargs,
     ):
+        _check_not_negative("weight_decay", weight_decay)
+        limits = {"clipnorm": clipnorm, "clipvalue": clipvalue, "global_clipnorm": global_clipnorm}
+        for argument, limit in limits.items():
+            _check_not_negative(argument, limit, zero=False)
         if clip_norm_of not in CLIP_NORMS:
             raise ValueError(
-                f"`clip_norm_of` must be one of {', '.join(CLIP_NORMS)}. Received: clip_norm_of={clip_norm_of!r}"
+                f"`clip_norm_of` must be one of {', '.join(CLIP_NORMS)}. "
+                f"Received: clip_norm_of={clip_norm_of!r}"
+            )
+        if kwargs.get("use_ema"):
+            raise ValueError(
+                "`use_ema` must be False: this optimizer keeps averages of its own. Received: use_ema=True"
             )
         super().__init__(
             learning_rate=learning_rate,
             weight_decay=weight_decay,
-            clipnorm=clipnorm,
-            clipvalue=clipvalue,
-            global_clipnorm=global_clipnorm,
             loss_scale_factor=loss_scale_factor,
             gradient_accumulation_steps=gradient_accumulation_steps,
             name=name,
+            **limits,
             **kwargs,
         )
         self.clip_norm_of = clip_norm_of
-        self._asked = None
+        # True from `scale_loss`, which asks for gradients that no mask has touched, to `apply`.
+        self._asked_for_dense = False
 
     def build(self, variables):
         if self.built:
             return
         update.check_replicas(self)
         super().build(variables)
-        self.trigger = self.add_variable((), keras.initializers.Constant(-1), "float32", name="trigger")
+        minus_one = keras.initializers.Constant(-1)
+        nothing_yet = keras.initializers.Constant(float("nan"))
+        self.trigger = self.add_variable((), minus_one, "float32", name="trigger")
         self.averages_in = self.add_variable((), "zeros", "float32", name="averages_in")
-        self.history = self.add_variable(
-            (1 + HISTORY,), keras.initializers.Constant(float("nan")), "float32", name="history"
+        self.validation_history = self.add_variable(
+            (HISTORY_LENGTH + 1,), nothing_yet, "float32", name="validation_history"
         )
-        self.averages = []
-        self.births = []
-        for variable in variables:
-            self.averages.append(self.add_variable_from_reference(variable, "average"))
-            masked_weight = getattr(variable, "masked_weight", None)
-            self.births.append(None if masked_weight is None else self._add_birth(masked_weight))
+        self.averages = [self.add_variable_from_reference(v, "average") for v in variables]
+        self.births = [self._add_births(v) if hasattr(v, "masked_weight") else None for v in variables]
 
-    def _add_birth(self, masked_weight):
-        def first_births(shape, dtype=None):
-            return ops.cast(ops.convert_to_tensor(masked_weight.mask), dtype) - 1
+    def _add_births(self, variable):
+        def from_mask(shape, dtype=None):
+            return ops.cast(ops.convert_to_tensor(variable.masked_weight.mask), dtype) - 1
 
+        # Float32 counts exactly to 2 ** 24; TensorFlow has no kernels for many operations on int32 on GPUs.
         return self.add_variable(
-            masked_weight.shape,
-            first_births,
+            variable.shape,
+            from_mask,
             "float32",
-            layout=getattr(masked_weight.weight, "_layout", None),
-            name=masked_weight.weight.path.replace("/", "_") + "_birth",
+            layout=getattr(variable, "_layout", None),
+            name=variable.path.replace("/", "_") + "_birth",
         )
 
     # The gradient
 
     @property
-    def _norm_is_clipped(self):
-        return bool(self.clipnorm or self.global_clipnorm)
-
-    @property
-    def _wants_dense_gradients(self):
-        return self.clip_norm_of == "dense" and self._norm_is_clipped
+    def _clips_dense_norm(self):
+        return self.clip_norm_of == "dense" and bool(self.clipnorm or self.global_clipnorm)
 
     def scale_loss(self, loss):
-        if self._wants_dense_gradients:
-            self._asked = self._own_masked_weights() if self.built else masks.living_masked_weights()
-            for masked_weight in self._asked:
-                masked_weight.dense_gradient = True
+        if self._clips_dense_norm:
+            self._ask_for_dense(True)
         return super().scale_loss(loss)
 
-    def _own_masked_weights(self):
-        found = (getattr(variable, "masked_weight", None) for variable in self._trainable_variables)
-        return [masked_weight for masked_weight in found if masked_weight is not None]
+    def _ask_for_dense(self, asked):
+        self._asked_for_dense = asked
+        # On TensorFlow the first batch is differentiated before the optimizer is told its variables.
+        found = self._masked_weights() if self.built and asked else masks.living_masked_weights()
+        for masked_weight in found:
+            masked_weight.dense_gradient = asked
+
+    def _masked_weights(self):
+        return [v.masked_weight for v in self._trainable_variables if hasattr(v, "masked_weight")]
 
     def apply(self, grads, trainable_variables=None):
-        asked, self._asked = self._asked, None
-        for masked_weight in asked or ():
-            masked_weight.dense_gradient = False
-        variables = self._trainable_variables if trainable_variables is None else list(trainable_variables)
-        masked = any(hasattr(variable, "masked_weight") for variable in variables)
-        if self._wants_dense_gradients and masked and asked is None:
-            raise ValueError(
-                "`clip_norm_of` 'dense' needs the gradient of inactive weights too: call "
-                "`optimizer.scale_loss(loss)` before the gradient is taken (LossScaleOptimizer and "
-                "MultiOptimizer do not pass it on), or use clip_norm_of='active'"
-            )
+        if self._clips_dense_norm:
+            self._check_dense(trainable_variables)
         super().apply(grads, trainable_variables)
 
+    def _check_dense(self, trainable_variables):
+        asked = self._asked_for_dense
+        self._ask_for_dense(False)
+        variables = self._trainable_variables if trainable_variables is None else trainable_variables
+        if not asked and any(hasattr(variable, "masked_weight") for variable in variables):
+            raise ValueError(
+                "`clip_norm_of` must be 'active' unless `optimizer.scale_loss(loss)` is called before the "
+                "gradient is taken; LossScaleOptimizer and MultiOptimizer do not call it. "
+                "Received: clip_norm_of='dense'"
+            )
+
+    # Three private methods of Keras 3.15's optimizers follow: it clips before it sums over replicas, and
+    # decays in a pass of its own over the weights, each in a method that the next one makes superfluous.
+
     def _clip_gradients(self, grads):
-        # Keras 3.15 clips here, before gradients are summed over replicas; `update_variables` clips.
         return grads
 
     def _apply_weight_decay(self, variables):
-        # Keras 3.15 decays here, in a pass of its own over the weights; `update_step` decays.
         pass
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
         update.update_variables(self, grads, trainable_variables, learning_rate)
 
     def clip(self, gradients):
-        """Returns the gradients, and for each the factor that clips it."""
+        """Clips gradients that are summed over replicas.
+
+        A factor is cheaper than a clipped gradient: the step multiplies by the learning rate anyway.
+
+        Args:
+            gradients: List of tensors.
+
+        Returns:
+            A list of gradients, and a list with the factor that each is still to be multiplied by.
+        """
         if self.clipvalue:
-            return [update.clip_values(g, self.clipvalue) for g in gradients], [1.0] * len(gradients)
-        if not self._norm_is_clipped:
+            gradients = [update.clip_values(gradient, self.clipvalue) for gradient in gradients]
+        if not (self.clipnorm or self.global_clipnorm):
             return gradients, [1.0] * len(gradients)
-        squares = [update.sum_of_squares(g) for g in gradients]
+        squares = [update.sum_of_squares(gradient) for gradient in gradients]
         if self.clipnorm:
-            return gradients, [_scale(square, self.clipnorm) for square in squares]
-        return gradients, [_scale(ops.sum(ops.stack(squares)), self.global_clipnorm)] * len(gradients)
+            return gradients, [_factor(square, self.clipnorm) for square in squares]
+        return gradients, [_factor(ops.sum(ops.stack(squares)), self.global_clipnorm)] * len(gradients)
 
     # The step
 
-    def update_step(self, gradient, variable, learning_rate, scale=1.0):
-        """Moves one variable against `scale * gradient`, and its average after it."""
+    def update_step(self, gradient, variable, learning_rate, factor=1.0):
+        """Moves one variable, then its average.
+
+        Args:
+            gradient: Tensor of the variable's shape.
+            variable: The variable; on TensorFlow possibly the part of it on one replica.
+            learning_rate: Scalar.
+            factor: What clipping multiplies the gradient by.
+        """
         index = self._get_variable_index(variable)
-        weight, birth = self._trainable_variables[index], self.births[index]
-        exists = kept = None
-        if birth is not None and self._wants_dense_gradients:
-            exists = update.existing(weight.masked_weight, birth)
-        if self.weight_decay and self._use_weight_decay(weight):
-            kept = 1.0 - learning_rate * self.weight_decay
-        update.descend(variable, gradient, exists, learning_rate * scale, kept)
+        weight, births = self._trainable_variables[index], self.births[index]
+        decays = self.weight_decay and self._use_weight_decay(weight)
+        masked = births is not None and self._clips_dense_norm
+        update.descend(
+            variable,
+            gradient,
+            learning_rate * factor,
+            decay=learning_rate * self.weight_decay if decays else None,
+            exists=update.existing(weight.masked_weight, births) if masked else None,
+        )
         update.move_average(
             self.averages[index],
             variable,
-            self.trigger if birth is None else birth,
-            ops.cast(self.iterations, "float32"),
-            ops.greater_equal(self.trigger, 0.0),
+            births=self.trigger if births is None else births,
+            updates=ops.cast(self.iterations, "float32"),
+            averaging=ops.greater_equal(self.trigger, 0.0),
         )
 
-    # Averages and rewiring, between steps
+    # Between steps
 
     def start_averaging(self):
-        """Begins to average: every weight's average starts as its present value."""
+        """Starts to average now, or anew: the average of each weight begins at the weight's value."""
         now = ops.cast(self.iterations, "float32")
         self.trigger.assign(now)
-        for variable, average, birth in zip(
-            self._trainable_variables, self.averages, self.births, strict=True
-        ):
-            average.assign(ops.copy(ops.convert_to_tensor(variable)))
-            if birth is not None:
-                old = ops.convert_to_tensor(birth)
-                birth.assign(ops.where(ops.greater_equal(old, 0.0), now, old))
+        for variable, average in zip(self._trainable_variables, self.averages, strict=True):
+            average.assign(_copied(variable))
+        for births in self.births:
+            if births is not None:
+                old = ops.convert_to_tensor(births)
+                births.assign(ops.where(ops.greater_equal(old, 0.0), now, old))
 
     def exchange_averages(self):
-        """Swaps every weight with its average, bit by bit; done twice, all is as before."""
+        """Swaps each weight with its average, bit by bit, and notes in `averages_in` which stands where."""
         for variable, average in zip(self._trainable_variables, self.averages, strict=True):
-            weight = ops.copy(ops.convert_to_tensor(variable))
+            weight = _copied(variable)
             variable.assign(ops.convert_to_tensor(average))
             average.assign(weight)
         self.averages_in.assign(1.0 - ops.convert_to_tensor(self.averages_in))
 
     def reset_slots(self, variable, dropped, grown):
-        """Gives the slots of `variable` back their initial values where a connection came or went."""
-        index = self._get_variable_index(variable)
-        changed = ops.logical_or(dropped, grown)
+        """Puts the state of connections that came or went to what it is for new, or for no, connections.
+
+        Args:
+            variable: The masked weight, a `keras.Variable`.
+            dropped: Boolean array of its shape, True where a connection went.
+            grown: Boolean array of its shape, True where a connection came.
+
+        Raises:
+            ValueError: if the optimizer does not train the variable, or it is not masked.
+        """
+        index = self._trainable_variables_indices.get(self._var_key(variable))
+        if index is None or self.births[index] is None:
+            raise ValueError(
+                "`variable` must be a masked weight that this optimizer trains. "
+                f"Received: variable={variable.path}"
+            )
         slots = [self.averages[index]]
         if self.gradient_accumulation_steps:
             slots.append(self._accumulated_gradients[index])
+        changed = ops.logical_or(dropped, grown)
         for slot in slots:
             old = ops.convert_to_tensor(slot)
             slot.assign(ops.where(changed, ops.zeros((), old.dtype), old))
-        birth = self.births[index]
-        now = ops.cast(self.iterations, "float32")
-        old = ops.convert_to_tensor(birth)
-        birth.assign(ops.where(dropped, -1.0, ops.where(grown, now, old)))
+        births = self.births[index]
+        left = ops.where(dropped, -1.0, ops.convert_to_tensor(births))
+        births.assign(ops.where(grown, ops.cast(self.iterations, "float32"), left))
 
     def align_masks(self):
-        """Makes the births agree with the masks, after other masks have been loaded."""
-        for variable, birth in zip(self._trainable_variables, self.births, strict=True):
-            if birth is not None:
-                mask = ops.convert_to_tensor(variable.masked_weight.mask)
-                known = ops.greater_equal(ops.convert_to_tensor(birth), 0.0)
-                dropped = ops.logical_and(ops.logical_not(mask), known)
+        """Fits the state to the masks, after weights with other masks were loaded into the model.
+
+        Weights that no longer exist lose their average; weights that the optimizer did not know begin now.
+        `NonMonotonicAveraging` calls this when training begins.
+        """
+        for variable, births in zip(self._trainable_variables, self.births, strict=True):
+            if births is None:
+                continue
+            mask = ops.convert_to_tensor(variable.masked_weight.mask)
+            known = ops.greater_equal(ops.convert_to_tensor(births), 0.0)
+            if ops.any(ops.not_equal(mask, known)):
+                dropped = ops.logical_and(known, ops.logical_not(mask))
                 grown = ops.logical_and(mask, ops.logical_not(known))
                 self.reset_slots(variable, dropped, grown)
 
@@ -209,7 +306,18 @@ class SNTASGD(keras.optimizers.Optimizer):
         return {**super().get_config(), "clip_norm_of": self.clip_norm_of}
 
 
-def _scale(square, limit):
+def _factor(square, limit):
     norm = ops.sqrt(square)
-    # norm - norm is 0, or NaN if the norm is not finite: then the loss must show it.
+    # norm - norm is NaN if the norm is not finite: the loss then shows that something went wrong.
     return limit / ops.maximum(norm, limit) + (norm - norm)
+
+
+def _copied(variable):
+    # Without the copy, JAX and torch would leave the variable and what is assigned from it in one buffer.
+    return ops.copy(ops.convert_to_tensor(variable))
+
+
+def _check_not_negative(argument, value, zero=True):
+    if value is not None and not (value > 0 or (zero and value == 0)):  # NaN fails too
+        rule = "must not be negative" if zero else "must be positive"
+        raise ValueError(f"`{argument}` {rule}. Received: {argument}={value}; None switches it off")

@@ -8,18 +8,18 @@ from keras import ops
 
 
 def check_replicas(optimizer):
-    """Raises `ValueError` where gradients cannot be accumulated: nowhere on these backends."""
+    """Raises `ValueError` where Keras cannot accumulate gradients: never on these backends."""
 
 
 def update_variables(optimizer, gradients, variables, learning_rate):
     """Clips the gradients, then updates every variable."""
-    gradients, scales = optimizer.clip(gradients)
-    for gradient, scale, variable in zip(gradients, scales, variables, strict=True):
-        optimizer.update_step(gradient, variable, learning_rate, scale)
+    gradients, factors = optimizer.clip(gradients)
+    for gradient, factor, variable in zip(gradients, factors, variables, strict=True):
+        optimizer.update_step(gradient, variable, learning_rate, factor)
 
 
 def sum_of_squares(gradient):
-    """The sum of the squares of all entries, as a float32 scalar."""
+    """The sum of the squares of all entries, a float32 scalar."""
     return ops.sum(ops.square(ops.cast(gradient, "float32")))
 
 
@@ -28,50 +28,50 @@ def clip_values(gradient, limit):
     return ops.clip(gradient, -limit, limit)
 
 
-def existing(masked_weight, birth):
-    """Where the connections exist, as a boolean tensor."""
+def existing(masked_weight, births):
+    """Where connections exist, a boolean tensor."""
     if keras.backend.backend() != "jax":
         return ops.convert_to_tensor(masked_weight.mask)
-    # The optimizer's stateless scope knows its own variables and the trainable ones only.
-    return ops.greater_equal(ops.convert_to_tensor(birth), 0.0)
+    # In a compiled step the optimizer sees the values of its own and the trainable variables only.
+    return ops.greater_equal(ops.convert_to_tensor(births), 0.0)
 
 
-def descend(variable, gradient, exists, step_size, kept):
-    """Sets `variable` to kept * variable - step_size * gradient, with no gradient where nothing exists.
+def descend(variable, gradient, step_size, decay=None, exists=None):
+    """Takes step_size * gradient + decay * variable from `variable`.
 
     Args:
         variable: The weight, updated in place.
         gradient: Tensor of the same shape.
-        exists: Boolean tensor of the same shape, or None where all exists.
         step_size: Scalar.
-        kept: Scalar that the weight is multiplied by; None for 1.
+        decay: Scalar, or None for no decay.
+        exists: Boolean tensor of the same shape: the weight is zero elsewhere. None if all of it exists.
     """
     weight = ops.convert_to_tensor(variable)
-    gradient = ops.cast(gradient, weight.dtype)
-    if exists is not None:
-        gradient = ops.where(exists, gradient, ops.zeros((), weight.dtype))
-    if kept is not None:
-        weight = weight * ops.cast(kept, weight.dtype)
-    variable.assign(weight - ops.cast(step_size, weight.dtype) * gradient)
+    step = ops.cast(step_size, weight.dtype) * ops.cast(gradient, weight.dtype)
+    if decay is not None:
+        step = step + ops.cast(decay, weight.dtype) * weight
+    moved = weight - step
+    variable.assign(moved if exists is None else ops.where(exists, moved, ops.zeros((), moved.dtype)))
 
 
-def move_average(average, variable, birth, updates, averaging):
-    """Moves `average` towards `variable`, if `averaging`.
+def move_average(average, variable, births, updates, averaging):
+    """Moves `average` to the mean of the values of `variable` since birth, if `averaging`.
 
     Args:
-        average: The running mean, updated in place.
+        average: The mean of the values before, updated in place.
         variable: The weight.
-        birth: Variable with the update after which each weight began to count; a scalar will do.
-        updates: Float32 scalar, the number of updates before this one.
+        births: Variable with the number of updates after which a weight began to count; a scalar if they
+            all began together.
+        updates: Float32 scalar, the number of updates before the present one.
         averaging: Boolean scalar tensor.
     """
 
     def moved():
         old = ops.convert_to_tensor(average)
-        age = ops.cast(ops.maximum(updates - ops.convert_to_tensor(birth), 1.0), old.dtype)
-        return old + (ops.convert_to_tensor(variable) - old) / age
+        age = ops.maximum(updates - ops.convert_to_tensor(births), 1.0)
+        return old + (ops.convert_to_tensor(variable) - old) / ops.cast(age, old.dtype)
 
-    if keras.backend.backend() == "jax":  # an assignment within the branch would leak its tracers
+    if keras.backend.backend() == "jax":  # an assignment inside the branch would leak its tracers
         average.assign(ops.cond(averaging, moved, lambda: ops.convert_to_tensor(average)))
     elif averaging:
         average.assign(moved())

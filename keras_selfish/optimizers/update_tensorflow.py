@@ -1,8 +1,8 @@
 """How `SNTASGD` moves one variable and its average, on TensorFlow.
 
-Three things differ from `update.py`: gradients are summed over replicas *before* they are clipped; the
-gradient of an embedding is one of rows; and on the CPU, where TensorFlow makes one pass over the memory
-for every operation, XLA makes one pass of it all.
+Three things differ from `update.py`: gradients are summed over replicas before they are clipped; the
+gradient of an embedding is one of rows; and XLA compiles the update on the CPU, where TensorFlow would
+pass over the memory once for each operation.
 """
 
 import tensorflow as tf
@@ -14,7 +14,7 @@ def check_replicas(optimizer):
     if optimizer.gradient_accumulation_steps and replicas > 1:
         raise ValueError(
             "`gradient_accumulation_steps` must be None with several replicas, on which Keras cannot "
-            "accumulate gradients. Received: gradient_accumulation_steps="
+            f"accumulate gradients. Received: gradient_accumulation_steps="
             f"{optimizer.gradient_accumulation_steps} with {replicas} replicas; use larger batches instead"
         )
 
@@ -22,26 +22,28 @@ def check_replicas(optimizer):
 def update_variables(optimizer, gradients, variables, learning_rate):
     """Sums the gradients over the replicas, clips the sums, then updates every variable on each replica."""
     variables = [getattr(variable, "_value", variable) for variable in variables]
+    # As Keras (3.15) does it, with the clipping put between its two private calls.
     pairs = optimizer._all_reduce_sum_gradients(list(zip(gradients, variables, strict=True)))
-    gradients, scales = optimizer.clip([summed_rows(gradient) for gradient, _ in pairs])
+    gradients, factors = optimizer.clip([sum_rows(gradient) for gradient, _ in pairs])
 
-    def update(strategy, gradients, scales, learning_rate):
-        def update_one(variable, gradient, learning_rate, scale):
-            optimizer.update_step(gradient, variable, learning_rate, scale)
+    def update_all(strategy, gradients, factors, learning_rate):
+        def update_one(variable, gradient, factor, learning_rate):
+            optimizer.update_step(gradient, variable, learning_rate, factor)
 
-        for variable, gradient, scale in zip(variables, gradients, scales, strict=True):
-            arguments = (gradient, learning_rate, scale)
+        for variable, gradient, factor in zip(variables, gradients, factors, strict=True):
+            arguments = (gradient, factor, learning_rate)
             strategy.extended.update(variable, update_one, args=arguments, group=False)
 
     tf.__internal__.distribute.interim.maybe_merge_call(
-        update, tf.distribute.get_strategy(), gradients, scales, tf.convert_to_tensor(learning_rate)
+        update_all, tf.distribute.get_strategy(), gradients, factors, tf.convert_to_tensor(learning_rate)
     )
 
 
-def summed_rows(gradient):
-    """Of `tf.IndexedSlices`, the sum of the rows of each index stands in its first row, zero in the others.
+def sum_rows(gradient):
+    """Of `tf.IndexedSlices`, adds up the rows with one index, as a word that is twice in a batch has.
 
-    All shapes stay static, so that XLA can compile it.
+    The sum takes the place of the first of them and zeros that of the others: so all shapes are known
+    beforehand, as XLA needs.
     """
     if not isinstance(gradient, tf.IndexedSlices):
         return gradient
@@ -53,7 +55,7 @@ def summed_rows(gradient):
 
 
 def sum_of_squares(gradient):
-    """The sum of the squares of all entries, as a float32 scalar."""
+    """The sum of the squares of all entries, a float32 scalar."""
     values = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
     return 2.0 * tf.nn.l2_loss(tf.cast(values, tf.float32))
 
@@ -63,50 +65,59 @@ def clip_values(gradient, limit):
     return tf.clip_by_value(gradient, -limit, limit)
 
 
-def existing(masked_weight, birth):
-    """Where the connections exist, as a boolean tensor."""
+def existing(masked_weight, births):
+    """Where connections exist, a boolean tensor."""
     return tf.convert_to_tensor(masked_weight.mask)
 
 
-def descend(variable, gradient, exists, step_size, kept):
-    """Sets `variable` to kept * variable - step_size * gradient, with no gradient where nothing exists."""
+def descend(variable, gradient, step_size, decay=None, exists=None):
+    """Takes step_size * gradient + decay * variable from `variable`; see `update.py`."""
     step_size = tf.cast(step_size, variable.dtype)
+    decay = None if decay is None else tf.cast(decay, variable.dtype)
     if isinstance(gradient, tf.IndexedSlices):
-        rows = step_size * tf.cast(gradient.values, variable.dtype)
-        if exists is not None:
-            rows = tf.where(tf.gather(exists, gradient.indices), rows, tf.zeros((), variable.dtype))
-        if kept is not None:
-            variable.assign(tf.cast(kept, variable.dtype) * variable)
-        variable.scatter_sub(tf.IndexedSlices(rows, gradient.indices))
+        _descend_rows(variable, gradient, step_size, decay, exists)
         return
 
-    def assign(gradient, exists, step_size, kept):
+    def move(gradient, step_size, decay, exists):
         weight = tf.convert_to_tensor(variable)
-        gradient = tf.cast(gradient, variable.dtype)
-        if exists is not None:
-            gradient = tf.where(exists, gradient, tf.zeros((), variable.dtype))
-        if kept is not None:
-            weight = tf.cast(kept, variable.dtype) * weight
-        variable.assign(weight - step_size * gradient)
+        step = step_size * tf.cast(gradient, weight.dtype)
+        if decay is not None:
+            step += decay * weight
+        moved = weight - step
+        variable.assign(moved if exists is None else tf.where(exists, moved, tf.zeros((), moved.dtype)))
 
-    _fused(assign, variable)(gradient, exists, step_size, kept)
-
-
-def move_average(average, variable, birth, updates, averaging):
-    """Moves `average` towards `variable`, if `averaging`."""
-
-    def assign(weight, birth, updates):
-        age = tf.cast(tf.maximum(updates - birth, 1.0), average.dtype)
-        average.assign_add((weight - average) / age)
-
-    def move():
-        _fused(assign, variable)(tf.convert_to_tensor(variable), tf.convert_to_tensor(birth), updates)
-
-    tf.cond(averaging, move, lambda: None)
+    _one_pass(move, variable)(gradient, step_size, decay, exists)
 
 
-def _fused(function, variable):
-    """One pass over the memory on the CPU; elsewhere XLA may lack its tools, and memory is fast."""
+def _descend_rows(variable, gradient, step_size, decay, exists):
+    steps = step_size * tf.cast(gradient.values, variable.dtype)
+    if exists is not None:
+        steps = tf.where(tf.gather(exists, gradient.indices), steps, tf.zeros((), steps.dtype))
+
+    def shrink(decay):
+        variable.assign(variable - decay * variable)
+
+    if decay is not None:
+        _one_pass(shrink, variable)(decay)
+    variable.scatter_sub(tf.IndexedSlices(steps, gradient.indices))
+
+
+def move_average(average, variable, births, updates, averaging):
+    """Moves `average` to the mean of the values of `variable` since birth; see `update.py`."""
+
+    def move(weight, births, updates):
+        age = tf.maximum(updates - births, 1.0)
+        average.assign_add((weight - average) / tf.cast(age, weight.dtype))
+
+    def move_if_averaging():
+        _one_pass(move, variable)(tf.convert_to_tensor(variable), tf.convert_to_tensor(births), updates)
+
+    tf.cond(averaging, move_if_averaging, lambda: None)
+
+
+def _one_pass(function, variable):
+    # Elsewhere than on the CPU, memory is fast and XLA may lack its tools; eagerly it would compile anew
+    # at each step.
     if tf.inside_function() and "CPU" in variable.device:
         return tf.function(function, jit_compile=True, autograph=False)
     return function
