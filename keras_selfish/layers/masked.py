@@ -113,6 +113,7 @@ class MaskedLayer(SparseLayer):
             autocast=False,
             name=f"{name}_mask",
         )
+        setattr(self, f"{name}_mask", mask)  # `tf.train.Checkpoint` finds variables by attribute
         masked_weight = masks.MaskedWeight(
             weight,
             mask,
