@@ -1,0 +1,347 @@
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import keras
+import numpy as np
+import pytest
+
+from keras_selfish import LanguageModel, Perplexity, SparseDense, SparseEmbedding, SparseGRU, SparseLSTM
+from keras_selfish.data import Windows
+from keras_selfish.export import saved_model
+from keras_selfish.layers import CarriedState
+
+tf = pytest.importorskip("tensorflow")
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="needs KERAS_BACKEND=tensorflow"
+)
+
+VOCABULARY = [f"wörd{index}" for index in range(50)]
+
+
+def language_model(**settings):
+    settings = {"vocabulary_size": 50, "units": 8, "dropout": 0.0, "batch_size": 4, "seed": 3, **settings}
+    model = LanguageModel(**settings)
+    model.compile(
+        keras.optimizers.SGD(1.0, momentum=0.9),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=[Perplexity()],
+    )
+    return model
+
+
+def tokens(length, seed=0):
+    return np.random.default_rng(seed).integers(0, 50, length)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A trained model, and the folder to which it was exported."""
+    model = language_model()
+    model.fit(Windows(tokens(400), 4, 20).dataset(), epochs=2, verbose=0, shuffle=False)
+    return model, saved_model(model, tmp_path_factory.mktemp("export") / "served", vocabulary=VOCABULARY)
+
+
+def perplexity(served, windows):
+    result = served.score(windows.columns)
+    assert result["log_probabilities"].shape == (windows.batch_size, windows.columns.shape[1] - 1)
+    return float(np.exp(result["loss"] / windows.predictions))
+
+
+def outputs_of(path):
+    """Number of outputs of the one dense layer of four inputs that is served."""
+    served = tf.saved_model.load(path)  # kept: TensorFlow's functions do not keep their variables
+    return served.serve(tf.ones((1, 4))).shape[1]
+
+
+def evaluate(model, windows):
+    return model.evaluate(windows.dataset(), verbose=0, return_dict=True)["perplexity"]
+
+
+def saved_shapes(path):
+    variables = tf.train.list_variables(str(path / "variables" / "variables"))
+    return sorted(tuple(shape) for name, shape in variables if name != "_CHECKPOINTABLE_OBJECT_GRAPH")
+
+
+def test_it_serves_where_neither_the_package_nor_keras_can_be_imported(trained, run_python, tmp_path):
+    model, path = trained
+    windows = Windows(tokens(700, seed=1), 2, 35)
+    np.save(tmp_path / "columns.npy", windows.columns)
+    code = """
+        import pathlib
+        import sys
+
+        sys.modules["keras_selfish"] = sys.modules["keras"] = None  # importing them raises
+
+        import numpy as np
+        import tensorflow as tf
+
+        served = tf.saved_model.load(sys.argv[1])
+        columns = np.load(sys.argv[2])
+        result = served.signatures["score"](tokens=tf.constant(columns))
+        print(float(np.exp(result["loss"] / result["log_probabilities"].numpy().size)))
+
+        states = served.signatures["initial_state"](batch_size=tf.constant(2))
+        for start in (0, 1, 5):  # one token, then several
+            stop = 1 if start == 0 else start + 4
+            result = served.signatures["step"](tokens=tf.constant(columns[:, start:stop]), **states)
+            logits = result.pop("logits")
+            states = result
+        print(*tf.nn.log_softmax(logits).numpy()[:, 7])
+        print(pathlib.Path(served.vocabulary.asset_path.numpy().decode()).read_text(encoding="utf-8").split()[49])
+    """
+    output = run_python(code, path, tmp_path / "columns.npy", cwd=tmp_path, env={"PYTHONPATH": ""})
+    measured, log_probabilities, token = output.splitlines()
+    assert float(measured) == pytest.approx(evaluate(model, windows), rel=1e-5)
+    assert token == "wörd49"
+    first = {"tokens": windows.columns[:, :9], "first": np.ones(2, bool)}
+    expected = np.log(keras.ops.softmax(model(first))[:, -1, 7])
+    assert [float(number) for number in log_probabilities.split()] == pytest.approx(expected, rel=1e-4)
+
+
+def test_log_probabilities_are_those_of_the_next_tokens(trained):
+    model, path = trained
+    ids = tokens(30).reshape(3, 10)
+    logits = np.asarray(model({"tokens": ids[:, :-1], "first": np.ones(3, bool)}), np.float64)
+    everything = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    expected = [[everything[row, time, ids[row, time + 1]] for time in range(9)] for row in range(3)]
+    served = tf.saved_model.load(path)
+    result = served.score(ids)
+    np.testing.assert_allclose(result["log_probabilities"], expected, rtol=1e-5)
+    assert float(result["loss"]) == pytest.approx(-np.sum(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+def test_text_is_scored_in_one_go_as_step_by_step(trained, dtype):
+    _, path = trained
+    served = tf.saved_model.load(path)
+    ids = tf.constant(tokens(300).reshape(2, 150), dtype)  # longer than two of score's windows
+    states, expected = served.initial_state(2), []
+    for time_step in range(149):
+        result = served.step(ids[:, time_step : time_step + 1], **states)
+        logits = result.pop("logits")
+        states = result
+        expected.append(tf.gather(tf.nn.log_softmax(logits), ids[:, time_step + 1], batch_dims=1))
+    shapes = {name: tuple(state.shape) for name, state in states.items()}
+    assert shapes == dict.fromkeys(("h_0", "c_0", "h_1", "c_1"), (2, 8))
+    actual = served.score(ids)["log_probabilities"]
+    np.testing.assert_allclose(actual, np.stack(expected, 1), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (1, 2), (5, 65), (5, 66)])
+def test_score_takes_any_shape(trained, shape):
+    served = tf.saved_model.load(trained[1])
+    result = served.score(np.zeros(shape, "int32"))
+    assert result["log_probabilities"].shape == (shape[0], shape[1] - 1)
+    assert float(result["loss"]) == pytest.approx(-np.sum(result["log_probabilities"]), rel=1e-6)
+
+
+def test_signatures_have_dynamic_sizes_and_a_default(trained):
+    served = tf.saved_model.load(trained[1])
+    signatures = served.signatures
+    assert set(signatures) == {"score", "step", "initial_state", "serving_default"}
+    _, inputs = signatures["step"].structured_input_signature
+    assert {name: (spec.shape.as_list(), spec.dtype) for name, spec in inputs.items()} == {
+        "tokens": ([None, None], tf.int32),
+        **dict.fromkeys(("h_0", "c_0", "h_1", "c_1"), ([None, 8], tf.float32)),
+    }
+    assert set(signatures["serving_default"].structured_outputs) == {"log_probabilities", "loss"}
+
+
+def test_only_what_serves_is_saved(trained):
+    _, path = trained
+    kernels = [(8, 32)] * 4
+    assert saved_shapes(path) == sorted([(50, 8), *kernels, (32,), (32,), (8, 50), (50,)])
+    (data,) = (path / "variables").glob("variables.data-*")
+    size = 4 * (50 * 8 + 4 * 8 * 32 + 2 * 32 + 8 * 50 + 50)
+    assert data.stat().st_size < size + 10_000  # the rest is the graph of objects
+    served = tf.saved_model.load(path)
+    weights = [weight for weight in served.weights if weight.shape.rank == 2]
+    assert [np.mean(weight == 0) for weight in weights] == pytest.approx([0.67] * 6, abs=0.005)
+
+
+def test_no_operation_needs_a_gpu(trained):
+    model, path = trained
+    assert b"Cudnn" not in (path / "saved_model.pb").read_bytes()
+    assert [layer.use_cudnn for layer in model.recurrent] == ["auto", "auto"]  # the model's own is left
+
+
+@pytest.mark.parametrize("settings", [{"tied": True, "layers": 1}, {"sparsity": 0.0, "embedding_units": 4}])
+def test_other_language_models_have_the_same_perplexity(settings, tmp_path):
+    model = language_model(**settings)
+    windows = Windows(tokens(200), 2, 16)
+    served = tf.saved_model.load(saved_model(model, tmp_path / "served"))
+    assert perplexity(served, windows) == pytest.approx(evaluate(model, windows), rel=1e-5)
+
+
+def test_mixed_precision_gives_float32(tmp_path):
+    model = language_model(dtype="mixed_bfloat16", layers=1)
+    windows = Windows(tokens(200), 2, 16)
+    served = tf.saved_model.load(saved_model(model, tmp_path / "served"))
+    assert perplexity(served, windows) == pytest.approx(evaluate(model, windows), rel=1e-2)
+    results = {**served.score(windows.columns), **served.step(windows.columns, **served.initial_state(2))}
+    assert {name: result.dtype for name, result in results.items()} == dict.fromkeys(
+        ("log_probabilities", "loss", "logits", "h_0", "c_0"), tf.float32
+    )
+    assert {weight.dtype for weight in served.weights} == {tf.float32}
+
+
+def test_a_saved_model_or_empty_folder_is_replaced(tmp_path):
+    path = tmp_path / "served"
+    path.mkdir()
+    for units in (2, 3):
+        model = keras.Sequential([keras.Input((4,)), SparseDense(units)])
+        assert saved_model(model, path) == path
+        assert outputs_of(path) == units
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    saved_model(keras.Sequential([keras.Input((4,)), SparseDense(5)]), link)
+    assert outputs_of(path) == 5
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["link", "served"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "more than a SavedModel", "broken link"])
+def test_anything_else_is_refused_and_kept(kind, trained, tmp_path):
+    path = tmp_path / "thesis"
+    if kind == "file":
+        path.write_text("work of years")
+    elif kind == "broken link":
+        path.symlink_to(tmp_path / "nowhere")
+    else:
+        path.mkdir()
+        (path / "chapter").write_text("work of years")
+        if kind == "more than a SavedModel":
+            (path / "saved_model.pb").touch()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(FileExistsError, match=r"`path` must be free or a SavedModel.*thesis"):
+        saved_model(trained[0], path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_forward_pass_of_any_model(tmp_path):
+    model = keras.Sequential(
+        [
+            keras.Input((None, 8), name="features"),
+            keras.layers.Bidirectional(SparseLSTM(4)),
+            keras.layers.Dropout(0.5),
+            keras.layers.BatchNormalization(),
+            SparseDense(3),
+        ]
+    )
+    model.compile("adam", "mse")
+    features = np.random.default_rng(0).normal(size=(4, 5, 8)).astype("float32")
+    model.fit(features, np.ones((4, 3)), verbose=0)
+    path = saved_model(model, tmp_path / "new" / "served")
+    served = tf.saved_model.load(path)
+    np.testing.assert_allclose(served.serve(features), model(features), rtol=1e-5)
+    (result,) = served.signatures["serving_default"](features=tf.constant(features[:2, :3])).values()
+    assert result.shape == (2, 3)
+    directions = [(8, 16), (4, 16), (16,)] * 2
+    assert saved_shapes(path) == sorted([*directions, *[(8,)] * 4, (8, 3), (3,)])
+
+
+def test_forward_pass_with_named_inputs_and_outputs(tmp_path):
+    left, right = keras.Input((3,), name="left"), keras.Input((2,), name="right")
+    half = {"dtype": "mixed_bfloat16"}
+    outputs = {"sum": SparseDense(4, **half)(left) + SparseDense(4, **half)(right), "right": right}
+    model = keras.Model({"left": left, "right": right}, outputs)
+    served = tf.saved_model.load(saved_model(model, tmp_path / "served"))
+    inputs = {"left": tf.constant([[1.0, 2.0, 3.0]]), "right": tf.constant([[4.0, 5.0]])}
+    for results in (served.serve(inputs), served.signatures["serve"](**inputs)):
+        assert results["sum"].dtype == tf.float32
+        np.testing.assert_allclose(results["sum"], tf.cast(model(inputs)["sum"], tf.float32), rtol=1e-2)
+        np.testing.assert_array_equal(results["right"], inputs["right"])
+
+
+def test_forward_pass_with_a_lookup_table(tmp_path):
+    layers = [
+        keras.layers.TextVectorization(vocabulary=["sparse", "dense"]),
+        SparseEmbedding(4, 3),
+        SparseGRU(2),
+    ]
+    model = keras.Sequential([keras.Input((), dtype="string"), *layers])
+    text = tf.constant(["sparse dense words", "dense"])
+    served = tf.saved_model.load(saved_model(model, tmp_path / "served"))
+    np.testing.assert_allclose(served.serve(text), model(text), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "message"),
+    [
+        (VOCABULARY[:-1], "each of the model's 50 ids. Received: 49 tokens"),
+        ([*VOCABULARY[:-1], "two\nlines"], r"one line each. Received: 'two\\nlines' as token 49"),
+        ([*VOCABULARY[:-1], ""], "Received: '' as token 49"),
+        (range(50), "Received: 0 as token 0"),
+    ],
+)
+def test_vocabulary_must_fit(vocabulary, message, trained, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        saved_model(trained[0], tmp_path / "served", vocabulary=vocabulary)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_models_that_cannot_be_served_are_refused(tmp_path):
+    plain = keras.Sequential([keras.Input((4,)), SparseDense(2)])
+    with pytest.raises(ValueError, match="`vocabulary` goes with a language model"):
+        saved_model(plain, tmp_path / "served", vocabulary=["a", "b"])
+    inputs = [keras.Input((None, 3)), keras.Input((), dtype="bool")]
+    recurrent = SparseLSTM(2, return_sequences=True, return_state=True)
+    stateful = keras.Model(inputs, CarriedState(recurrent, batch_size=1)(*inputs))
+    with pytest.raises(ValueError, match="`model` must not carry hidden state"):
+        saved_model(stateful, tmp_path / "served")
+    with pytest.raises(ValueError, match="`model` must be built"):
+        saved_model(keras.Sequential([SparseDense(2)]), tmp_path / "served")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.jax
+def test_other_backends_are_told_the_way_out(run_python, tmp_path):
+    code = """
+        import sys
+        from keras_selfish import LanguageModel
+        from keras_selfish.export import saved_model
+
+        try:
+            saved_model(LanguageModel(10, units=4), sys.argv[1])
+        except RuntimeError as error:
+            print(error)
+    """
+    message = run_python(code, tmp_path / "served", backend="jax")
+    assert message.startswith("`saved_model` needs Keras to run on TensorFlow")
+    assert message.count("\n") == 1
+    assert not (tmp_path / "served").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_export_leaves_what_was_there(tmp_path):
+    path, part = tmp_path / "served", tmp_path / ".served.part"
+    model = keras.Sequential([keras.Input((4,)), SparseDense(2)])
+    saved_model(model, path)
+    code = """
+        import sys
+        import keras
+        from keras_selfish import SparseDense
+        from keras_selfish.export import saved_model
+
+        model = keras.Sequential([keras.Input((4,)), SparseDense(3)])
+        while True:
+            saved_model(model, sys.argv[1])
+    """
+    repository = pathlib.Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), str(path)], env=environment)
+    try:
+        while not part.exists():
+            assert process.poll() is None
+            time.sleep(0.001)
+    finally:
+        process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert part.exists()
+    assert outputs_of(path) == 2
+    saved_model(model, path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["served"]
