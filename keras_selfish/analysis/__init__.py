@@ -1,0 +1,16 @@
+"""What a sparse model consists of and how it came to be: reports and plots."""
+
+# Imported at once: `report` names a module too, and whichever is bound last stays.
+from keras_selfish.analysis.flops import Comparison, inference_flops, training_flops
+from keras_selfish.analysis.plots import plot_history
+from keras_selfish.analysis.report import Report, WeightReport, report
+
+__all__ = [
+    "Comparison",
+    "Report",
+    "WeightReport",
+    "inference_flops",
+    "plot_history",
+    "report",
+    "training_flops",
+]
