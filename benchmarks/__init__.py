@@ -1,0 +1,1 @@
+"""Figures against peers, side by side in one run."""

@@ -1,0 +1,223 @@
+"""The language model: carried state, perplexity, presets, save and load."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_selfish import SNTASGD, LanguageModel, Perplexity, masked_weights
+from keras_selfish.data import Windows
+from keras_selfish.models import PRESETS, language_model, preset
+
+VOCABULARY, COLUMNS = 17, 4
+RNG = np.random.default_rng(0)
+TRAIN = RNG.integers(0, VOCABULARY, COLUMNS * 26)
+VALIDATION = RNG.integers(0, VOCABULARY, COLUMNS * 20)
+
+
+def small_model(**overrides):
+    settings = {"units": 12, "dropout": 0.0, "batch_size": COLUMNS, "seed": 3, **overrides}
+    model = LanguageModel(VOCABULARY, **settings)
+    model.compile(
+        SNTASGD(1.0, global_clipnorm=0.25),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=[Perplexity()],
+    )
+    return model
+
+
+def evaluate(model, time_steps, tokens=VALIDATION, columns=COLUMNS):
+    windows = Windows(tokens, columns, time_steps)
+    return model.evaluate(windows.dataset(), verbose=0, return_dict=True)
+
+
+def whole_text_perplexity(model, tokens, columns=COLUMNS):
+    """One window over all: no state is carried, so nothing can go wrong with it."""
+    ((inputs, targets),) = Windows(tokens, columns, len(tokens))
+    logits = keras.ops.convert_to_numpy(model(inputs, training=False)).astype("float64")
+    log_sums = np.log(np.exp(logits).sum(-1))
+    chosen = np.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    return np.exp((log_sums - chosen).mean())
+
+
+@pytest.mark.parametrize("time_steps", [1, 5, 7, 19])
+def test_perplexity_does_not_depend_on_the_windows(time_steps):
+    model = small_model()
+    expected = whole_text_perplexity(model, VALIDATION)
+    scores = evaluate(model, time_steps)
+    assert scores["perplexity"] == pytest.approx(expected, rel=1e-5)
+    assert scores["loss"] == pytest.approx(np.log(expected), rel=1e-5)
+
+
+def test_evaluation_is_the_same_before_during_and_after_training():
+    """Nothing is learnt (learning rate 0), so all evaluations must agree, whatever was run between."""
+    model = small_model()
+    model.optimizer.learning_rate = 0.0
+    expected = evaluate(model, 5)["perplexity"]
+    train, validation = Windows(TRAIN, COLUMNS, 5), Windows(VALIDATION, COLUMNS, 5)
+    history = model.fit(
+        train.dataset(), validation_data=validation.dataset(), epochs=2, shuffle=False, verbose=0
+    ).history
+    assert history["val_perplexity"] == pytest.approx([expected] * 2, rel=1e-6)
+    # Training starts from a zero state at each epoch, and validation between them does not show.
+    assert history["perplexity"] == pytest.approx([whole_text_perplexity(model, TRAIN)] * 2, rel=1e-5)
+    assert evaluate(model, 5)["perplexity"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_validation_leaves_the_training_state_alone():
+    model = small_model()
+    states = [v for v in model.variables if "training_state" in v.path]
+    assert len(states) == 4
+    model.fit(Windows(TRAIN, COLUMNS, 5).dataset(), shuffle=False, verbose=0)
+    before = [keras.ops.convert_to_numpy(state).copy() for state in states]
+    assert all(state.any() for state in before)
+    evaluate(model, 5)
+    for state, value in zip(states, before, strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(state), value)
+
+
+def test_fewer_columns_than_the_model_was_built_for():
+    model = small_model()
+    for columns in (1, 3):
+        expected = whole_text_perplexity(model, VALIDATION, columns)
+        assert evaluate(model, 6, columns=columns)["perplexity"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_more_columns_are_refused():
+    with pytest.raises(ValueError, match="at most `batch_size` columns, which is 4"):
+        evaluate(small_model(), 6, columns=5)
+
+
+def test_the_stepwise_model_computes_the_same():
+    model = small_model()
+    ((inputs, _),) = Windows(VALIDATION, COLUMNS, 100)
+    expected = keras.ops.convert_to_numpy(model(inputs, training=False))
+    stepwise = model.stepwise()
+    states = [np.zeros((COLUMNS, 12), "float32")] * 4
+    for t in range(inputs["tokens"].shape[1]):
+        logits, *states = stepwise([inputs["tokens"][:, t : t + 1], *states])
+        np.testing.assert_allclose(logits[:, 0], expected[:, t], atol=1e-5)
+
+
+def test_published_initial_weights():
+    model = LanguageModel(500, 64, sparsity=0.5, seed=1)
+    limits = {"embedding": 0.1, "decoder": 0.1, "lstm": 64**-0.5}
+    for masked_weight in masked_weights(model):
+        weight = keras.ops.convert_to_numpy(masked_weight.weight)
+        mask = keras.ops.convert_to_numpy(masked_weight.mask)
+        limit = next(value for name, value in limits.items() if masked_weight.name.startswith(name))
+        assert not weight[~mask].any()
+        assert 0.95 * limit < abs(weight).max() <= limit
+        assert abs(weight[mask].mean()) < 0.05 * limit
+    assert not keras.ops.convert_to_numpy(model.decoder.bias).any()
+    assert keras.ops.convert_to_numpy(model.recurrent[0].cell.bias).any()
+
+
+def test_same_seed_same_model():
+    first, second, other = small_model(), small_model(), small_model(seed=4)
+    for a, b in zip(first.get_weights(), second.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    pairs = zip(masked_weights(first), masked_weights(other), strict=True)
+    for a, b in pairs:
+        assert (keras.ops.convert_to_numpy(a.mask) != keras.ops.convert_to_numpy(b.mask)).any()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"tied": True},
+        {"distribution": "erk"},
+        {"block_shape": (4, 1)},
+        {"sparsity": 0.0},
+        {"dtype": "mixed_bfloat16"},
+    ],
+    ids=str,
+)
+def test_save_and_load(settings, tmp_path):
+    model = small_model(**{"units": 16, **settings})
+    if settings.get("block_shape"):
+        settings["units"] = 16
+    model.fit(Windows(TRAIN, COLUMNS, 5).dataset(), shuffle=False, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.get_config() == model.get_config()
+    for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert evaluate(loaded, 5) == evaluate(model, 5)
+
+
+def test_a_whole_model_budget_is_exact():
+    model = small_model(units=16, distribution="erdos_renyi", sparsity=0.7)
+    weights = masked_weights(model)
+    total = sum(np.prod(weight.shape) for weight in weights)
+    assert sum(weight.active for weight in weights) == round(0.3 * total)
+    densities = {weight.name: weight.active / np.prod(weight.shape) for weight in weights}
+    assert len(set(densities.values())) > 1
+
+
+def test_ptb_lstm_has_the_published_size():
+    """66 million weights dense, 22 million sparse; counted from shapes, without making the arrays."""
+    settings = preset("ptb_lstm")["model"]
+    units, vocabulary = settings["units"], 10_000
+    dense = 2 * vocabulary * units + settings["layers"] * 2 * units * 4 * units
+    assert dense == pytest.approx(66e6, rel=0.01)
+    assert (1 - settings["sparsity"]) * dense == pytest.approx(22e6, rel=0.02)
+
+
+def test_presets_make_models():
+    for name in PRESETS:
+        model = language_model(name, vocabulary_size=40, units=8)
+        assert (model.units, model.sparsity) == (8, PRESETS[name]["model"]["sparsity"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sparsity": 1.0}, r"`sparsity` .* \[0, 1\). Received: sparsity=1.0"),
+        ({"sparsity": float("nan")}, "Received: sparsity=nan"),
+        ({"distribution": "gaussian"}, "`distribution` must be one of .*'gaussian'"),
+        ({"block_shape": (5, 1)}, r"`block_shape` must divide"),
+        ({"block_shape": (0, 1)}, r"`block_shape` must be two positive integers"),
+        ({"units": 0}, "`units` must be a positive integer. Received: units=0"),
+        ({"dropout": 1.0}, r"`dropout` must be in \[0, 1\). Received: dropout=1.0"),
+        ({"tied": True, "embedding_units": 5}, "`embedding_units` must equal `units`"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        small_model(**arguments)
+
+
+def test_unknown_preset():
+    with pytest.raises(ValueError, match=r"`preset` must be one of ptb_lstm, quick. Received: preset='large'"):
+        language_model("large")
+
+
+@pytest.mark.jax
+def test_state_is_carried_on_jax(run_python):
+    printed = run_python(
+        """
+        import keras, numpy as np
+        from keras_selfish import LanguageModel, Perplexity, SNTASGD, SelfishRewiring
+        from keras_selfish.data import Windows
+
+        tokens = np.random.default_rng(0).integers(0, 17, 4 * 20)
+        model = LanguageModel(17, units=12, dropout=0.0, batch_size=4)
+        model.compile(
+            SNTASGD(0.5, global_clipnorm=0.25),
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=[Perplexity()],
+        )
+        for time_steps in (19, 5, 1):
+            data = Windows(tokens, 4, time_steps).pydataset()
+            print(model.evaluate(data, verbose=0, return_dict=True)["perplexity"])
+        data = Windows(tokens, 4, 5).pydataset()
+        history = model.fit(data, epochs=3, shuffle=False, verbose=0, callbacks=[SelfishRewiring()]).history
+        print(history["perplexity"][-1] < history["perplexity"][0], len(history["sparsity"]))
+        """,
+        backend="jax",
+    )
+    *perplexities, trained = printed.strip().splitlines()
+    numbers = [float(number) for number in perplexities]
+    assert numbers == pytest.approx([numbers[0]] * 3, rel=1e-5)
+    assert trained == "True 3"

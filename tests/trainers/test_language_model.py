@@ -1,0 +1,243 @@
+"""The trainer, run as a user runs it: in a process of its own, on real text."""
+
+import csv
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+TINY = (
+    "--dataset=text",
+    "--units=16",
+    "--batch_size=4",
+    "--bptt=10",
+    "--sparsity=0.5",
+    "--epochs=3",
+    "--learning_rate=5",
+)
+DENSITY_COLUMNS = 2 + 4 * 4  # embedding, decoder; two layers of two kernels with four gates
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A little English: part of the text that Python carries."""
+    import pydoc_data.topics
+
+    folder = tmp_path_factory.mktemp("corpus")
+    text = "\n".join(pydoc_data.topics.topics[name] for name in ("assert", "while", "with", "del", "pass"))
+    (folder / "text.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+def command(workdir, *flags):
+    return [sys.executable, "-m", "trainers.language_model", f"--workdir={workdir}", *flags]
+
+
+def run(workdir, *flags, env=None):
+    return subprocess.run(
+        command(workdir, *flags),
+        cwd=REPOSITORY,
+        env={**os.environ, **(env or {})},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def history(workdir):
+    with open(workdir / "history.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def without_times(rows):
+    return [
+        {name: value for name, value in row.items() if name not in ("seconds", "tokens_per_second")}
+        for row in rows
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole_run(corpus, tmp_path_factory):
+    """One run from start to end, and what it printed."""
+    workdir = tmp_path_factory.mktemp("run")
+    result = run(workdir, f"--data_dir={corpus}", *TINY)
+    assert result.returncode == 0, result.stderr
+    return workdir, result
+
+
+def test_a_run_leaves_everything_it_promises(whole_run):
+    workdir, result = whole_run
+    config = json.loads((workdir / "config.json").read_text())
+    assert (config["units"], config["dataset"], config["schedule_epochs"]) == (16, "text", 3)
+    rows = history(workdir)
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    for column in ("loss", "perplexity", "val_loss", "val_perplexity", "sparsity", "seconds"):
+        assert float(rows[0][column]) > 0
+    assert float(rows[0]["tokens_per_second"]) > 0
+    assert float(rows[-1]["sparsity"]) == pytest.approx(0.5, abs=0.01)
+    assert sum(name.startswith("density/") for name in rows[0]) == DENSITY_COLUMNS
+    assert {"best.keras", "final.keras", "saved_model", "tensorboard", "results.json"} <= {
+        path.name for path in workdir.iterdir()
+    }
+    assert list(workdir.glob(".partial*")) == []
+    assert "gate i" in result.stdout
+    assert "test, one column" in result.stdout
+
+
+def test_training_learns(whole_run):
+    workdir, _ = whole_run
+    rows = history(workdir)
+    assert float(rows[-1]["val_perplexity"]) < float(rows[0]["val_perplexity"])
+
+
+def test_the_exported_model_serves_without_the_package(whole_run, run_python, tmp_path):
+    workdir, _ = whole_run
+    printed = run_python(
+        """
+        import sys
+        sys.modules["keras_selfish"] = None
+        import tensorflow as tf
+        model = tf.saved_model.load(sys.argv[1])
+        scores = model.signatures["score"](tf.constant([[1, 2, 3, 4]], tf.int32))
+        print(sorted(model.signatures), sorted(scores))
+        """,
+        workdir / "saved_model",
+        cwd=tmp_path,
+    )
+    assert "score" in printed
+    assert "step" in printed
+
+
+def test_a_finished_run_says_so_and_tests_again(whole_run, corpus):
+    workdir, first = whole_run
+    again = run(workdir, f"--data_dir={corpus}", *TINY)
+    assert again.returncode == 0, again.stderr
+    assert "nothing is left to train" in again.stderr
+    assert again.stdout == first.stdout[first.stdout.index(again.stdout[:20]) :]
+    assert len(history(workdir)) == 3
+
+
+def test_a_killed_run_resumes_as_if_nothing_had_happened(whole_run, corpus, tmp_path):
+    """Killed after its first checkpoint, in the middle of a later epoch."""
+    reference, _ = whole_run
+    flags = (f"--data_dir={corpus}", *TINY)
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(command(tmp_path / "run", *flags), cwd=REPOSITORY, stdout=log, stderr=log)
+        while not (tmp_path / "run" / "checkpoint.json").exists():
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    resumed = run(tmp_path / "run", *flags)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Resuming after epoch" in resumed.stderr
+    assert without_times(history(tmp_path / "run")) == without_times(history(reference))
+    for name in ("results.json",):
+        assert (tmp_path / "run" / name).read_text() == (reference / name).read_text()
+
+
+def test_methods_and_options(corpus, tmp_path):
+    one = (f"--data_dir={corpus}", *TINY, "--epochs=1", "--noexport")
+    dense = run(tmp_path / "dense", *one, "--method=dense")
+    assert dense.returncode == 0, dense.stderr
+    assert "sparsity" not in history(tmp_path / "dense")[0]
+    flags = ("--method=static", "--precision=mixed_bfloat16", "--block_shape=4,1", "--distribution=erk")
+    static = run(tmp_path / "static", *one, *flags)
+    assert static.returncode == 0, static.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--sparsity=1.2",), "Received: sparsity=1.2"),
+        (("--sparsity=nan",), "Received: sparsity=nan"),
+        (("--distribution=gaussian",), "Received: distribution='gaussian'"),
+        (("--block_shape=3,1",), "`block_shape` must divide"),
+        (("--block_shape=four",), "--block_shape must be two whole numbers"),
+        (("--dataset=imdb",), "imdb"),
+        (("--preset=huge",), "huge"),
+        (("--schedule=stepwise",), "stepwise"),
+        (("--unitz=5",), "unitz"),
+        (("--pruning_rate=1.5",), "Received: --pruning_rate=1.5"),
+        (("--batch_size=100000",), "batch_size=100000"),
+        (("--data_dir=/nowhere",), "/nowhere"),
+        (("--cpu_replicas=2",), "--cpu_replicas needs --strategy=mirrored"),
+        (("stray",), "stray"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_bad_flags_are_one_sentence(flags, message, corpus, tmp_path):
+    result = run(tmp_path / "run", f"--data_dir={corpus}", *TINY, *flags)
+    assert result.returncode != 0
+    assert message in result.stderr + result.stdout
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_other_settings_in_a_used_workdir(whole_run, corpus):
+    workdir, _ = whole_run
+    before = (workdir / "config.json").read_text()
+    result = run(workdir, f"--data_dir={corpus}", *TINY, "--units=32")
+    assert result.returncode == 1
+    assert "units=32 (was 16)" in result.stderr
+    assert (workdir / "config.json").read_text() == before
+
+
+def test_non_utf8_text(tmp_path):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_bytes(b"caf\xe9 au lait\n" * 100)
+    result = run(tmp_path / "run", f"--data_dir={tmp_path / 'text'}", *TINY)
+    assert result.returncode == 1
+    assert "a.txt" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_damaged_checkpoint(corpus, tmp_path):
+    flags = (f"--data_dir={corpus}", *TINY, "--noexport")
+    assert run(tmp_path, *flags, "--epochs=1").returncode == 0
+    (weights,) = tmp_path.glob("checkpoint-*.weights.h5")
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    weights.write_bytes(content)
+    result = run(tmp_path, *flags, "--epochs=2")
+    assert result.returncode == 1
+    assert "damaged" in result.stderr
+    assert len(history(tmp_path)) == 1
+
+
+def test_foreign_config(corpus, tmp_path):
+    (tmp_path / "config.json").write_text('{"hello": "world"}')
+    result = run(tmp_path, f"--data_dir={corpus}", *TINY)
+    assert result.returncode == 1
+    assert "config.json in --workdir must have been written by this trainer" in result.stderr
+    assert (tmp_path / "config.json").read_text() == '{"hello": "world"}'
+
+
+def test_workdir_that_cannot_be_written(corpus, tmp_path):
+    (tmp_path / "file").write_text("")
+    result = run(tmp_path / "file" / "run", f"--data_dir={corpus}", *TINY)
+    assert result.returncode == 1
+    assert "--workdir must be a folder that can be written" in result.stderr
+
+
+def test_nan_loss_stops_and_keeps_the_checkpoint(corpus, tmp_path):
+    """Weights that grow without bound: no clipping and an absurd learning rate."""
+    flags = (f"--data_dir={corpus}", *TINY, "--clipnorm=0", "--learning_rate=1e38", "--noexport")
+    result = run(tmp_path, *flags)
+    assert result.returncode == 1
+    assert "loss became nan at step" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "best.keras").exists()
+
+
+def test_help_names_every_flag():
+    result = run("unused", "--help")
+    for flag in ("--dataset", "--block_shape", "--[no]reset_regrown", "--precision", "--strategy"):
+        assert flag in result.stdout
