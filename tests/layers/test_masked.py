@@ -408,9 +408,10 @@ TRAIN_AND_RESTORE = """
     tied = SparseReversibleEmbedding(12, 6, sparsity=0.5)
     inputs = keras.Input((4,), dtype="int32")
     x = SparseEmbedding(12, 6, mask_zero=True, embeddings_regularizer="l1")(inputs) + tied(inputs)
-    x = keras.layers.Bidirectional(SparseLSTM(4, return_sequences=True, dropout=0.1))(x)
-    x = SparseGRU(6, return_sequences=True, kernel_regularizer="orthogonal_regularizer")(x)
-    x = keras.layers.RNN(SparseSimpleRNNCell(6, recurrent_dropout=0.1), return_sequences=True)(x)
+    options = {"recurrent_initializer": "glorot_uniform"}  # JAX takes seconds to compile an orthogonal one
+    regularized = {"kernel_regularizer": "orthogonal_regularizer"}
+    x = SparseLSTM(6, return_sequences=True, dropout=0.1, **regularized, **options)(x)
+    x = keras.layers.RNN(SparseGRUCell(6, recurrent_dropout=0.1, **options), return_sequences=True)(x)
     x = keras.layers.TimeDistributed(SparseDense(6, dtype="mixed_bfloat16"))(x)
     model = keras.Model(inputs, tied(x, reverse=True))
     tokens = np.array([[1, 2, 3, 4], [11, 5, 0, 0]], "int32")
@@ -423,7 +424,7 @@ TRAIN_AND_RESTORE = """
             if before is not None:
                 assert (weight != before[index]).any(), masked_weight.name
 
-    before = [keras.ops.convert_to_numpy(masked_weight.weight) for masked_weight in masked_weights(model)]
+    before = [np.array(keras.ops.convert_to_numpy(weight.weight)) for weight in masked_weights(model)]
     check()
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.fit(tokens, tokens, verbose=0)
@@ -441,4 +442,4 @@ TRAIN_AND_RESTORE = """
 )
 def test_layers_train_and_are_restored_on_other_backends(run_python, tmp_path, backend):
     output = run_python(TRAIN_AND_RESTORE, tmp_path / "model.keras", backend=backend)
-    assert output.split() == [backend, "11"]
+    assert output.split() == [backend, "7"]
