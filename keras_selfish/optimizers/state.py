@@ -119,10 +119,10 @@ def _initial_slot_values(optimizer):
 
 
 def _probe(optimizer):
-    config = optimizer.get_config()
-    if "learning_rate" in config:  # a schedule or function need not be built to know the slots
-        config["learning_rate"] = 0.001
     try:
+        config = optimizer.get_config()
+        if "learning_rate" in config:  # a schedule need not be made again to know the slots
+            config["learning_rate"] = 0.001
         twin = type(optimizer).from_config(config)
     except TypeError as error:
         raise ValueError(

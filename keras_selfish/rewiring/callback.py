@@ -7,7 +7,7 @@ import numpy as np
 from absl import logging
 from keras import ops
 
-from keras_selfish.masks import masked_weights
+from keras_selfish import masks
 from keras_selfish.optimizers import state
 from keras_selfish.rewiring import rules, schedules
 from keras_selfish.rewiring.rewire import apply_change, choose_change, read_matrix
@@ -79,11 +79,11 @@ class Rewiring(keras.callbacks.Callback):
         _check_fraction("pruning_rate", pruning_rate)
         _check_fraction("end_rate", end_rate)
         if frequency != "epoch":
-            _check_whole("frequency", frequency, 1, '"epoch" or ')
+            _check_steps("frequency", frequency, '"epoch" or ')
         for name, value in (("end_step", end_step), ("total_steps", total_steps)):
             if value is not None:
-                _check_whole(name, value, 1, "None or ")
-        _check_whole("seed", seed, 0)
+                _check_steps(name, value, "None or ")
+        masks.check_seed(seed)
         self.schedule = _resolve("schedule", schedule, schedules.SCHEDULES)
         if isinstance(schedule, str):
             self.schedule = self.schedule(pruning_rate, end_rate)
@@ -210,7 +210,7 @@ class Rewiring(keras.callbacks.Callback):
         """
         _check_fraction("rate", rate)
         optimizer = self.model.optimizer
-        for index, masked_weight in enumerate(masked_weights(self.model)):
+        for index, masked_weight in enumerate(masks.masked_weights(self.model)):
             if not masked_weight.weight.trainable:
                 continue
             generator = np.random.default_rng([self.seed, step, index])
@@ -224,13 +224,13 @@ class Rewiring(keras.callbacks.Callback):
     def statistics(self):
         """The sparsity of all masked weights together and the density of each gate, as a dict of floats."""
         if self._statistics is None:  # masks change in rewiring only
-            self._statistics = _measure(masked_weights(self.model))
+            self._statistics = _measure(masks.masked_weights(self.model))
         return self._statistics
 
     def _prepare(self):
         self._sync()
         self._check_model()
-        for masked_weight in masked_weights(self.model):
+        for masked_weight in masks.masked_weights(self.model):
             masked_weight.project()
         optimizer = self.model.optimizer
         for leaf in state.leaves(optimizer):
@@ -240,7 +240,7 @@ class Rewiring(keras.callbacks.Callback):
 
     def _check_model(self):
         """Raises `ValueError` for a model or optimizer that cannot be rewired."""
-        weights = masked_weights(self.model)
+        weights = masks.masked_weights(self.model)
         if not weights:
             raise ValueError(
                 "`model` must have masked weights to rewire, but has none. Received: "
@@ -298,11 +298,9 @@ def _check_fraction(name, value):
         raise ValueError(f"`{name}` must be a number in [0, 1]. Received: {name}={value!r}")
 
 
-def _check_whole(name, value, smallest, alternative=""):
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < smallest:
-        raise ValueError(
-            f"`{name}` must be {alternative}a whole number of at least {smallest}. Received: {name}={value!r}"
-        )
+def _check_steps(name, value, alternative):
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"`{name}` must be {alternative}a positive integer. Received: {name}={value!r}")
 
 
 def _measure(weights):

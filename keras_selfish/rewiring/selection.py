@@ -15,6 +15,9 @@ __all__ = ["largest", "smallest", "uniform"]
 _LISTED = 1 << 16
 _SPARSE = 1 / 16
 
+# Standard deviations by which random thinning aims below the count: it overshoots once in millions of times.
+_SAFETY = 5.0
+
 
 def smallest(scores, among, count):
     """The `count` positions with the smallest scores; of equal scores the first ones.
@@ -66,11 +69,11 @@ def uniform(among, count, generator):
     """
     available = np.count_nonzero(among)
     chosen = np.zeros(among.size, bool)
-    if among.size >= _LISTED:
-        safety = 5.0 * math.sqrt(count)
-        chosen = _thinned(among.reshape(-1), max(count - safety, 0.0) / available, generator)
+    if count and among.size >= _LISTED:
+        aim = max(count - _SAFETY * math.sqrt(count), 0.0)
+        chosen = _thinned(among.reshape(-1), aim / available, generator)
     excess = np.count_nonzero(chosen) - count
-    if excess > 0:  # the safety is five standard deviations: once in millions of times
+    if excess > 0:
         chosen[_draw(chosen, excess, generator)] = False
     elif among.size < _LISTED or available - count < _SPARSE * among.size:
         chosen[_draw(among.reshape(-1) & ~chosen, -excess, generator)] = True
