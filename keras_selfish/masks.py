@@ -101,6 +101,14 @@ def masked_weights(model):
 
     Returns:
         A list of `MaskedWeight`; empty if nothing is masked.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_selfish import SparseDense, SparseGRU
+    >>> model = keras.Sequential([keras.Input((None, 4)), SparseGRU(8), SparseDense(2)])
+    >>> [(weight.shape, weight.active, weight.gates) for weight in masked_weights(model)]
+    [((4, 24), 32, ('z', 'r', 'h')), ((8, 24), 63, ('z', 'r', 'h')), ((8, 2), 5, ())]
     """
     found = (getattr(variable, "masked_weight", None) for variable in model.weights)
     return [masked_weight for masked_weight in found if masked_weight is not None]
@@ -169,6 +177,13 @@ def active_counts(shapes, sparsity, distribution="uniform", block_shapes=None):
     Raises:
         ValueError: for a sparsity, distribution or block shape that is out of range.
 
+    Example:
+
+    >>> active_counts([(4, 4), (8, 8)], sparsity=0.75)
+    [4, 16]
+    >>> active_counts([(4, 4), (8, 8)], sparsity=0.75, distribution="erdos_renyi")
+    [7, 13]
+
     Reference: Mocanu et al. 2018, arXiv 1707.04780 (Erdős–Rényi); Evci et al. 2020, arXiv 1911.11134 (ERK).
     """
     check_sparsity(sparsity)
@@ -224,6 +239,14 @@ def random_mask(shape, active, seed, block_shape=(1, 1)):
 
     Raises:
         ValueError: if the blocks do not tile the shape, or there are fewer than `active`.
+
+    Example:
+
+    >>> random_mask((4, 2), active=1, seed=0, block_shape=(4, 1)).astype(int)
+    array([[0, 1],
+           [0, 1],
+           [0, 1],
+           [0, 1]])
     """
     block_shape = check_block_shape(block_shape, shape)
     grid = block_grid(shape, block_shape)
@@ -272,6 +295,15 @@ def distribute(model, sparsity, distribution="uniform", seed=0):
 
     Raises:
         ValueError: if the model has no masked weight, or an argument is out of range.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_selfish import SparseDense
+    >>> model = keras.Sequential([keras.Input((4,)), SparseDense(8), SparseDense(8)])
+    >>> distribute(model, sparsity=0.75, distribution="erk")
+    >>> [weight.active for weight in masked_weights(model)]
+    [10, 14]
     """
     weights = masked_weights(model)
     if not weights:

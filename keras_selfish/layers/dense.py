@@ -21,6 +21,15 @@ class SparseDense(MaskedLayer, keras.layers.Dense):
 
     Raises:
         ValueError: for an argument out of range, or a block shape that does not divide the kernel.
+
+    Example:
+
+    >>> import numpy as np
+    >>> layer = SparseDense(8, sparsity=0.75, block_shape=(4, 1))
+    >>> layer(np.ones((2, 16), "float32")).shape == (2, 8)
+    True
+    >>> int(np.count_nonzero(layer.kernel))
+    32
     """
 
     keras_layer = keras.layers.Dense

@@ -65,6 +65,13 @@ class SparseEmbedding(_SparseEmbeddingBase, keras.layers.Embedding):
 
     Raises:
         ValueError: for an argument out of range, or a block shape that does not divide the matrix.
+
+    Example:
+
+    >>> import numpy as np
+    >>> layer = SparseEmbedding(100, 8, sparsity=0.75)
+    >>> layer(np.array([[1, 2, 3]])).shape == (1, 3, 8)
+    True
     """
 
     keras_layer = keras.layers.Embedding
@@ -82,6 +89,16 @@ class SparseReversibleEmbedding(_SparseEmbeddingBase, keras.layers.ReversibleEmb
 
     Args: see `SparseEmbedding`; the others are those of `keras.layers.ReversibleEmbedding`.
         `tie_weights=False` is refused: use a `SparseEmbedding` and a `SparseDense`.
+
+    Raises:
+        ValueError: as in `SparseEmbedding`, and for `tie_weights=False`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> layer = SparseReversibleEmbedding(100, 8)
+    >>> layer(layer(np.array([[1, 2, 3]])), reverse=True).shape == (1, 3, 100)
+    True
     """
 
     keras_layer = keras.layers.ReversibleEmbedding

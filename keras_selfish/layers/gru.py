@@ -26,6 +26,12 @@ class SparseGRU(SparseRecurrent, keras.layers.GRU):
 
     Args: see `SparseLSTM` for `sparsity`, `distribution`, `block_shape` and `mask_seed`; the others are
         those of `keras.layers.GRU`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> SparseGRU(8, return_sequences=True)(np.ones((2, 3, 4), "float32")).shape == (2, 3, 8)
+    True
     """
 
     keras_layer = keras.layers.GRU

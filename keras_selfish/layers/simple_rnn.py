@@ -25,6 +25,12 @@ class SparseSimpleRNN(SparseRecurrent, keras.layers.SimpleRNN):
 
     Args: see `SparseLSTM` for `sparsity`, `distribution`, `block_shape` and `mask_seed`; the others are
         those of `keras.layers.SimpleRNN`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> SparseSimpleRNN(8, return_sequences=True)(np.ones((2, 3, 4), "float32")).shape == (2, 3, 8)
+    True
     """
 
     keras_layer = keras.layers.SimpleRNN
