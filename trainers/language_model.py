@@ -7,6 +7,7 @@ Example:
     python -m trainers.language_model --dataset ptb --data_dir ptb/ --preset ptb_lstm --workdir runs/ptb
 """
 
+import importlib.util
 import os
 import sys
 import time
@@ -312,15 +313,25 @@ def finish(model, corpus, windows, workdir):
     if FLAGS.export:
         from keras_selfish.export import saved_model
 
-        saved_model(best, workdir.saved_model)
+        saved_model(best, workdir.saved_model, vocabulary=corpus.vocabulary.tokens)
         logging.info("Exported a SavedModel to %s", workdir.saved_model)
     write_json(workdir.path / "results.json", results)
+    _plot(workdir)
     print(report(best).table())
     print(f"\nPerplexity of the best epoch ({corpus.name}):")
     for name, perplexity in results.items():
         print(f"  {name:18} {perplexity:9.2f}")
     print(f"\nEverything is in {workdir.path}")
     return results
+
+
+def _plot(workdir):
+    if importlib.util.find_spec("matplotlib") is None:
+        logging.info("history.png was not drawn: install the extra `plot` for it")
+        return
+    from keras_selfish.analysis import plot_history
+
+    plot_history(workdir.history, workdir.path / "history.png")
 
 
 def main(argv):
