@@ -109,5 +109,8 @@ class SparseLSTM(SparseRecurrent, keras.layers.LSTM):
             and not (training and self.recurrent_dropout)
             and self.activation is keras.activations.tanh
             and self.recurrent_activation is keras.activations.sigmoid
+            and self.use_cudnn is not True  # Keras then runs cuDNN or says why it cannot
             and not (self.use_cudnn and sequence.on_gpu())
+            # One dropout mask for each gate, which products of all time steps cannot use.
+            and not (training and self.dropout and self.cell.implementation == 1)
         )

@@ -185,6 +185,18 @@ def test_use_cudnn_is_checked_and_kept():
     assert layer.use_cudnn is False
     assert SparseLSTM(4).supports_jit is False
     assert SparseLSTM(4, use_cudnn=False).supports_jit is True
+    if not tf.config.list_physical_devices("GPU"):
+        for sparse_class in (SparseLSTM, SparseGRU):
+            with pytest.raises(ValueError, match="use_cudnn=True was specified, but cuDNN is not supported"):
+                sparse_class(4, use_cudnn=True)(sequences())
+
+
+@pytest.mark.parametrize("sparse_class", [SparseLSTM, SparseGRU])
+def test_dropout_of_each_gate(sparse_class):
+    """Without cuDNN, implementation 1 draws a dropout mask for each gate."""
+    options = {"implementation": 1, "use_cudnn": False, "dropout": 0.5, "seed": 5}
+    layer, parent = layer_and_parent(sparse_class, UNITS, **options)
+    assert_same(layer, parent, sequences(), training=True)
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.5], ids=["dense", "sparse"])
