@@ -54,9 +54,9 @@ class Windows:
 
     A finite iterable that starts afresh each time, of batches
 
-        ({"tokens": (batch, time) int32, "first": (batch,) bool}, targets: (batch, time) int32)
+        ({"tokens": (batch, time) int32, "first": (batch,) int32}, targets: (batch, time) int32)
 
-    where `targets` are the tokens one step later. `first` is True in the first window of a pass
+    where `targets` are the tokens one step later. `first` is 1 in the first window of a pass
     and tells the model to start from a zero hidden state. All windows are `time_steps` long but
     the last one, which holds what is left: every token except the first of each column is
     predicted exactly once.
@@ -79,7 +79,7 @@ class Windows:
         (2, 8)
         >>> inputs, targets = windows[1]
         >>> inputs["tokens"].tolist(), inputs["first"].tolist(), targets.tolist()
-        ([[3], [8]], [False, False], [[4], [9]])
+        ([[3], [8]], [0, 0], [[4], [9]])
     """
 
     def __init__(self, tokens, batch_size, time_steps):
@@ -97,7 +97,7 @@ class Windows:
         stop = min(start + self.time_steps, self._steps)
         inputs = {
             "tokens": self.columns[:, start:stop].copy(),
-            "first": np.full(self.batch_size, start == 0),
+            "first": np.full(self.batch_size, start == 0, np.int32),
         }
         return inputs, self.columns[:, start + 1 : stop + 1].copy()
 
@@ -124,7 +124,7 @@ class Windows:
             stop = tf.minimum(start + self.time_steps, self._steps)
             inputs = {
                 "tokens": columns[:, start:stop],
-                "first": tf.fill([self.batch_size], tf.equal(index, 0)),
+                "first": tf.fill([self.batch_size], tf.cast(tf.equal(index, 0), tf.int32)),
             }
             return inputs, columns[:, start + 1 : stop + 1]
 

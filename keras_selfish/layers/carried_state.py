@@ -22,7 +22,7 @@ class CarriedState(keras.layers.Wrapper):
 
     Call arguments:
         inputs: Tensor (batch, time steps, features).
-        first: Boolean tensor (batch,): True where the column starts from a zero state.
+        first: Integer or boolean tensor (batch,): 1 where the column starts from a zero state.
         training: Selects the set of states.
 
     Returns:

@@ -38,8 +38,8 @@ class LanguageModel(keras.Model):
         **kwargs: As in `keras.Model`, and `dtype`: a dtype or policy such as `"mixed_bfloat16"`.
 
     Call arguments:
-        inputs: Dict of `"tokens"`, integers (batch, time steps), and `"first"`, booleans (batch,): True
-            where the column starts from a zero state.
+        inputs: Dict of `"tokens"`, integers (batch, time steps), and `"first"`, integers (batch,): 1
+            where the column starts from a zero state, else 0.
 
     Returns:
         Logits (batch, time steps, vocabulary).
@@ -121,7 +121,8 @@ class LanguageModel(keras.Model):
 
         # Functional
         tokens = keras.Input((None,), dtype="int32", name="tokens")
-        first = keras.Input((), dtype="bool", name="first")
+        # Not boolean: Keras 3.15 adds up the first batch over replicas to learn its shape.
+        first = keras.Input((), dtype="int32", name="first")
         features = dropouts[0](embedding(tokens))
         for layer, after in zip(recurrent, dropouts[1:], strict=True):
             carried = CarriedState(layer, batch_size, name=f"{layer.name}_carried", dtype=dtype)

@@ -72,7 +72,7 @@ FIT = """
 
     recorder = Recorder()
     inputs = {"tokens": keras.Input((None,), batch_size=2, dtype="int32"),
-              "first": keras.Input((), batch_size=2, dtype="bool")}
+              "first": keras.Input((), batch_size=2, dtype="int32")}
     model = keras.Model(inputs, recorder(inputs))
     model.compile("sgd", loss="mse")
 

@@ -82,7 +82,7 @@ def test_dataset_has_a_static_batch_and_a_free_time_axis():
     tf = pytest.importorskip("tensorflow")
     inputs, targets = Windows(range(50), 4, 5).dataset().element_spec
     assert inputs["tokens"] == targets == tf.TensorSpec((4, None), tf.int32)
-    assert inputs["first"] == tf.TensorSpec((4,), tf.bool)
+    assert inputs["first"] == tf.TensorSpec((4,), tf.int32)
 
 
 def test_each_replica_reads_its_own_columns(two_cpus):
@@ -99,7 +99,7 @@ def test_each_replica_reads_its_own_columns(two_cpus):
         rows = windows.columns[2 * replica : 2 * replica + 2]
         np.testing.assert_array_equal(np.hstack(got["tokens"]), rows[:, :-1])
         np.testing.assert_array_equal(np.hstack(got["targets"]), rows[:, 1:])
-        assert [first.tolist() for first in got["first"]] == [[True] * 2, [False] * 2, [False] * 2]
+        assert [first.tolist() for first in got["first"]] == [[1] * 2, [0] * 2, [0] * 2]
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,9 @@ def test_bad_arguments(arguments, message):
 
 
 def test_unknown_preset():
-    with pytest.raises(ValueError, match=r"`preset` must be one of ptb_lstm, quick. Received: preset='large'"):
+    with pytest.raises(
+        ValueError, match=r"`preset` must be one of ptb_lstm, quick. Received: preset='large'"
+    ):
         language_model("large")
 
 
