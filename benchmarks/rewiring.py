@@ -22,15 +22,13 @@ def main():
     parser.add_argument("--pruning_rate", type=float, default=0.8)
     options = parser.parse_args()
 
-    import keras
-
-    from keras_selfish import SNTASGD, SelfishRewiring, language_model
+    from keras_selfish import SNTASGD, SelfishRewiring, TokenCrossEntropy, language_model
     from keras_selfish.data import Windows
 
     model = language_model("ptb_lstm", units=options.units)
     model.compile(
         SNTASGD(40.0, global_clipnorm=0.25, weight_decay=1.2e-6),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        loss=TokenCrossEntropy(),
     )
     tokens = np.random.default_rng(0).integers(0, 10_000, 20 * (35 * 3 + 1))
     rewiring = SelfishRewiring(options.pruning_rate)

@@ -23,10 +23,10 @@ BATCH, TIME_STEPS = 20, 35
 def make_model(variant, units, vocabulary, dtype):
     import keras
 
-    from keras_selfish import SNTASGD, LanguageModel
+    from keras_selfish import SNTASGD, LanguageModel, TokenCrossEntropy
 
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     if variant == "keras":
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         keras.config.set_dtype_policy(dtype)
         layers = [keras.Input((None,), batch_size=BATCH, dtype="int32")]
         layers += [keras.layers.Embedding(vocabulary, units), keras.layers.Dropout(0.25)]
@@ -36,7 +36,7 @@ def make_model(variant, units, vocabulary, dtype):
         model.compile(keras.optimizers.SGD(0.4, global_clipnorm=0.25, weight_decay=1.2e-6), loss=loss)
         return model
     model = LanguageModel(vocabulary, units, sparsity=0.67 if variant == "sparse" else 0.0, dtype=dtype)
-    model.compile(SNTASGD(0.4, global_clipnorm=0.25, weight_decay=1.2e-6), loss=loss)
+    model.compile(SNTASGD(0.4, global_clipnorm=0.25, weight_decay=1.2e-6), loss=TokenCrossEntropy())
     return model
 
 

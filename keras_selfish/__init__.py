@@ -25,6 +25,7 @@ _SOURCES = {
     "SparseReversibleEmbedding": "layers",
     "SparseSimpleRNN": "layers",
     "SparseSimpleRNNCell": "layers",
+    "TokenCrossEntropy": "models",
     "language_model": "models",
     "masked_weights": "masks",
     "strip": "export",

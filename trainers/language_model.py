@@ -163,9 +163,7 @@ def make_strategy(settings):
 
 def make_model(settings, vocabulary_size, replicas):
     """The compiled model."""
-    import keras
-
-    from keras_selfish.models import LanguageModel, Perplexity
+    from keras_selfish.models import LanguageModel, Perplexity, TokenCrossEntropy
     from keras_selfish.optimizers import SNTASGD
 
     if settings["batch_size"] % replicas:
@@ -189,7 +187,7 @@ def make_model(settings, vocabulary_size, replicas):
             weight_decay=settings["weight_decay"] or None,
             **clip_norm_of,
         ),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        loss=TokenCrossEntropy(),
         metrics=[Perplexity()],
     )
     model.optimizer.build(model.trainable_variables)

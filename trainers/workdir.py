@@ -100,7 +100,7 @@ class Workdir:
                 raise KeyError("format")
         except (ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:
             raise RunError(
-                f"{path.name} in --workdir must have been written by this trainer, but is damaged or foreign. "
+                f"{path.name} in --workdir must be from this trainer, but is damaged or foreign. "
                 f"Received: {path}; choose another --workdir, or remove the damaged run"
             ) from error
         return content

@@ -2,7 +2,7 @@
 
 from keras_selfish._lazy import lazy_attributes
 
-__all__ = ["PRESETS", "LanguageModel", "Perplexity", "language_model", "preset"]
+__all__ = ["PRESETS", "LanguageModel", "Perplexity", "TokenCrossEntropy", "language_model", "preset"]
 
 __getattr__ = lazy_attributes(
     __name__,
@@ -10,6 +10,7 @@ __getattr__ = lazy_attributes(
         "LanguageModel": "language_models",
         "PRESETS": "presets",
         "Perplexity": "perplexity",
+        "TokenCrossEntropy": "cross_entropy",
         "language_model": "language_models",
         "preset": "presets",
     },

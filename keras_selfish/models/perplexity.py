@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_selfish.models.cross_entropy import cross_entropy
+
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
 class Perplexity(keras.metrics.Metric):
@@ -34,9 +36,11 @@ class Perplexity(keras.metrics.Metric):
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         """Adds the tokens `y_true` (batch, time) under predictions `y_pred` (batch, time, vocabulary)."""
-        losses = keras.losses.sparse_categorical_crossentropy(
-            y_true, ops.cast(y_pred, self.dtype), from_logits=self.from_logits
-        )
+        y_true, y_pred = ops.cast(y_true, "int32"), ops.cast(y_pred, self.dtype)
+        if self.from_logits:
+            losses = cross_entropy(y_true, y_pred)
+        else:
+            losses = keras.losses.sparse_categorical_crossentropy(y_true, y_pred)
         weights = ops.ones_like(losses)
         if sample_weight is not None:
             weights = ops.broadcast_to(ops.cast(sample_weight, self.dtype), ops.shape(losses))

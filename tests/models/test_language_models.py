@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_selfish import SNTASGD, LanguageModel, Perplexity, masked_weights
+from keras_selfish import SNTASGD, LanguageModel, Perplexity, TokenCrossEntropy, masked_weights
 from keras_selfish.data import Windows
 from keras_selfish.models import PRESETS, language_model, preset
 
@@ -19,7 +19,7 @@ def small_model(**overrides):
     model = LanguageModel(VOCABULARY, **settings)
     model.compile(
         SNTASGD(1.0, global_clipnorm=0.25),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        loss=TokenCrossEntropy(),
         metrics=[Perplexity()],
     )
     return model

@@ -216,7 +216,7 @@ def test_foreign_config(corpus, tmp_path):
     (tmp_path / "config.json").write_text('{"hello": "world"}')
     result = run(tmp_path, f"--data_dir={corpus}", *TINY)
     assert result.returncode == 1
-    assert "config.json in --workdir must have been written by this trainer" in result.stderr
+    assert "config.json in --workdir must be from this trainer" in result.stderr
     assert (tmp_path / "config.json").read_text() == '{"hello": "world"}'
 
 

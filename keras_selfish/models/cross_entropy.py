@@ -1,0 +1,43 @@
+"""The cross-entropy of tokens."""
+
+import keras
+from keras import ops
+
+if keras.backend.backend() == "tensorflow":
+    from keras_selfish.models.cross_entropy_tensorflow import cross_entropy
+else:
+
+    def cross_entropy(targets, logits):
+        """The cross-entropy of each token, see `cross_entropy_tensorflow.py`."""
+        return keras.losses.sparse_categorical_crossentropy(targets, logits, from_logits=True)
+
+
+@keras.saving.register_keras_serializable(package="keras_selfish")
+class TokenCrossEntropy(keras.losses.Loss):
+    """Cross-entropy of integer targets under logits, as `keras.losses.SparseCategoricalCrossentropy`.
+
+    The numbers are the same. On a CPU with TensorFlow it takes a third of the time, which at a vocabulary of
+    10,000 is a good part of a training step; and `Perplexity`, which needs the same softmax, gets it for
+    nothing.
+
+    Args:
+        reduction: As in `keras.losses.Loss`. Default: the mean over all tokens of the batch.
+        name: Name of the loss.
+        dtype: As in `keras.losses.Loss`.
+
+    Call arguments:
+        y_true: Integers (...,).
+        y_pred: Logits (..., vocabulary).
+
+    Example:
+
+    >>> import numpy as np
+    >>> round(float(TokenCrossEntropy()(np.array([[1, 2]]), np.zeros((1, 2, 10), "float32"))), 4)
+    2.3026
+    """
+
+    def __init__(self, reduction="sum_over_batch_size", name="token_cross_entropy", dtype=None):
+        super().__init__(name=name, reduction=reduction, dtype=dtype)
+
+    def call(self, y_true, y_pred):
+        return cross_entropy(ops.cast(y_true, "int32"), y_pred)
