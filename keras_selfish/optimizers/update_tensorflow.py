@@ -7,6 +7,9 @@ pass over the memory once for each operation.
 
 import tensorflow as tf
 
+# Number of entries under which a variable stays in the cache, so that compiling is not worth its time.
+SMALLEST_COMPILED = 2**16
+
 
 def check_replicas(optimizer):
     """Raises `ValueError` where Keras (3.15) cannot accumulate gradients."""
@@ -118,6 +121,7 @@ def move_average(average, variable, births, updates, averaging):
 def _one_pass(function, variable):
     # Elsewhere than on the CPU, memory is fast and XLA may lack its tools; eagerly it would compile anew
     # at each step.
-    if tf.inside_function() and "CPU" in variable.device:
+    worthwhile = tf.inside_function() and variable.shape.num_elements() >= SMALLEST_COMPILED
+    if worthwhile and "CPU" in variable.device:
         return tf.function(function, jit_compile=True, autograph=False)
     return function
