@@ -33,14 +33,13 @@ def reset_state(optimizer, masked_weight, dropped, grown):
         ValueError: if the optimizer is not elementwise, or its state of this weight is ambiguous.
     """
     variable = masked_weight.weight
-    changed = None
+    dropped, grown = ops.convert_to_tensor(dropped), ops.convert_to_tensor(grown)
     for leaf in holders(optimizer, variable):
         if hasattr(leaf, "reset_slots"):
             leaf.reset_slots(variable, dropped, grown)
             continue
+        changed = ops.logical_or(dropped, grown)
         for slot, initial in _slots(leaf, variable):
-            if changed is None:
-                changed = ops.convert_to_tensor(dropped | grown)
             value = ops.convert_to_tensor(slot)
             slot.assign(ops.where(changed, ops.cast(initial, value.dtype), value))
 

@@ -23,6 +23,7 @@ def booleans(text):
         ([0, 1, 1, 1, 1], ".xxxx", 2, ".xx.."),
         ([0, 0, -0.0, 0, 1], "x.xxx", 2, "x.x.."),  # the two zeros are equal
         ([2, np.inf, np.inf, 1, 3], ".xx..", 1, ".x..."),
+        ([0, 0, 7, 0, 5], "xxxxx", 4, "xx.xx"),
     ],
 )
 def test_smallest(scores, among, count, expected):
