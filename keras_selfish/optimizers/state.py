@@ -35,6 +35,9 @@ def reset_state(optimizer, masked_weight, dropped, grown):
     variable = masked_weight.weight
     dropped, grown = ops.convert_to_tensor(dropped), ops.convert_to_tensor(grown)
     for leaf in holders(optimizer, variable):
+        check_elementwise(leaf)
+        if not leaf.built:
+            continue
         if hasattr(leaf, "reset_slots"):
             leaf.reset_slots(variable, dropped, grown)
             continue
@@ -85,9 +88,6 @@ def holders(optimizer, variable):
 
 def _slots(optimizer, variable):
     """Pairs of (slot, initial value) that an optimizer keeps for a variable."""
-    check_elementwise(optimizer)
-    if not optimizer.built:
-        return []
     prefix = _slot_prefix(variable.path)
     pairs = []
     for suffix, initial in _initial_slot_values(optimizer).items():

@@ -186,8 +186,9 @@ def test_a_schedule_or_function_of_the_learning_rate():
         check_reset(model, model.optimizer, {"momentum": 0})
 
 
-def test_before_it_is_built_there_is_nothing_to_do():
-    model = sparse_model(optimizers.Adam())
+@pytest.mark.parametrize("make", [optimizers.Adam, SNTASGD])
+def test_before_it_is_built_there_is_nothing_to_do(make):
+    model = sparse_model(make())
     (weight,) = masked_weights(model)
     changed = np.ones(weight.shape, bool)
     reset_state(model.optimizer, weight, changed, changed)
