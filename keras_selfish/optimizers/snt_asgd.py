@@ -210,7 +210,7 @@ class SNTASGD(keras.optimizers.Optimizer):
     # The step
 
     def update_step(self, gradient, variable, learning_rate, factor=1.0):
-        """Moves one variable, then its average.
+        """Moves one variable.
 
         Args:
             gradient: Tensor of the variable's shape.
@@ -229,13 +229,22 @@ class SNTASGD(keras.optimizers.Optimizer):
             decay=learning_rate * self.weight_decay if decays else None,
             exists=update.existing(weight.masked_weight, births) if masked else None,
         )
-        update.move_average(
-            self.averages[index],
-            variable,
-            births=self.trigger if births is None else births,
-            updates=ops.cast(self.iterations, "float32"),
-            averaging=ops.greater_equal(self.trigger, 0.0),
-        )
+
+    def is_averaging(self):
+        """Whether averaging has begun, a boolean scalar tensor."""
+        return ops.greater_equal(ops.convert_to_tensor(self.trigger), 0.0)
+
+    def mean_of(self, variable):
+        """What `update.py` needs to move the average of a variable that was just moved.
+
+        Returns:
+            The average; the variable with the number of updates after which each weight began to count;
+            the number of updates before the present one, a float32 scalar.
+        """
+        index = self._get_variable_index(variable)
+        births = self.births[index]
+        counted_from = self.trigger if births is None else births
+        return self.averages[index], counted_from, ops.cast(self.iterations, "float32")
 
     # Between steps
 

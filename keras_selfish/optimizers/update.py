@@ -1,4 +1,4 @@
-"""How `SNTASGD` moves one variable and its average, on JAX and torch.
+"""How `SNTASGD` moves variables and their averages, on JAX and torch.
 
 `update_tensorflow.py` holds the same functions for TensorFlow.
 """
@@ -12,10 +12,31 @@ def check_replicas(optimizer):
 
 
 def update_variables(optimizer, gradients, variables, learning_rate):
-    """Clips the gradients, then updates every variable."""
+    """Clips the gradients, updates every variable, and then its average if the optimizer averages."""
     gradients, factors = optimizer.clip(gradients)
     for gradient, factor, variable in zip(gradients, factors, variables, strict=True):
         optimizer.update_step(gradient, variable, learning_rate, factor)
+    averages = [optimizer.mean_of(variable)[0] for variable in variables]
+
+    def moved():
+        return [_moved_average(variable, *optimizer.mean_of(variable)) for variable in variables]
+
+    def unmoved():
+        return [ops.convert_to_tensor(average) for average in averages]
+
+    averaging = optimizer.is_averaging()
+    if keras.backend.backend() == "jax":  # an assignment inside the branch would leak its tracers
+        values = ops.cond(averaging, moved, unmoved)
+    else:
+        values = moved() if averaging else []
+    for average, value in zip(averages, values, strict=False):
+        average.assign(value)
+
+
+def _moved_average(variable, average, births, updates):
+    old = ops.convert_to_tensor(average)
+    age = ops.maximum(updates - ops.convert_to_tensor(births), 1.0)
+    return old + (ops.convert_to_tensor(variable) - old) / ops.cast(age, old.dtype)
 
 
 def sum_of_squares(gradient):
@@ -52,26 +73,3 @@ def descend(variable, gradient, step_size, decay=None, exists=None):
         step = step + ops.cast(decay, weight.dtype) * weight
     moved = weight - step
     variable.assign(moved if exists is None else ops.where(exists, moved, ops.zeros((), moved.dtype)))
-
-
-def move_average(average, variable, births, updates, averaging):
-    """Moves `average` to the mean of the values of `variable` since birth, if `averaging`.
-
-    Args:
-        average: The mean of the values before, updated in place.
-        variable: The weight.
-        births: Variable with the number of updates after which a weight began to count; a scalar if they
-            all began together.
-        updates: Float32 scalar, the number of updates before the present one.
-        averaging: Boolean scalar tensor.
-    """
-
-    def moved():
-        old = ops.convert_to_tensor(average)
-        age = ops.maximum(updates - ops.convert_to_tensor(births), 1.0)
-        return old + (ops.convert_to_tensor(variable) - old) / ops.cast(age, old.dtype)
-
-    if keras.backend.backend() == "jax":  # an assignment inside the branch would leak its tracers
-        average.assign(ops.cond(averaging, moved, lambda: ops.convert_to_tensor(average)))
-    elif averaging:
-        average.assign(moved())

@@ -1,4 +1,4 @@
-"""How `SNTASGD` moves one variable and its average, on TensorFlow.
+"""How `SNTASGD` moves variables and their averages, on TensorFlow.
 
 Three things differ from `update.py`: gradients are summed over replicas before they are clipped; the
 gradient of an embedding is one of rows; and XLA compiles the update on the CPU, where TensorFlow would
@@ -23,19 +23,30 @@ def check_replicas(optimizer):
 
 
 def update_variables(optimizer, gradients, variables, learning_rate):
-    """Sums the gradients over the replicas, clips the sums, then updates every variable on each replica."""
+    """Sums the gradients over the replicas, clips the sums, and updates each replica's variables with them.
+
+    Then the averages follow, if the optimizer averages.
+    """
     variables = [getattr(variable, "_value", variable) for variable in variables]
     # As Keras (3.15) does it, with the clipping put between its two private calls.
     pairs = optimizer._all_reduce_sum_gradients(list(zip(gradients, variables, strict=True)))
     gradients, factors = optimizer.clip([sum_rows(gradient) for gradient, _ in pairs])
 
+    def update_variable(variable, gradient, factor, learning_rate):
+        optimizer.update_step(gradient, variable, learning_rate, factor)
+
+    def update_average(variable):
+        _move_average(variable, *optimizer.mean_of(variable))
+
     def update_all(strategy, gradients, factors, learning_rate):
-        def update_one(variable, gradient, factor, learning_rate):
-            optimizer.update_step(gradient, variable, learning_rate, factor)
+        def update_averages():
+            for variable in variables:
+                strategy.extended.update(variable, update_average, group=False)
 
         for variable, gradient, factor in zip(variables, gradients, factors, strict=True):
             arguments = (gradient, factor, learning_rate)
-            strategy.extended.update(variable, update_one, args=arguments, group=False)
+            strategy.extended.update(variable, update_variable, args=arguments, group=False)
+        tf.cond(optimizer.is_averaging(), update_averages, lambda: None)
 
     tf.__internal__.distribute.interim.maybe_merge_call(
         update_all, tf.distribute.get_strategy(), gradients, factors, tf.convert_to_tensor(learning_rate)
@@ -105,17 +116,12 @@ def _descend_rows(variable, gradient, step_size, decay, exists):
     variable.scatter_sub(tf.IndexedSlices(steps, gradient.indices))
 
 
-def move_average(average, variable, births, updates, averaging):
-    """Moves `average` to the mean of the values of `variable` since birth; see `update.py`."""
-
+def _move_average(variable, average, births, updates):
     def move(weight, births, updates):
         age = tf.maximum(updates - births, 1.0)
         average.assign_add((weight - average) / tf.cast(age, weight.dtype))
 
-    def move_if_averaging():
-        _one_pass(move, variable)(tf.convert_to_tensor(variable), tf.convert_to_tensor(births), updates)
-
-    tf.cond(averaging, move_if_averaging, lambda: None)
+    _one_pass(move, variable)(tf.convert_to_tensor(variable), tf.convert_to_tensor(births), updates)
 
 
 def _one_pass(function, variable):
