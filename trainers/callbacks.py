@@ -130,6 +130,8 @@ class Recorder(keras.callbacks.Callback):
         self._trained = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
+        if hasattr(self.model, "jax_state_sync"):
+            self.model.jax_state_sync()
         logs["seconds"] = time.perf_counter() - self._began
         logs["tokens_per_second"] = self.tokens_per_epoch / (self._trained - self._began)
         self.rows.append({"epoch": epoch + 1, **{name: float(value) for name, value in logs.items()}})

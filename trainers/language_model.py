@@ -14,6 +14,8 @@ import time
 
 from absl import app, flags, logging
 
+from keras_selfish import masks
+from keras_selfish.data import DATASETS, Windows, load_corpus
 from keras_selfish.models.presets import PRESETS, preset
 from trainers.workdir import RunError, Workdir
 
@@ -23,7 +25,12 @@ FLAGS = flags.FLAGS
 
 flags.DEFINE_enum("preset", "quick", sorted(PRESETS), "Settings to begin from.")
 flags.DEFINE_string("workdir", None, "Folder of the run: settings, history, checkpoints, exported model.")
-flags.DEFINE_string("dataset", None, "Corpus: ptb, wikitext2, text (UTF-8 files in --data_dir), python_docs.")
+flags.DEFINE_enum(
+    "dataset",
+    None,
+    sorted(DATASETS),
+    "Corpus; text is all UTF-8 files in --data_dir, python_docs needs none.",
+)
 flags.DEFINE_string("data_dir", None, "Folder with the corpus's files; without it, they are downloaded.")
 flags.DEFINE_integer("units", None, "Units of each recurrent layer.", lower_bound=1)
 flags.DEFINE_integer("layers", None, "Number of recurrent layers.", lower_bound=1)
@@ -31,7 +38,7 @@ flags.DEFINE_integer("embedding_units", None, "Features of a token; --units by d
 flags.DEFINE_bool("tied", None, "Whether the decoder is the transposed embedding.")
 flags.DEFINE_float("dropout", None, "Fraction of inputs of each layer dropped in training, in [0, 1).")
 flags.DEFINE_float("sparsity", None, "Fraction of zeros in every weight matrix, in [0, 1).")
-flags.DEFINE_string("distribution", None, "Connections per matrix: uniform, erdos_renyi or erk.")
+flags.DEFINE_enum("distribution", None, masks.DISTRIBUTIONS, "How the matrices share the connections.")
 flags.DEFINE_list("block_shape", None, "Input weights and units of a block of connections, such as 4,1.")
 flags.DEFINE_enum(
     "method",
@@ -126,10 +133,13 @@ def _block_shape(words):
             "--block_shape must be two whole numbers, input weights and units, such as 4,1. "
             f"Received: --block_shape={','.join(map(str, words))}"
         ) from error
-    return [first, second]
+    return list(masks.check_block_shape((first, second)))
 
 
 def _check(settings):
+    masks.check_sparsity(settings["sparsity"], "--sparsity")
+    if not 0.0 <= settings["dropout"] < 1.0:
+        raise ValueError(f"--dropout must be in [0, 1). Received: --dropout={settings['dropout']}")
     if settings["method"] != "dense" and not settings["sparsity"]:
         raise ValueError(
             f"--sparsity must be over 0 with --method={settings['method']}. Received: --sparsity=0.0; "
@@ -224,12 +234,7 @@ def make_callbacks(settings, workdir, train, checkpoint):
 
 def train(settings, workdir):
     """Runs a whole training, from wherever it stands, and returns the results as a dict."""
-    import keras
-
-    from keras_selfish.analysis import report
-    from keras_selfish.data import Windows, load_corpus
-
-    keras.utils.set_random_seed(settings["seed"])
+    # Data and checkpoint first: what is wrong with them is said before a backend is loaded.
     corpus = load_corpus(settings["dataset"], data_dir=settings["data_dir"])
     windows = {
         "train": Windows(corpus.train, settings["batch_size"], settings["bptt"]),
@@ -237,36 +242,32 @@ def train(settings, workdir):
         "test": Windows(corpus.test, settings["batch_size"], settings["bptt"]),
         "test, one column": Windows(corpus.test, 1, 10 * settings["bptt"]),
     }
+    checkpoint = workdir.checkpoint()
+
+    import keras
+
+    from keras_selfish.analysis import report
+
+    keras.utils.set_random_seed(settings["seed"])
     strategy = make_strategy(settings)
     if strategy is None:
         model = make_model(settings, len(corpus.vocabulary), 1)
     else:
         with strategy.scope():
             model = make_model(settings, len(corpus.vocabulary), strategy.num_replicas_in_sync)
-    checkpoint = workdir.checkpoint()
     if checkpoint:
-        _restore(model, checkpoint, settings)
+        logging.info(
+            "Resuming after epoch %d of %d from %s",
+            checkpoint["epochs_done"],
+            settings["epochs"],
+            checkpoint["weights"],
+        )
+        workdir.restore(model, checkpoint)
     workdir.begin(settings)
     corpus.vocabulary.save(workdir.path / "vocabulary.txt")
     logging.info("%r\n%s", corpus, report(model).table())
     fit(model, windows, settings, workdir, checkpoint)
     return finish(model, corpus, windows, workdir)
-
-
-def _restore(model, checkpoint, settings):
-    try:
-        model.load_weights(checkpoint["weights"])
-    except (ValueError, KeyError, OSError) as error:
-        raise RunError(
-            "The checkpoint in --workdir must be of this model, but its weights do not fit. "
-            f"Received: {checkpoint['weights']}; choose another --workdir"
-        ) from error
-    logging.info(
-        "Resuming after epoch %d of %d from %s",
-        checkpoint["epochs_done"],
-        settings["epochs"],
-        checkpoint["weights"],
-    )
 
 
 def fit(model, windows, settings, workdir, checkpoint):

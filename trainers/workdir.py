@@ -7,6 +7,8 @@ import os
 import pathlib
 import tempfile
 
+import numpy as np
+
 FORMAT = "keras_selfish language model run, version 1"
 
 PARTIAL = ".partial-"
@@ -126,14 +128,36 @@ class Workdir:
         return {**state, "weights": weights}
 
     def save_checkpoint(self, model, epochs_done, **extra):
-        """Writes weights, optimizer and states, then makes them the checkpoint in one step."""
-        weights = self.path / f"checkpoint-{epochs_done:05d}.weights.h5"
-        replace(weights, lambda path: model.save_weights(path), suffix=".weights.h5")
+        """Writes all that training depends on, then makes it the checkpoint in one step.
+
+        Keras's `save_weights` leaves out the states of random number generators, so that dropout would not
+        go on as it would have: here every variable is written.
+        """
+        weights = self.path / f"checkpoint-{epochs_done:05d}.npz"
+        arrays = {str(i): _to_numpy(variable) for i, variable in enumerate(_variables(model))}
+        replace(weights, lambda path: np.savez(path, **arrays), suffix=".npz")
         state = {"format": FORMAT, "epochs_done": epochs_done, "weights": weights.name}
         write_json(self.state, {**state, "sha256": _sha256(weights), **extra})
-        for old in self.path.glob("checkpoint-*.weights.h5"):
+        for old in self.path.glob("checkpoint-*.npz"):
             if old != weights:
                 old.unlink()
+
+    def restore(self, model, checkpoint):
+        """Puts a checkpoint's variables into a model that is built and compiled, optimizer included.
+
+        Raises:
+            RunError: if they are not those of this model.
+        """
+        with np.load(checkpoint["weights"]) as stored:
+            arrays = [stored[str(index)] for index in range(len(stored.files))]
+        variables = _variables(model)
+        if [tuple(v.shape) for v in variables] != [array.shape for array in arrays]:
+            raise RunError(
+                "The checkpoint in --workdir must be of this model, but its weights do not fit. "
+                f"Received: {checkpoint['weights']}; choose another --workdir"
+            )
+        for variable, array in zip(variables, arrays, strict=True):
+            variable.assign(array)
 
     def trim_history(self, epochs_done):
         """Drops rows of epochs after the checkpoint, which will be trained again. Returns the rows kept."""
@@ -175,6 +199,16 @@ def write_json(path, content):
     """Writes JSON in one step."""
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
     replace(path, lambda temporary: pathlib.Path(temporary).write_text(text, encoding="utf-8"))
+
+
+def _variables(model):
+    return [*model.variables, *model.optimizer.variables]
+
+
+def _to_numpy(variable):
+    import keras
+
+    return keras.ops.convert_to_numpy(variable)
 
 
 def _sha256(path):

@@ -92,9 +92,10 @@ def test_the_stepwise_model_computes_the_same():
     ((inputs, _),) = Windows(VALIDATION, COLUMNS, 100)
     expected = keras.ops.convert_to_numpy(model(inputs, training=False))
     stepwise = model.stepwise()
-    states = [np.zeros((COLUMNS, 12), "float32")] * 4
+    states = [keras.ops.zeros((COLUMNS, 12))] * 4
     for t in range(inputs["tokens"].shape[1]):
-        logits, *states = stepwise([inputs["tokens"][:, t : t + 1], *states])
+        tokens = keras.ops.convert_to_tensor(inputs["tokens"][:, t : t + 1])
+        logits, *states = stepwise([tokens, *states])
         np.testing.assert_allclose(logits[:, 0], expected[:, t], atol=1e-5)
 
 

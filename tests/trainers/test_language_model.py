@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -156,15 +157,16 @@ def test_methods_and_options(corpus, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--sparsity=1.2",), "Received: sparsity=1.2"),
-        (("--sparsity=nan",), "Received: sparsity=nan"),
-        (("--distribution=gaussian",), "Received: distribution='gaussian'"),
+        (("--sparsity=1.2",), "Received: --sparsity=1.2"),
+        (("--sparsity=nan",), "Received: --sparsity=nan"),
+        (("--distribution=gaussian",), "gaussian"),
         (("--block_shape=3,1",), "`block_shape` must divide"),
         (("--block_shape=four",), "--block_shape must be two whole numbers"),
         (("--dataset=imdb",), "imdb"),
         (("--preset=huge",), "huge"),
         (("--schedule=stepwise",), "stepwise"),
         (("--unitz=5",), "unitz"),
+        (("--dropout=1.0",), "Received: --dropout=1.0"),
         (("--pruning_rate=1.5",), "Received: --pruning_rate=1.5"),
         (("--batch_size=100000",), "batch_size=100000"),
         (("--data_dir=/nowhere",), "/nowhere"),
@@ -202,7 +204,7 @@ def test_non_utf8_text(tmp_path):
 def test_damaged_checkpoint(corpus, tmp_path):
     flags = (f"--data_dir={corpus}", *TINY, "--noexport")
     assert run(tmp_path, *flags, "--epochs=1").returncode == 0
-    (weights,) = tmp_path.glob("checkpoint-*.weights.h5")
+    (weights,) = tmp_path.glob("checkpoint-*.npz")
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 0xFF
     weights.write_bytes(content)
@@ -232,7 +234,7 @@ def test_nan_loss_stops_and_keeps_the_checkpoint(corpus, tmp_path):
     flags = (f"--data_dir={corpus}", *TINY, "--clipnorm=0", "--learning_rate=1e38", "--noexport")
     result = run(tmp_path, *flags)
     assert result.returncode == 1
-    assert "loss became nan at step" in result.stderr
+    assert re.search(r"loss became (nan|inf) at step \d+: nothing was saved yet", result.stderr)
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "best.keras").exists()
 
