@@ -107,8 +107,8 @@ class SNTASGD(keras.optimizers.Optimizer):
             **kwargs,
         )
         self.clip_norm_of = clip_norm_of
-        # True from `scale_loss`, which asks for gradients that no mask has touched, to `apply`.
-        self._asked_for_dense = False
+        # From `scale_loss`, which asks for gradients that no mask has touched, to `apply`: whose they are.
+        self._dense_gradients_of = None
 
     def build(self, variables):
         if self.built:
@@ -146,34 +146,35 @@ class SNTASGD(keras.optimizers.Optimizer):
 
     def scale_loss(self, loss):
         if self._clips_dense_norm:
-            self._ask_for_dense(True)
+            # On TensorFlow the first batch is differentiated before the optimizer is told its variables.
+            self._dense_gradients_of = "own" if self.built else "all"
+            self._set_dense_gradients(True)
         return super().scale_loss(loss)
 
-    def _ask_for_dense(self, asked):
-        self._asked_for_dense = asked
-        # On TensorFlow the first batch is differentiated before the optimizer is told its variables.
-        found = self._masked_weights() if self.built and asked else masks.living_masked_weights()
-        for masked_weight in found:
+    def _set_dense_gradients(self, asked):
+        if self._dense_gradients_of == "own":
+            found = [getattr(variable, "masked_weight", None) for variable in self._trainable_variables]
+        else:
+            found = masks.living_masked_weights()
+        for masked_weight in filter(None, found):
             masked_weight.dense_gradient = asked
-
-    def _masked_weights(self):
-        return [v.masked_weight for v in self._trainable_variables if hasattr(v, "masked_weight")]
 
     def apply(self, grads, trainable_variables=None):
         if self._clips_dense_norm:
-            self._check_dense(trainable_variables)
+            self._check_dense_gradients(trainable_variables)
         super().apply(grads, trainable_variables)
 
-    def _check_dense(self, trainable_variables):
-        asked = self._asked_for_dense
-        self._ask_for_dense(False)
+    def _check_dense_gradients(self, trainable_variables):
         variables = self._trainable_variables if trainable_variables is None else trainable_variables
-        if not asked and any(hasattr(variable, "masked_weight") for variable in variables):
+        masked = any(hasattr(variable, "masked_weight") for variable in variables)
+        if self._dense_gradients_of is None and masked:
             raise ValueError(
                 "`clip_norm_of` must be 'active' unless `optimizer.scale_loss(loss)` is called before the "
                 "gradient is taken; LossScaleOptimizer and MultiOptimizer do not call it. "
                 "Received: clip_norm_of='dense'"
             )
+        self._set_dense_gradients(False)  # other optimizers must not see them
+        self._dense_gradients_of = None
 
     # Three private methods of Keras 3.15's optimizers follow: it clips before it sums over replicas, and
     # decays in a pass of its own over the weights, each in a method that the next one makes superfluous.
