@@ -42,7 +42,7 @@ PRESETS = {
         "training": {
             "dataset": "python_docs",
             "epochs": 12,
-            "batch_size": 20,
+            "batch_size": 10,
             "bptt": 35,
             "learning_rate": 20.0,
             "clipnorm": 0.25,
