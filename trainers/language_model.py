@@ -7,6 +7,7 @@ Example:
     python -m trainers.language_model --dataset ptb --data_dir ptb/ --preset ptb_lstm --workdir runs/ptb
 """
 
+import contextlib
 import importlib.util
 import os
 import sys
@@ -312,7 +313,8 @@ def finish(model, corpus, windows, workdir):
     if FLAGS.export:
         from keras_selfish.export import saved_model
 
-        saved_model(best, workdir.saved_model, vocabulary=corpus.vocabulary.tokens)
+        with _quiet():
+            saved_model(best, workdir.saved_model, vocabulary=corpus.vocabulary.tokens)
         logging.info("Exported a SavedModel to %s", workdir.saved_model)
     write_json(workdir.path / "results.json", results)
     _plot(workdir)
@@ -322,6 +324,17 @@ def finish(model, corpus, windows, workdir):
         print(f"  {name:18} {perplexity:9.2f}")
     print(f"\nEverything is in {workdir.path}")
     return results
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without TensorFlow's notes on what it writes, which share absl's log."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _plot(workdir):
