@@ -69,6 +69,17 @@ def test_trigger_is_the_published_rule_however_short_the_history(values, patienc
     assert first_trigger(values, patience, empty_history(length)) == published_first_trigger(values, patience)
 
 
+def test_full_history_keeps_the_minimum_of_what_it_forgets():
+    history = empty_history(3)
+    found = []
+    for value in (3, 1, 2, 4, float("nan")):
+        history = averaging.appended(history, value)
+        found.append(history.tolist())
+    np.testing.assert_array_equal(found[1], [3, 1, np.nan])
+    assert found[2:] == [[3, 1, 2], [1, 2, 4], [1, 4, np.inf]]
+    assert history.dtype == np.float32
+
+
 # In training
 
 INPUTS = np.random.default_rng(1).normal(size=(24, 6)).astype("float32")
@@ -221,6 +232,19 @@ def test_epoch_without_validation_ends_with_raw_weights():
     assert number(model.optimizer.averages_in) == 1
 
 
+def test_masks_loaded_before_training_are_noticed():
+    model = make_model()
+    (births,) = [births for births in model.optimizer.births if births is not None]
+    masked_weight = model.layers[0].kernel.masked_weight
+    mask = np.roll(ops.convert_to_numpy(masked_weight.mask), 1, axis=0)
+    masked_weight.mask.assign(mask)
+    masked_weight.project()
+    train(model, 1, [NonMonotonicAveraging()])
+    np.testing.assert_array_equal(ops.convert_to_numpy(births), np.where(mask, 0, -1))
+    assert (weights_of(model)[0][~mask] == 0).all()
+    assert (weights_of(model)[0][mask] != 0).all()
+
+
 def test_outside_fit_nothing_is_touched():
     model, ours = make_model(), NonMonotonicAveraging(patience=0)
     train(model, 3, [ours])
@@ -293,6 +317,6 @@ def test_this_file_on_other_backends(run_python, backend):
         "import pytest, sys; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *sys.argv[1:]]))",
         __file__,
         "-k",
-        "raw_weights or mean or backup or wrapped",
+        "raw_weights or mean or backup or wrapped or masks",
         backend=backend,
     )
