@@ -24,7 +24,8 @@ class NonMonotonicAveraging(keras.callbacks.Callback):
 
     All state is in the variables of the optimizer. A checkpoint with the optimizer in it therefore holds
     weights and averages, and a training that is resumed from it goes on as if never interrupted; so does
-    a second `fit`. `evaluate` and `predict` on their own use the weights as they are.
+    a second `fit`. To train on from the averages instead, or from weights that were set by hand, compile
+    the model with a new optimizer. `evaluate` and `predict` on their own use the weights as they are.
 
     Args:
         monitor: Name of the validation metric, lower is better. Default `"val_loss"`.
@@ -37,8 +38,14 @@ class NonMonotonicAveraging(keras.callbacks.Callback):
 
     Example:
 
-    >>> averaging = NonMonotonicAveraging(monitor="val_perplexity", patience=5)
-    >>> model.fit(train, validation_data=valid, epochs=40, callbacks=[averaging])
+    >>> x, y = np.eye(4), np.ones((4, 2))
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> model.compile(SNTASGD(0.1), loss="mse")
+    >>> # Validated on targets that it learns to be far from, it gets worse: averaging starts after epoch 2.
+    >>> history = model.fit(x, y, validation_data=(x, -y), epochs=3, verbose=0,
+    ...                     callbacks=[NonMonotonicAveraging(patience=0)])
+    >>> int(model.optimizer.trigger), int(model.optimizer.averages_in)
+    (2, 1)
 
     Reference: Merity et al. 2018, arXiv 1708.02182, algorithm 1; Liu et al. 2021, arXiv 2101.09048.
     """

@@ -50,8 +50,8 @@ class SNTASGD(keras.optimizers.Optimizer):
             0.25.
         clip_norm_of: Of which gradient `clipnorm` and `global_clipnorm` take the norm: `"dense"`, the
             inactive positions included as in the published code, or `"active"`, that of the weights that
-            exist. The dense norm is larger, so that clipped steps are smaller by up to
-            sqrt(density). `"dense"` needs `scale_loss` to be called on the loss before the gradient is
+            exist. The dense norm is larger, so that clipped steps are shorter, by a factor that comes down
+            to about sqrt(density). `"dense"` needs `scale_loss` to be called on the loss before the gradient is
             taken, as `model.fit` does; `LossScaleOptimizer` and `MultiOptimizer` do not pass this call on,
             so use `"active"` inside them.
         loss_scale_factor: As in every Keras optimizer.
@@ -65,8 +65,13 @@ class SNTASGD(keras.optimizers.Optimizer):
 
     Example:
 
-    >>> model.compile(SNTASGD(40.0, global_clipnorm=0.25, weight_decay=1.2e-6), loss=loss)
-    >>> model.fit(train, validation_data=valid, epochs=40, callbacks=[NonMonotonicAveraging(patience=5)])
+    >>> import numpy as np
+    >>> from keras_selfish.layers import SparseDense
+    >>> model = keras.Sequential([keras.Input((4,)), SparseDense(2, sparsity=0.5)])
+    >>> model.compile(SNTASGD(40.0, global_clipnorm=0.25, weight_decay=1.2e-6), loss="mse")
+    >>> history = model.fit(np.eye(4), np.ones((4, 2)), verbose=0)
+    >>> int(model.optimizer.iterations), int(model.optimizer.trigger)
+    (1, -1)
 
     Reference: Liu et al. 2021, arXiv 2101.09048 (SNT-ASGD); Merity et al. 2018, arXiv 1708.02182 (NT-ASGD).
     """
@@ -285,7 +290,8 @@ class SNTASGD(keras.optimizers.Optimizer):
                 "`variable` must be a masked weight that this optimizer trains. "
                 f"Received: variable={variable.path}"
             )
-        slots = [self.averages[index]]
+        averages = ops.convert_to_numpy(self.trigger) >= 0
+        slots = [self.averages[index]] if averages else []  # before, all of them are 0
         if self.gradient_accumulation_steps:
             slots.append(self._accumulated_gradients[index])
         changed = ops.logical_or(dropped, grown)
