@@ -51,9 +51,9 @@ class SNTASGD(keras.optimizers.Optimizer):
         clip_norm_of: Of which gradient `clipnorm` and `global_clipnorm` take the norm: `"dense"`, the
             inactive positions included as in the published code, or `"active"`, that of the weights that
             exist. The dense norm is larger, so that clipped steps are shorter, by a factor that comes down
-            to about sqrt(density). `"dense"` needs `scale_loss` to be called on the loss before the gradient is
-            taken, as `model.fit` does; `LossScaleOptimizer` and `MultiOptimizer` do not pass this call on,
-            so use `"active"` inside them.
+            to about sqrt(density). `"dense"` needs `scale_loss` to be called on the loss before the
+            gradient is taken, as `model.fit` does; `LossScaleOptimizer` and `MultiOptimizer` do not pass
+            this call on, so use `"active"` inside them.
         loss_scale_factor: As in every Keras optimizer.
         gradient_accumulation_steps: As in every Keras optimizer; an update, and so a step of the averages,
             is made once in so many batches. Not with several replicas, where Keras cannot accumulate.
