@@ -57,12 +57,16 @@ def fresh_keras():
     keras.utils.clear_session(free_memory=False)
 
 
-@pytest.fixture
-def two_cpus():
-    """The names of two logical CPU devices, for `tf.distribute.MirroredStrategy(two_cpus)`."""
+@pytest.fixture(scope="session")
+def two_replicas():
+    """A `tf.distribute.MirroredStrategy` over two logical CPU devices.
+
+    It sums on one device: TensorFlow numbers its collective operations anew for each strategy, and two
+    strategies with different models in one process then take each other's.
+    """
     if os.environ["KERAS_BACKEND"] != "tensorflow":
         pytest.skip("tf.distribute needs Keras's TensorFlow backend")
-    return ["CPU:0", "CPU:1"]
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], tf.distribute.ReductionToOneDevice())
 
 
 @pytest.fixture(scope="session")
@@ -96,6 +100,7 @@ def run_python():
                 "CUDA_VISIBLE_DEVICES": "-1",
                 "JAX_PLATFORMS": "cpu",
                 "KERAS_BACKEND": backend,
+                "PYTEST_ADDOPTS": "",  # a snippet that runs pytest is not the run whose options these are
                 "PYTHONPATH": os.pathsep.join(filter(None, path)),
                 **(env or {}),
             },

@@ -85,15 +85,12 @@ def test_dataset_has_a_static_batch_and_a_free_time_axis():
     assert inputs["first"] == tf.TensorSpec((4,), tf.int32)
 
 
-def test_each_replica_reads_its_own_columns(two_cpus):
-    import tensorflow as tf
-
-    strategy = tf.distribute.MirroredStrategy(two_cpus)
+def test_each_replica_reads_its_own_columns(two_replicas):
     windows = Windows(range(40), batch_size=4, time_steps=4)
     seen = [{}, {}]
-    for inputs, targets in strategy.experimental_distribute_dataset(windows.dataset()):
+    for inputs, targets in two_replicas.experimental_distribute_dataset(windows.dataset()):
         for name, values in {**inputs, "targets": targets}.items():
-            for replica, value in enumerate(strategy.experimental_local_results(values)):
+            for replica, value in enumerate(two_replicas.experimental_local_results(values)):
                 seen[replica].setdefault(name, []).append(value.numpy())
     for replica, got in enumerate(seen):
         rows = windows.columns[2 * replica : 2 * replica + 2]

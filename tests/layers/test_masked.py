@@ -149,8 +149,8 @@ def test_frozen_layers_keep_weights_and_masks():
     ]
 
 
-def test_replicas_share_masks_and_weights(two_cpus):
-    with tf.distribute.MirroredStrategy(two_cpus).scope():
+def test_replicas_share_masks_and_weights(two_replicas):
+    with two_replicas.scope():
         model = keras.Sequential([keras.Input((3, 4)), SparseLSTM(4, dropout=0.5), SparseDense(2)])
         model.compile("sgd", "mse")
     model.fit(np.ones((4, 3, 4)), np.ones((4, 2)), verbose=0)

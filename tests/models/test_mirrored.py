@@ -45,13 +45,10 @@ def train(model):
 
 
 @pytest.fixture(scope="module")
-def both():
+def both(two_replicas):
     """One model trained on one device, one on two; their histories."""
-    import tensorflow as tf
-
     single = make_model(1)
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    with strategy.scope():
+    with two_replicas.scope():
         mirrored = make_model(2)
     return single, mirrored, train(single), train(mirrored)
 

@@ -507,22 +507,15 @@ def test_reset_of_a_foreign_variable_is_an_error():
 # Replicas
 
 
-def mirrored_strategy(devices):
-    import tensorflow as tf
-
-    # The default sums over replicas in numbered steps; two strategies in one process share the numbers.
-    return tf.distribute.MirroredStrategy(devices, tf.distribute.ReductionToOneDevice())
-
-
 @tensorflow_only
 @pytest.mark.parametrize("clip_norm_of", ["dense", "active"])
-def test_two_replicas_train_as_one_device(two_cpus, request, clip_norm_of):
+def test_two_replicas_train_as_one_device(two_replicas, request, clip_norm_of):
     import tensorflow as tf
 
     if clip_norm_of == "dense":
         request.getfixturevalue("compile_small")
     results = []
-    for strategy in (tf.distribute.get_strategy(), mirrored_strategy(two_cpus)):
+    for strategy in (tf.distribute.get_strategy(), two_replicas):
         with strategy.scope():
             model = language_model(snt_asgd(clip_norm_of=clip_norm_of))
         start = keras.callbacks.LambdaCallback(
@@ -542,8 +535,8 @@ def test_two_replicas_train_as_one_device(two_cpus, request, clip_norm_of):
 
 
 @tensorflow_only
-def test_accumulation_on_replicas_is_refused(two_cpus):
-    with mirrored_strategy(two_cpus).scope():
+def test_accumulation_on_replicas_is_refused(two_replicas):
+    with two_replicas.scope():
         model = language_model(snt_asgd(gradient_accumulation_steps=2))
     with pytest.raises(ValueError, match="`gradient_accumulation_steps` must be None with several replicas"):
         train(model, 1)

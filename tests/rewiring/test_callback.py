@@ -463,11 +463,8 @@ def test_training_that_broke_is_reported():
 # Replicas and backends.
 
 
-def test_replicas_hold_the_same_connections(two_cpus):
-    import tensorflow as tf
-
-    strategy = tf.distribute.MirroredStrategy(two_cpus)
-    with strategy.scope():
+def test_replicas_hold_the_same_connections(two_replicas):
+    with two_replicas.scope():
         mirrored = dense_model(keras.optimizers.SGD(0.05, momentum=0.9), run_eagerly=False)
     single = dense_model(keras.optimizers.SGD(0.05, momentum=0.9), run_eagerly=False)
     for model in (mirrored, single):
@@ -477,7 +474,7 @@ def test_replicas_hold_the_same_connections(two_cpus):
         [*single.variables, *single.optimizer.variables],
         strict=True,
     ):
-        copies = [copy.numpy() for copy in strategy.experimental_local_results(one.value)]
+        copies = [copy.numpy() for copy in two_replicas.experimental_local_results(one.value)]
         assert len(copies) == 2
         np.testing.assert_array_equal(copies[0], copies[1])
         np.testing.assert_allclose(copies[0], ops.convert_to_numpy(other), rtol=1e-4, atol=1e-6)
