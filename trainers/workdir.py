@@ -190,6 +190,11 @@ def replace(path, write, suffix=""):
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise RunError(
+            f"{path.name} could not be written: {error.strerror or error}. Received: {path}; the last "
+            "checkpoint is whole, so make room and start again with the same --workdir"
+        ) from error
     finally:
         if os.path.exists(temporary):
             os.unlink(temporary)

@@ -12,6 +12,8 @@ import time
 
 import pytest
 
+from trainers.workdir import RunError, replace
+
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 TINY = (
     "--dataset=text",
@@ -152,6 +154,34 @@ def test_methods_and_options(corpus, tmp_path):
     flags = ("--method=static", "--precision=mixed_bfloat16", "--block_shape=4,1", "--distribution=erk")
     static = run(tmp_path / "static", *one, *flags)
     assert static.returncode == 0, static.stderr
+
+
+def test_replicas_train_as_one_device(corpus, tmp_path):
+    """Dropout differs between replicas, so without it."""
+    flags = (f"--data_dir={corpus}", *TINY, "--epochs=2", "--dropout=0", "--noexport")
+    rows = {}
+    for name, strategy in {"one": (), "two": ("--strategy=mirrored", "--cpu_replicas=2")}.items():
+        result = run(tmp_path / name, *flags, *strategy)
+        assert result.returncode == 0, result.stderr
+        rows[name] = history(tmp_path / name)
+    for one, two in zip(rows["one"], rows["two"], strict=True):
+        for column in ("loss", "perplexity", "val_perplexity"):
+            assert float(two[column]) == pytest.approx(float(one[column]), rel=1e-3)
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in rows]
+    assert results[1] == pytest.approx(results[0], rel=1e-3)
+
+
+def test_a_full_disk_is_one_sentence(tmp_path):
+    """/dev/full refuses every byte, as a full disk does."""
+    target = tmp_path / "history.csv"
+
+    def write(path):
+        with open("/dev/full", "w") as file:
+            file.write("row")
+
+    with pytest.raises(RunError, match=r"history.csv could not be written: No space left on device"):
+        replace(target, write)
+    assert not target.exists()
 
 
 @pytest.mark.parametrize(
