@@ -210,7 +210,7 @@ def make_callbacks(settings, workdir, train, checkpoint):
     import keras
 
     from keras_selfish.optimizers import NonMonotonicAveraging
-    from keras_selfish.rewiring import SelfishRewiring
+    from keras_selfish.rewiring import Rewiring, SelfishRewiring
     from trainers.callbacks import ProgressBar, Recorder, RemainingTime, StopOnNaN
 
     callbacks = [StopOnNaN(workdir), RemainingTime()]
@@ -224,6 +224,8 @@ def make_callbacks(settings, workdir, train, checkpoint):
                 seed=settings["seed"],
             )
         )
+    if settings["method"] == "static":  # moves nothing, but reports densities as the others do
+        callbacks.append(Rewiring(pruning_rate=0.0, schedule="constant"))
     if settings["averaging"]:
         callbacks.append(NonMonotonicAveraging(monitor="val_perplexity", patience=settings["patience"]))
     callbacks.append(keras.callbacks.TensorBoard(str(workdir.tensorboard), write_graph=False))

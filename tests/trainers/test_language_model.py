@@ -154,6 +154,9 @@ def test_methods_and_options(corpus, tmp_path):
     flags = ("--method=static", "--precision=mixed_bfloat16", "--block_shape=4,1", "--distribution=erk")
     static = run(tmp_path / "static", *one, *flags)
     assert static.returncode == 0, static.stderr
+    (row,) = history(tmp_path / "static")
+    assert float(row["sparsity"]) == pytest.approx(0.5, abs=0.01)
+    assert sum(name.startswith("density/") for name in row) == DENSITY_COLUMNS
 
 
 def test_replicas_train_as_one_device(corpus, tmp_path):
