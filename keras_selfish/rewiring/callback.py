@@ -1,6 +1,8 @@
 """The callback that rewires a model while it trains."""
 
+import concurrent.futures
 import math
+import os
 
 import keras
 import numpy as np
@@ -210,14 +212,19 @@ class Rewiring(keras.callbacks.Callback):
         """
         _check_fraction("rate", rate)
         optimizer = self.model.optimizer
-        for index, masked_weight in enumerate(masks.masked_weights(self.model)):
-            if not masked_weight.weight.trainable:
-                continue
+        weights = enumerate(masks.masked_weights(self.model))
+        read = [(i, read_matrix(w, optimizer)) for i, w in weights if w.weight.trainable]
+
+        def choose(index, matrix):
             generator = np.random.default_rng([self.seed, step, index])
-            matrix = read_matrix(masked_weight, optimizer)
-            change = choose_change(matrix, rate, self.drop, self.grow, generator, self.reset_regrown)
+            return choose_change(matrix, rate, self.drop, self.grow, generator, self.reset_regrown)
+
+        # NumPy works outside the interpreter's lock. Nothing is changed before all is chosen.
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            changes = list(pool.map(choose, *zip(*read, strict=True))) if read else []
+        for (_, matrix), change in zip(read, changes, strict=True):
             if change is not None:
-                apply_change(masked_weight, change, optimizer)
+                apply_change(matrix.masked_weight, change, optimizer)
         self._statistics = None
         logging.vlog(1, "Step %d: rewired the fraction %.4f of the connections.", step, rate)
 
