@@ -405,6 +405,7 @@ TRAIN_AND_RESTORE = """
     from keras_selfish.layers import *
     from keras_selfish.masks import masked_weights
 
+    keras.utils.set_random_seed(0)
     tied = SparseReversibleEmbedding(12, 6, sparsity=0.5)
     inputs = keras.Input((4,), dtype="int32")
     x = SparseEmbedding(12, 6, mask_zero=True, embeddings_regularizer="l1")(inputs) + tied(inputs)
@@ -426,7 +427,8 @@ TRAIN_AND_RESTORE = """
 
     before = [np.array(keras.ops.convert_to_numpy(weight.weight)) for weight in masked_weights(model)]
     check()
-    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    # Steps that are large enough to show in every weight.
+    model.compile(keras.optimizers.SGD(1.0), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.fit(tokens, tokens, verbose=0)
     check(before)
     model.save(sys.argv[1])
