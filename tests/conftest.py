@@ -118,3 +118,19 @@ def run_python():
         return result.stdout
 
     return run
+
+
+@pytest.fixture(scope="session")
+def run_tests(run_python):
+    """A function `run_tests(file, names, backend)`: runs a file's tests, chosen as by `-k`, on a backend."""
+
+    def run(file, names, backend):
+        run_python(
+            "import pytest, sys; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *sys.argv[1:]]))",
+            file,
+            "-k",
+            names,
+            backend=backend,
+        )
+
+    return run

@@ -312,11 +312,9 @@ def test_bad_arguments(arguments):
 @pytest.mark.jax
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="is itself run from TensorFlow's run")
 @pytest.mark.parametrize("backend", ["jax", pytest.param("torch", marks=pytest.mark.slow)])
-def test_this_file_on_other_backends(run_python, backend):
-    run_python(
-        "import pytest, sys; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *sys.argv[1:]]))",
+def test_this_file_on_other_backends(run_tests, backend):
+    run_tests(
         __file__,
-        "-k",
         "raw_weights or mean or backup or wrapped or masks",
         backend=backend,
     )

@@ -548,11 +548,9 @@ def test_accumulation_on_replicas_is_refused(two_replicas):
 @pytest.mark.jax
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="is itself run from TensorFlow's run")
 @pytest.mark.parametrize("backend", ["jax", pytest.param("torch", marks=pytest.mark.slow)])
-def test_this_file_on_other_backends(run_python, backend):
-    run_python(
-        "import pytest, sys; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *sys.argv[1:]]))",
+def test_this_file_on_other_backends(run_tests, backend):
+    run_tests(
         __file__,
-        "-k",
         "golden or random or by_hand or exact or scale or in_fit or saved",
         backend=backend,
     )
