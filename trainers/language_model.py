@@ -71,6 +71,9 @@ flags.DEFINE_integer("seed", 0, "Seed of weights, masks, dropout and rewiring.",
 flags.DEFINE_enum("strategy", "none", ["none", "mirrored"], "mirrored: tf.distribute over all visible GPUs.")
 flags.DEFINE_integer("cpu_replicas", 0, "With --strategy mirrored: replicas on as many CPU devices.")
 flags.DEFINE_bool("export", True, "Whether to export a SavedModel at the end.")
+flags.DEFINE_bool(
+    "export_text", False, "Whether the SavedModel also scores strings, for which it needs TensorFlow Text."
+)
 
 _MODEL_FLAGS = (
     "units",
@@ -317,7 +320,8 @@ def finish(model, corpus, windows, workdir):
         from keras_selfish.export import saved_model
 
         with _quiet():
-            saved_model(best, workdir.saved_model, vocabulary=corpus.vocabulary.tokens)
+            tokens = corpus.vocabulary.tokens
+            saved_model(best, workdir.saved_model, tokens, _tokenizer(corpus) if FLAGS.export_text else None)
         logging.info("Exported a SavedModel to %s", workdir.saved_model)
     write_json(workdir.path / "results.json", results)
     _plot(workdir)
@@ -327,6 +331,12 @@ def finish(model, corpus, windows, workdir):
         print(f"  {name:18} {perplexity:9.2f}")
     print(f"\nEverything is in {workdir.path}")
     return results
+
+
+def _tokenizer(corpus):
+    from keras_selfish.data.tokenization_tensorflow import tokenizer
+
+    return tokenizer(corpus.tokenization)
 
 
 @contextlib.contextmanager

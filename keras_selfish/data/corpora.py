@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 
 from keras_selfish.data.download import DownloadError, download, file_sha256
-from keras_selfish.data.tokenization import EOS, read_text, split_words, split_words_and_marks
+from keras_selfish.data.tokenization import EOS, TOKENIZATIONS, read_text
 from keras_selfish.data.vocabulary import Vocabulary
 
 
@@ -23,6 +23,7 @@ class Corpus:
     Attributes:
         name: the name it was loaded by.
         vocabulary: `Vocabulary` of the training split.
+        tokenization: how text was cut into tokens, `"whitespace"` or `"words_and_marks"`.
         train: (length,) int32 NumPy array of token ids.
         validation: likewise.
         test: likewise.
@@ -30,6 +31,7 @@ class Corpus:
 
     name: str
     vocabulary: Vocabulary
+    tokenization: str
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
@@ -185,11 +187,11 @@ def load_corpus(
     _check_arguments(name, data_dir, url, sha256)
     if name in _PUBLISHED:
         texts = _published_texts(name, data_dir, cache_dir, url, sha256)
-        split, default_count = split_words, 1
+        tokenization, default_count = "whitespace", 1
     else:
         texts = _python_docs() if name == "python_docs" else _folder_texts(_folder(data_dir))
-        split, default_count = split_words_and_marks, 2
-    tokens = [split(text) for text in texts]
+        tokenization, default_count = "words_and_marks", 2
+    tokens = [TOKENIZATIONS[tokenization](text) for text in texts]
     for kind, split_tokens in zip(_Texts._fields, tokens, strict=True):
         if all(token == EOS for token in split_tokens):
             raise ValueError(
@@ -198,7 +200,7 @@ def load_corpus(
             )
     min_count = default_count if min_count is None else min_count
     vocabulary = Vocabulary.build(tokens[0], max_size, min_count)
-    return Corpus(name, vocabulary, *map(vocabulary.encode, tokens))
+    return Corpus(name, vocabulary, tokenization, *map(vocabulary.encode, tokens))
 
 
 def _check_arguments(name, data_dir, url, sha256):

@@ -9,7 +9,7 @@ UNK = "<unk>"
 # A line end; the mark of an unknown word; a word, an apostrophe inside it included; a run of one
 # punctuation mark ("..", "===").
 _WORD_OR_MARK = re.compile(r"\n|<unk>|\w+(?:['’]\w+)*|([^\w\s])\1*")
-_LONGEST_RUN = 3
+LONGEST_RUN = 3
 
 
 def read_text(path, keep_byte_order_mark=False):
@@ -83,6 +83,9 @@ def split_words_and_marks(text):
         if token == "\n":
             token = EOS
         elif match.lastindex:
-            token = token[:_LONGEST_RUN]
+            token = token[:LONGEST_RUN]
         tokens.append(token)
     return tokens
+
+
+TOKENIZATIONS = {"whitespace": split_words, "words_and_marks": split_words_and_marks}

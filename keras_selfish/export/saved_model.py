@@ -14,7 +14,7 @@ from keras_selfish.layers import CarriedState
 SAVED_MODEL_ENTRIES = {"saved_model.pb", "fingerprint.pb", "variables", "assets", "assets.extra", "debug"}
 
 
-def saved_model(model, path, vocabulary=None):
+def saved_model(model, path, vocabulary=None, tokenize=None, start_token="<eos>", unknown_token="<unk>"):
     """Writes a model as a SavedModel that needs TensorFlow only: no masks, no optimizer, no keras_selfish.
 
     The weights are those that stand in the model, zeros included. The outputs are float32, also those of a
@@ -33,6 +33,14 @@ def saved_model(model, path, vocabulary=None):
       states under the same names.
     - `initial_state(batch_size)`: the zero states that a text begins with, under the same names.
 
+    and with `tokenize` also
+
+    - `score_text(texts)`: strings (batch,), each read as what follows `start_token`. Returns `tokens`
+      (batch, time), strings, `log_probabilities` (batch, time) of each given those before, in nats, and
+      `perplexity` (batch,) of each text; texts shorter than the longest are padded with `""` and 0. Where
+      `tokenize` computes with TensorFlow Text, a program that loads the SavedModel imports `tensorflow_text`
+      first.
+
     `serving_default` is `score`. Any *other* Functional or Sequential model has one signature, its
     forward pass, which is the function `serve` of the loaded object and `serving_default`.
 
@@ -45,6 +53,11 @@ def saved_model(model, path, vocabulary=None):
         vocabulary: The tokens of a language model, a sequence of strings in the order of their ids. If given,
             they become the asset `vocabulary.txt`, a token a line, whose place is `vocabulary.asset_path` of
             the loaded object.
+        tokenize: Function of TensorFlow operations that cuts strings (batch,) into a `tf.RaggedTensor` of
+            tokens (batch, tokens), such as `tokenizer(corpus.tokenization)` from
+            `keras_selfish.data.tokenization_tensorflow`. Default None: only ids can be scored.
+        start_token: The token that a text follows in `score_text`. Default `"<eos>"`.
+        unknown_token: The token that stands for all others in `score_text`. Default `"<unk>"`.
 
     Returns:
         `path` as a `pathlib.Path`.
@@ -53,7 +66,8 @@ def saved_model(model, path, vocabulary=None):
         RuntimeError: if Keras does not run on TensorFlow.
         FileExistsError: if there is something at `path` that is no SavedModel.
         ValueError: if the model cannot be stripped (see `strip`) or carries its state in variables without
-            having a method `stepwise()`, or the vocabulary does not fit the model.
+            having a method `stepwise()`, or the vocabulary does not fit the model or lacks a token that
+            `tokenize` needs.
 
     Example:
 
@@ -77,10 +91,14 @@ def saved_model(model, path, vocabulary=None):
     is_language_model = hasattr(model, "stepwise")
     if not is_language_model:
         _check_forward(model, vocabulary)
+    text = None
+    if tokenize is not None:
+        _check_has(vocabulary, start_token, unknown_token)
+        text = (tokenize, vocabulary.index(start_token), vocabulary.index(unknown_token))
     plain = strip(model.stepwise() if is_language_model else model)
     if vocabulary is not None:
         _check_vocabulary(vocabulary, plain.outputs[0].shape[-1])
-    _write(plain, path.resolve(), is_language_model, vocabulary)
+    _write(plain, path.resolve(), is_language_model, vocabulary, text)
     return path
 
 
@@ -122,7 +140,16 @@ def _check_vocabulary(vocabulary, size):
             )
 
 
-def _write(plain, path, is_language_model, vocabulary):
+def _check_has(vocabulary, *tokens):
+    absent = [token for token in tokens if token not in (vocabulary or ())]
+    if absent:
+        raise ValueError(
+            f"`vocabulary` must hold {' and '.join(tokens)} for `tokenize`, so that any text can be scored. "
+            f"Received: a vocabulary without {' and '.join(absent)}"
+        )
+
+
+def _write(plain, path, is_language_model, vocabulary, text):
     from keras_selfish.export import serving_tensorflow
 
     for layer in serving_tensorflow.layers_within(plain):
@@ -136,7 +163,7 @@ def _write(plain, path, is_language_model, vocabulary):
         if is_language_model:
             with tempfile.TemporaryDirectory() as folder:
                 file = _vocabulary_file(folder, vocabulary)
-                serving_tensorflow.write_language_model(plain, part, file)
+                serving_tensorflow.write_language_model(plain, part, file, text)
         else:
             serving_tensorflow.write_forward(plain, part)
         if path.exists():

@@ -7,13 +7,15 @@ import tensorflow as tf
 WINDOW = 64
 
 
-def write_language_model(stepwise, path, vocabulary_file=None):
-    """Writes a SavedModel with the signatures `score`, `step` and `initial_state`.
+def write_language_model(stepwise, path, vocabulary_file=None, text=None):
+    """Writes a SavedModel with the signatures `score`, `step`, `initial_state`, and `score_text`.
 
     Args:
         stepwise: A Functional model from `[tokens, state, ...]` to `[logits, state, ...]`, without masks.
         path: A folder that does not exist yet.
         vocabulary_file: A file to carry along as an asset.
+        text: For `score_text`: the function that cuts strings into tokens, the id of the token that a text
+            follows, and that of the token that stands for unknown ones. None for no such signature.
     """
     module = tf.Module()
     module.score, module.step, module.initial_state = _language_model_functions(stepwise)
@@ -33,6 +35,9 @@ def write_language_model(stepwise, path, vocabulary_file=None):
     module.weights = list(used.values())
     if vocabulary_file is not None:
         module.vocabulary = tf.saved_model.Asset(str(vocabulary_file))
+    if text is not None:
+        module.score_text, module.ids = _score_text(module.score, vocabulary_file, *text)
+        signatures["score_text"] = module.score_text
     signatures["serving_default"] = signatures["score"]
     tf.saved_model.save(module, str(path), signatures=signatures)
 
@@ -116,6 +121,36 @@ def _language_model_functions(stepwise):
         return {"log_probabilities": log_probabilities, "loss": tf.cast(loss, tf.float32)}
 
     return score, step, initial_state
+
+
+def _score_text(score, vocabulary_file, tokenize, start_id, unknown_id):
+    """The function `score_text`, and the table in which it looks up ids."""
+    initializer = tf.lookup.TextFileInitializer(
+        str(vocabulary_file),
+        key_dtype=tf.string,
+        key_index=tf.lookup.TextFileIndex.WHOLE_LINE,
+        value_dtype=tf.int64,
+        value_index=tf.lookup.TextFileIndex.LINE_NUMBER,
+    )
+    table = tf.lookup.StaticHashTable(initializer, default_value=unknown_id)
+
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec((None,), tf.string, "texts")])
+    def score_text(texts):
+        tokens = tokenize(texts)
+        lengths = tf.cast(tokens.row_lengths(), tf.int32)
+        ids = tokens.with_flat_values(table.lookup(tokens.flat_values)).to_tensor(unknown_id)
+        ids = tf.pad(tf.cast(ids, tf.int32), [[0, 0], [1, 0]], constant_values=start_id)
+        log_probabilities = score(ids)["log_probabilities"]
+        is_token = tf.sequence_mask(lengths, tf.shape(log_probabilities)[1])
+        log_probabilities = tf.where(is_token, log_probabilities, 0.0)
+        mean = tf.reduce_sum(log_probabilities, 1) / tf.cast(lengths, tf.float32)
+        return {
+            "tokens": tokens.to_tensor(""),
+            "log_probabilities": log_probabilities,
+            "perplexity": tf.exp(-mean),
+        }
+
+    return score_text, table
 
 
 def _of_integers(function):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from keras_selfish import LanguageModel, Perplexity, SparseDense, SparseEmbedding, SparseGRU, SparseLSTM
-from keras_selfish.data import Windows
+from keras_selfish.data import Vocabulary, Windows
 from keras_selfish.export import saved_model
 from keras_selfish.layers import CarriedState
 
@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="needs KERAS_BACKEND=tensorflow"
 )
 
+WORDS = ("<eos>", "<unk>", "the", "cat", "sat", ".", "...", "don't", "it", "s")
 VOCABULARY = [f"wörd{index}" for index in range(50)]
 
 
@@ -294,6 +295,59 @@ def test_models_that_cannot_be_served_are_refused(tmp_path):
         saved_model(stateful, tmp_path / "served")
     with pytest.raises(ValueError, match="`model` must be built"):
         saved_model(keras.Sequential([SparseDense(2)]), tmp_path / "served")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def with_text(tmp_path_factory):
+    from keras_selfish.data.tokenization_tensorflow import tokenizer
+
+    model = LanguageModel(len(WORDS), units=8, dropout=0.0, seed=1)
+    path = tmp_path_factory.mktemp("text") / "served"
+    return saved_model(model, path, vocabulary=WORDS, tokenize=tokenizer("words_and_marks"))
+
+
+def test_strings_are_scored_as_their_ids(with_text):
+    served = tf.saved_model.load(with_text)
+    result = served.score_text(["The cat sat ....", "It's a dog"])
+    tokens = [["the", "cat", "sat", "...", "<eos>"], ["it's", "a", "dog", "<eos>", ""]]
+    assert [[token.decode() for token in row] for row in result["tokens"].numpy()] == tokens
+    for row, words in enumerate(tokens):
+        words = [word for word in words if word]
+        ids = Vocabulary(WORDS).encode(["<eos>", *words])
+        expected = served.score([ids])["log_probabilities"][0]
+        actual = result["log_probabilities"][row]
+        np.testing.assert_allclose(actual[: len(words)], expected, rtol=1e-5)
+        assert not np.any(actual[len(words) :])
+        assert float(result["perplexity"][row]) == pytest.approx(np.exp(-np.mean(expected)), rel=1e-5)
+
+
+def test_strings_are_served_without_the_package(with_text, run_python, tmp_path):
+    moved = with_text.rename(tmp_path / "moved")  # the vocabulary goes with it
+    code = """
+        import sys
+
+        sys.modules["keras_selfish"] = None
+
+        import tensorflow as tf
+        import tensorflow_text
+
+        served = tf.saved_model.load(sys.argv[1])
+        print(served.signatures["score_text"](texts=tf.constant(["the cat"]))["tokens"].numpy())
+    """
+    assert "[[b'the' b'cat' b'<eos>']]" in run_python(code, moved, cwd=tmp_path, env={"PYTHONPATH": ""})
+    moved.rename(with_text)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "absent"), [([*WORDS[1:], "dog"], "<eos>"), (None, "<eos> and <unk>")]
+)
+def test_text_needs_tokens_for_its_start_and_for_the_unknown(vocabulary, absent, tmp_path):
+    from keras_selfish.data.tokenization_tensorflow import tokenizer
+
+    model = LanguageModel(len(WORDS), units=8)
+    with pytest.raises(ValueError, match=f"`vocabulary` must hold <eos> and <unk>.*without {absent}"):
+        saved_model(model, tmp_path / "served", vocabulary, tokenizer("whitespace"))
     assert list(tmp_path.iterdir()) == []
 
 

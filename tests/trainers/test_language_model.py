@@ -120,11 +120,14 @@ def test_the_exported_model_serves_without_the_package(whole_run, run_python, tm
 
 def test_a_finished_run_says_so_and_tests_again(whole_run, corpus):
     workdir, first = whole_run
-    again = run(workdir, f"--data_dir={corpus}", *TINY)
+    again = run(workdir, f"--data_dir={corpus}", *TINY, "--export_text")
     assert again.returncode == 0, again.stderr
     assert "nothing is left to train" in again.stderr
     assert again.stdout == first.stdout[first.stdout.index(again.stdout[:20]) :]
     assert len(history(workdir)) == 3
+    tf, _ = pytest.importorskip("tensorflow"), pytest.importorskip("tensorflow_text")
+    served = tf.saved_model.load(workdir / "saved_model")
+    assert served.score_text(["The statement.\n"])["tokens"].shape == (1, 4)  # as in the corpus
 
 
 def test_a_killed_run_resumes_as_if_nothing_had_happened(whole_run, corpus, tmp_path):
