@@ -215,7 +215,7 @@ class SNTASGD(keras.optimizers.Optimizer):
 
     # The step
 
-    def update_step(self, gradient, variable, learning_rate, factor=1.0):
+    def update_step(self, gradient, variable, learning_rate, factor=1.0, mean=None):
         """Moves one variable.
 
         Args:
@@ -223,6 +223,7 @@ class SNTASGD(keras.optimizers.Optimizer):
             variable: The variable; on TensorFlow possibly the part of it on one replica.
             learning_rate: Scalar.
             factor: What clipping multiplies the gradient by.
+            mean: What `mean_of` gives for the variable, where its average is moved in the same pass.
         """
         index = self._get_variable_index(variable)
         weight, births = self._trainable_variables[index], self.births[index]
@@ -234,6 +235,7 @@ class SNTASGD(keras.optimizers.Optimizer):
             learning_rate * factor,
             decay=learning_rate * self.weight_decay if decays else None,
             exists=update.existing(weight.masked_weight, births) if masked else None,
+            **({} if mean is None else {"mean": mean}),
         )
 
     def is_averaging(self):

@@ -25,28 +25,24 @@ def check_replicas(optimizer):
 def update_variables(optimizer, gradients, variables, learning_rate):
     """Sums the gradients over the replicas, clips the sums, and updates each replica's variables with them.
 
-    Then the averages follow, if the optimizer averages.
+    If the optimizer averages, the average of a variable is moved in the same pass over memory.
     """
     variables = [getattr(variable, "_value", variable) for variable in variables]
     # As Keras (3.15) does it, with the clipping put between its two private calls.
     pairs = optimizer._all_reduce_sum_gradients(list(zip(gradients, variables, strict=True)))
     gradients, factors = optimizer.clip([sum_rows(gradient) for gradient, _ in pairs])
 
-    def update_variable(variable, gradient, factor, learning_rate):
-        optimizer.update_step(gradient, variable, learning_rate, factor)
-
-    def update_average(variable):
-        _move_average(variable, *optimizer.mean_of(variable))
+    def update_variable(variable, gradient, factor, learning_rate, averaging):
+        mean = optimizer.mean_of(variable) if averaging else None
+        optimizer.update_step(gradient, variable, learning_rate, factor, mean)
 
     def update_all(strategy, gradients, factors, learning_rate):
-        def update_averages():
-            for variable in variables:
-                strategy.extended.update(variable, update_average, group=False)
+        def update(averaging):
+            for variable, gradient, factor in zip(variables, gradients, factors, strict=True):
+                arguments = (gradient, factor, learning_rate, averaging)
+                strategy.extended.update(variable, update_variable, args=arguments, group=False)
 
-        for variable, gradient, factor in zip(variables, gradients, factors, strict=True):
-            arguments = (gradient, factor, learning_rate)
-            strategy.extended.update(variable, update_variable, args=arguments, group=False)
-        tf.cond(optimizer.is_averaging(), update_averages, lambda: None)
+        tf.cond(optimizer.is_averaging(), lambda: update(True), lambda: update(False))
 
     tf.__internal__.distribute.interim.maybe_merge_call(
         update_all, tf.distribute.get_strategy(), gradients, factors, tf.convert_to_tensor(learning_rate)
@@ -84,23 +80,44 @@ def existing(masked_weight, births):
     return tf.convert_to_tensor(masked_weight.mask)
 
 
-def descend(variable, gradient, step_size, decay=None, exists=None):
-    """Takes step_size * gradient + decay * variable from `variable`; see `update.py`."""
+def descend(variable, gradient, step_size, decay=None, exists=None, mean=None):
+    """Takes step_size * gradient + decay * variable from `variable`; see `update.py`.
+
+    Args:
+        variable: As there, like all arguments but the last.
+        gradient: May be `tf.IndexedSlices`.
+        step_size: Scalar.
+        decay: Scalar or None.
+        exists: Boolean tensor or None.
+        mean: What `SNTASGD.mean_of` gives for the variable, if its average is to be moved, too.
+    """
     step_size = tf.cast(step_size, variable.dtype)
     decay = None if decay is None else tf.cast(decay, variable.dtype)
+    average, births, updates = (None, None, None) if mean is None else mean
+    births = None if births is None else tf.convert_to_tensor(births)
+
+    def move_average(weight, births, updates):
+        age = tf.maximum(updates - births, 1.0)
+        average.assign_add((weight - average) / tf.cast(age, weight.dtype))
+
     if isinstance(gradient, tf.IndexedSlices):
         _descend_rows(variable, gradient, step_size, decay, exists)
+        if average is not None:
+            _one_pass(move_average, variable)(tf.convert_to_tensor(variable), births, updates)
         return
 
-    def move(gradient, step_size, decay, exists):
+    def move(gradient, step_size, decay, exists, births, updates):
         weight = tf.convert_to_tensor(variable)
         step = step_size * tf.cast(gradient, weight.dtype)
         if decay is not None:
             step += decay * weight
         moved = weight - step
-        variable.assign(moved if exists is None else tf.where(exists, moved, tf.zeros((), moved.dtype)))
+        moved = moved if exists is None else tf.where(exists, moved, tf.zeros((), moved.dtype))
+        variable.assign(moved)
+        if average is not None:
+            move_average(moved, births, updates)
 
-    _one_pass(move, variable)(gradient, step_size, decay, exists)
+    _one_pass(move, variable)(gradient, step_size, decay, exists, births, updates)
 
 
 def _descend_rows(variable, gradient, step_size, decay, exists):
@@ -114,14 +131,6 @@ def _descend_rows(variable, gradient, step_size, decay, exists):
     if decay is not None:
         _one_pass(shrink, variable)(decay)
     variable.scatter_sub(tf.IndexedSlices(steps, gradient.indices))
-
-
-def _move_average(variable, average, births, updates):
-    def move(weight, births, updates):
-        age = tf.maximum(updates - births, 1.0)
-        average.assign_add((weight - average) / tf.cast(age, weight.dtype))
-
-    _one_pass(move, variable)(tf.convert_to_tensor(variable), tf.convert_to_tensor(births), updates)
 
 
 def _one_pass(function, variable):
