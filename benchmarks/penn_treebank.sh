@@ -4,7 +4,8 @@
 # Usage: benchmarks/penn_treebank.sh DATA_DIR RUNS_DIR [NAME...]     (all runs, or those named)
 #
 # A run takes 14 epochs of about two minutes on two cores (--precision=mixed_bfloat16 less). With more cores,
-# name different runs in different shells.
+# name different runs in different shells; averaging and no_averaging begin with second_1111, so make that
+# one first. TRAINER_FLAGS, if set, are further flags of every run: TRAINER_FLAGS=--units=16 tries it all out.
 set -euo pipefail
 data_dir=$1 runs_dir=$2
 shift 2
@@ -18,27 +19,73 @@ declare -A flags=(
     [static]="$first --seed=1111 --method=static"
     [dense]="$first --seed=1111 --method=dense"
     [mixed_bfloat16]="$first --seed=1111 --precision=mixed_bfloat16"
+    [second_1111]="$second --seed=1111 --epochs=10"
+    [second_2]="$second --seed=2 --epochs=10"
+    [averaging]="$second --seed=1111"
+    [no_averaging]="$second --seed=1111 --noaveraging"
     [dense_norm]="--dropout=0.25 --patience=2 --epochs=6 --seed=1111"
     [active_norm]="--dropout=0.25 --patience=2 --epochs=6 --seed=1111 --clip_norm_of=active"
     [reset_regrown]="--dropout=0.25 --patience=2 --epochs=6 --seed=1111 --reset_regrown"
-    [averaging]="$second --seed=1111"
-    [no_averaging]="$second --seed=1111 --noaveraging"
 )
-order="selfish_1111 selfish_2 static dense mixed_bfloat16 averaging no_averaging dense_norm active_norm reset_regrown"
+order="selfish_1111 selfish_2 static dense mixed_bfloat16 second_1111 second_2 averaging no_averaging
+    dense_norm active_norm reset_regrown"
 
 train() {
     python -m trainers.language_model --dataset=ptb --data_dir="$data_dir" --preset=ptb_lstm --units=256 \
-        --workdir="$runs_dir/$1" --noexport "${@:2}"
+        --workdir="$runs_dir/$1" --noexport "${@:2}" ${TRAINER_FLAGS:-}
+}
+
+# Begins a run as a copy of the finished run second_1111, which differs at most in that it averages; not if it
+# is to be without averaging and second_1111 has begun to average.
+copy_second_1111() {
+    TF_CPP_MIN_LOG_LEVEL=2 python - "$runs_dir" "$1" <<'PYTHON'
+import csv
+import json
+import pathlib
+import shutil
+import sys
+
+import numpy as np
+
+from keras_selfish.optimizers.averaging import triggers
+from trainers.workdir import write_json
+
+runs, name = pathlib.Path(sys.argv[1]), sys.argv[2]
+source, partial = runs / "second_1111", runs / f".partial-{name}"
+settings = json.loads((source / "config.json").read_text(encoding="utf-8"))
+if name == "no_averaging":
+    settings["averaging"] = False
+    with (source / "history.csv").open(newline="", encoding="utf-8") as file:
+        values = np.array([row["val_perplexity"] for row in csv.DictReader(file)], "float32")
+    for epoch, value in enumerate(values, 1):
+        if triggers(values[: epoch - 1], value, settings["patience"]):
+            print(f"{name} is trained from its beginning: second_1111 averages since epoch {epoch}")
+            sys.exit()
+if partial.exists():  # left by a kill
+    shutil.rmtree(partial)
+shutil.copytree(source, partial)
+write_json(partial / "config.json", settings)
+partial.rename(runs / name)
+print(f"{name} begins as a copy of second_1111")
+PYTHON
+}
+
+make_run() {
+    case $1 in
+    averaging | no_averaging)
+        if [ ! -e "$runs_dir/$1" ]; then
+            make_run second_1111
+            copy_second_1111 "$1"
+        fi
+        # Ten epochs with their own schedule, then on to 25 at its end rate.
+        grep -qs '"schedule_epochs": 10\b' "$runs_dir/$1/config.json" || train "$1" ${flags[$1]} --epochs=10
+        train "$1" ${flags[$1]} --epochs=25
+        ;;
+    *) train "$1" ${flags[$1]} ;;
+    esac
 }
 
 for name in ${*:-$order}; do
-    [ -n "${flags[$name]:-}" ] || { echo "unknown run $name; known: $order" >&2; exit 1; }
-    case $name in
-    averaging | no_averaging)
-        # Ten epochs with their own schedule, then on to 25 at its end rate.
-        grep -qs '"epochs": 25' "$runs_dir/$name/config.json" || train "$name" ${flags[$name]} --epochs=10
-        train "$name" ${flags[$name]} --epochs=25
-        ;;
-    *) train "$name" ${flags[$name]} ;;
-    esac
+    [ -n "${flags[$name]:-}" ] || { echo "unknown run $name; known:" $order >&2; exit 1; }
+    make_run "$name"
 done

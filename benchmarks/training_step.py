@@ -1,100 +1,188 @@
-"""What sparsity costs a training step: the masked model against the same model without a mask.
+"""What one training step costs: ours with and without masks, plain Keras, and PyTorch.
 
-Usage: python -m benchmarks.training_step [--units 256] [--rounds 3]
+Usage:
+    python -m benchmarks.training_step [--units 1500] [--variants sparse,torch] [--output FOLDER]
 
-Two LSTM layers, batch 20, 35 time steps, SNT-ASGD with clipping, on random tokens. `sparse` has masks at
-sparsity 0.67, `unmasked` none, `keras` is made of plain Keras layers with SGD and carries no state.
+All variants run alternately, each time in a process of its own, and so does the measurement of the
+machine's matrix peak. All train a stacked LSTM language model with dropout on random tokens, with SGD,
+clipping by the global norm and weight decay:
+
+    sparse          ours, float32, all matrices masked at sparsity 0.67
+    unmasked        ours, float32, no masks
+    averaging       as sparse, with SNT-ASGD averaging the weights
+    bfloat16        as sparse, in mixed_bfloat16
+    keras           keras.layers.LSTM and keras.optimizers.SGD, float32, no masks, no state carried over
+    torch           PyTorch, float32, masks multiplied into the weights after each update
+    torch_bfloat16  as torch, in autocast
+
+PyTorch comes with the extra `bench`; without it, its two variants are left out. A step's time is the median
+over rounds of the median over steps; "x keras" is that time over the time of `keras`. TFLOP/s count the
+matrix products of a dense model (see `Sizes.operations`), masked or not. Memory is that of the host.
 """
 
-import argparse
+import dataclasses
+import importlib.util
 import json
-import resource
-import statistics
-import time
 
-import numpy as np
+from benchmarks.options import make_parser, names_among, parse, positive, sizes_of
+from benchmarks.output import draw_bars, print_table, write_figures
+from benchmarks.processes import alternate, extremes, machine, median
 
-from benchmarks.processes import alternate, machine, median
-
-VARIANTS = ("sparse", "unmasked", "keras")
-BATCH, TIME_STEPS = 20, 35
-
-
-def make_model(variant, units, vocabulary, dtype):
-    import keras
-
-    from keras_selfish import SNTASGD, LanguageModel, TokenCrossEntropy
-
-    if variant == "keras":
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        keras.config.set_dtype_policy(dtype)
-        layers = [keras.Input((None,), batch_size=BATCH, dtype="int32")]
-        layers += [keras.layers.Embedding(vocabulary, units), keras.layers.Dropout(0.25)]
-        for _ in range(2):
-            layers += [keras.layers.LSTM(units, return_sequences=True), keras.layers.Dropout(0.25)]
-        model = keras.Sequential([*layers, keras.layers.Dense(vocabulary)])
-        model.compile(keras.optimizers.SGD(0.4, global_clipnorm=0.25, weight_decay=1.2e-6), loss=loss)
-        return model
-    model = LanguageModel(vocabulary, units, sparsity=0.67 if variant == "sparse" else 0.0, dtype=dtype)
-    model.compile(SNTASGD(0.4, global_clipnorm=0.25, weight_decay=1.2e-6), loss=TokenCrossEntropy())
-    return model
+VARIANTS = ("sparse", "unmasked", "averaging", "bfloat16", "keras", "torch", "torch_bfloat16")
+PEERS = ("unmasked", "keras", "torch", "torch_bfloat16")
+DTYPES = ("float32", "bfloat16")
+MODULE = "benchmarks.training_step"  # `__name__` is "__main__" here
 
 
-def measure(variant, units, vocabulary, steps, dtype):
-    """Seconds of the first step and the median of the others; peak memory in bytes."""
-    import keras
+def command(variant, sizes, steps):
+    """The command that measures one variant, for `alternate`."""
+    return [MODULE, f"--variant={variant}", f"--steps={steps}", *sizes.flags()]
 
-    from keras_selfish.data import Windows
 
-    model = make_model(variant, units, vocabulary, dtype)
-    tokens = np.random.default_rng(0).integers(0, vocabulary, BATCH * (TIME_STEPS * steps + 1))
-    data = Windows(tokens, BATCH, TIME_STEPS).dataset()
-    if variant == "keras":
-        data = data.map(lambda inputs, targets: (inputs["tokens"], targets))
-    seconds = []
+def measure(variant, sizes, steps):
+    # A process loads only the library that it measures.
+    if variant.startswith("torch"):
+        from benchmarks import torch_step as library
+    else:
+        from benchmarks import keras_step as library
+    return library.measure(variant, sizes, steps)
 
-    class Clock(keras.callbacks.Callback):
-        def on_train_batch_begin(self, batch, logs=None):
-            self.began = time.perf_counter()
 
-        def on_train_batch_end(self, batch, logs=None):
-            float(logs["loss"])  # waits for the step
-            seconds.append(time.perf_counter() - self.began)
+def available(variants):
+    """Those of the variants that can run here."""
+    if importlib.util.find_spec("torch") is not None:
+        return variants
+    left_out = [variant for variant in variants if variant.startswith("torch")]
+    if left_out:
+        print(f"Left out, for PyTorch is not installed: {', '.join(left_out)}; it is in the extra `bench`.")
+    return [variant for variant in variants if variant not in left_out]
 
-    model.fit(data, verbose=0, shuffle=False, callbacks=[Clock()])
-    return {
-        "first": seconds[0],
-        "step": statistics.median(seconds[2:]),
-        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    }
+
+def summarise(results, sizes):
+    """One dict of figures per variant, from the results of all rounds."""
+    variants = [name for name in VARIANTS if name in results]
+    steps = {variant: median(results[variant], "step") for variant in variants}
+    rows = []
+    for variant in variants:
+        step = steps[variant]
+        least, largest = extremes(results[variant], "step")
+        dtype = "bfloat16" if variant.endswith("bfloat16") else "float32"
+        rows.append(
+            {
+                "variant": variant,
+                "step_seconds": step,
+                "step_seconds_least": least,
+                "step_seconds_largest": largest,
+                **{f"times_{peer}": step / steps[peer] if peer in steps else "" for peer in PEERS},
+                "tokens_per_second": sizes.tokens / step,
+                "teraflops": sizes.operations / step / 1e12,
+                "peak_dtype": dtype,
+                "peak_teraflops": peak(results, dtype) / 1e12,
+                "first_step_seconds": median(results[variant], "first"),
+                "peak_memory_bytes": median(results[variant], "memory"),
+            }
+        )
+    return rows
+
+
+def peak(results, dtype):
+    """Operations per second of the fastest matrix products of all rounds."""
+    return extremes(results[f"matrix peak, {dtype}"], "operations_per_second")[1]
+
+
+def print_figures(rows):
+    peers = [peer for peer in PEERS if rows[0][f"times_{peer}"] != ""]
+    header = ["variant", "step ms", *(f"x {peer}" for peer in peers), "tokens/s", "TFLOP/s", "of peak"]
+    print_table(
+        [*header, "first step s", "peak MB"],
+        [
+            [
+                row["variant"],
+                f"{1000 * row['step_seconds']:.1f}",
+                *(f"{row[f'times_{peer}']:.3f}" for peer in peers),
+                f"{row['tokens_per_second']:.0f}",
+                f"{row['teraflops']:.3f}",
+                f"{row['teraflops'] / row['peak_teraflops']:.0%}",
+                f"{row['first_step_seconds']:.2f}",
+                f"{row['peak_memory_bytes'] / 1e6:.0f}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def drawing(rows, peaks, sizes):
+    """The function that draws the figures."""
+
+    def draw(figure):
+        names = [row["variant"] for row in rows]
+        left, right = figure.subplots(1, 2, sharey=True)
+        draw_bars(
+            left,
+            names,
+            [1000 * row["step_seconds"] for row in rows],
+            [(1000 * row["step_seconds_least"], 1000 * row["step_seconds_largest"]) for row in rows],
+        )
+        left.set_xlabel("ms per training step (median; least and largest round)")
+        draw_bars(right, names, [row["teraflops"] for row in rows])
+        for dtype, style in zip(DTYPES, ("--", ":"), strict=True):
+            value = peaks[dtype] / 1e12
+            right.axvline(value, color="0.3", linestyle=style, label=f"matrix peak, {dtype}: {value:.3g}")
+        right.set_xlabel("TFLOP/s of the dense model's matrix products")
+        right.legend(fontsize="small", loc="lower right")
+        figure.suptitle(f"One training step: {sizes}")
+
+    return draw
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--units", type=int, default=256)
-    parser.add_argument("--vocabulary", type=int, default=10_000)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--variant", choices=VARIANTS)
-    options = parser.parse_args()
+    parser = make_parser(__doc__, steps=20)
+    parser.add_argument(
+        "--variants",
+        type=names_among(VARIANTS),
+        default=",".join(VARIANTS),
+        metavar="A,B",
+        help="which to measure (default: all)",
+    )
+    parser.add_argument(
+        "--peak_size",
+        type=positive,
+        default=3072,
+        help="rows and columns of the matrices that measure the peak (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--variant",
+        choices=VARIANTS,
+        help="measure this one in this process, and print nothing but one JSON object",
+    )
+    options = parse(parser)
+    sizes = sizes_of(options)
     if options.variant:
-        sizes = (options.units, options.vocabulary, options.steps)
-        print(json.dumps(measure(options.variant, *sizes, options.dtype)))
+        print(json.dumps(measure(options.variant, sizes, options.steps)))
         return
-    passed_on = [f"--{name}={getattr(options, name)}" for name in ("units", "vocabulary", "steps", "dtype")]
-    results = alternate("benchmarks.training_step", VARIANTS, passed_on, options.rounds)
-    print(machine())
-    print(f"2 x {options.units} units, batch {BATCH}, {TIME_STEPS} time steps, {options.dtype}")
-    print(f"{'variant':10} {'step ms':>9} {'ratio':>7} {'first s':>8} {'tokens/s':>10} {'peak MB':>9}")
-    base = median(results["unmasked"], "step")
-    for variant in VARIANTS:
-        step = median(results[variant], "step")
-        first, memory = median(results[variant], "first"), median(results[variant], "memory")
-        print(
-            f"{variant:10} {1000 * step:9.1f} {step / base:7.3f} {first:8.2f} "
-            f"{BATCH * TIME_STEPS / step:10.0f} {memory / 1e6:9.0f}"
-        )
+    variants = available(options.variants)
+    if not variants:
+        parser.exit(1, "error: nothing is left to measure\n")
+    where = machine()
+    commands = {variant: command(variant, sizes, options.steps) for variant in variants}
+    for dtype in DTYPES:
+        commands[f"matrix peak, {dtype}"] = [
+            "benchmarks.matrix_peak",
+            f"--dtype={dtype}",
+            f"--size={options.peak_size}",
+        ]
+    results = alternate(commands, options.rounds)
+    rows = summarise(results, sizes)
+    peaks = {dtype: peak(results, dtype) for dtype in DTYPES}
+    print(where)
+    print(f"{sizes}; {options.steps} steps, {options.rounds} rounds")
+    print(f"{sizes.operations / 1e12:.4g} TFLOP a step", end="; ")
+    print("; ".join(f"matrix peak, {dtype}: {peaks[dtype] / 1e12:.3f} TFLOP/s" for dtype in DTYPES) + "\n")
+    print_figures(rows)
+    settings = {**dataclasses.asdict(sizes), "steps": options.steps, "rounds": options.rounds}
+    rows = [{**row, **settings, "machine": where} for row in rows]
+    size = (11, 1.6 + 0.5 * len(rows))
+    write_figures(options.output, "training_step", rows, size, drawing(rows, peaks, sizes))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,324 @@
+"""The benchmarks at tiny sizes: that they run and count rightly. Their times are nobody's business here."""
+
+import csv
+import importlib.util
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from benchmarks import processes, scaling
+from benchmarks.rewiring import sorted_change
+from benchmarks.task import Sizes, result_of
+from benchmarks.training_step import PEERS, VARIANTS
+from keras_selfish.analysis.flops import training_flops
+from keras_selfish.layers import SparseDense
+from keras_selfish.masks import masked_weights
+from keras_selfish.models import LanguageModel
+from keras_selfish.rewiring import rules
+from keras_selfish.rewiring.rewire import choose_change, read_matrix
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+TINY = ("--units=16", "--vocabulary=50", "--batch=2", "--time_steps=5", "--rounds=1")
+SIZES = {"units": "16", "layers": "2", "vocabulary": "50", "batch": "2", "time_steps": "5", "rounds": "1"}
+
+
+def run(module, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{module}", *arguments],
+        cwd=REPOSITORY,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def figures(module, folder, *arguments):
+    """What a benchmark printed, and the rows of its CSV file."""
+    done = run(module, *TINY, f"--output={folder}", *arguments)
+    assert done.returncode == 0, done.stderr
+    with open(folder / f"{module}.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if importlib.util.find_spec("matplotlib") is not None:
+        assert (folder / f"{module}.png").read_bytes().startswith(b"\x89PNG")
+    return done.stdout, rows
+
+
+def check_sizes(row, **others):
+    expected = {**SIZES, **others}
+    assert {name: row[name] for name in expected} == expected
+    assert row["machine"]
+
+
+# The commands.
+
+
+def test_rewiring(tmp_path):
+    printed, rows = figures("rewiring", tmp_path / "new" / "folder", "--steps=1", "--pruning_rate=0.5")
+    assert [row["what"] for row in rows] == ["training step", "rewiring", "sorting"]
+    by_name = {row["what"]: {key: row[key] for key in row} for row in rows}
+    for name, row in by_name.items():
+        check_sizes(row, pruning_rate="0.5")
+        assert name in printed
+        seconds = float(row["seconds"])
+        assert 0 < float(row["seconds_least"]) <= seconds <= float(row["seconds_largest"])
+        for other in ("training step", "sorting"):
+            ratio = float(row[f"times_{other.replace(' ', '_')}"])
+            assert ratio == pytest.approx(seconds / float(by_name[other]["seconds"]))
+
+
+def check_steps(printed, rows, variants):
+    assert [row["variant"] for row in rows] == list(variants)
+    by_name = {row["variant"]: row for row in rows}
+    for name, row in by_name.items():
+        check_sizes(row, steps="3")
+        step = float(row["step_seconds"])
+        assert step > 0
+        assert name in printed
+        assert row["peak_dtype"] == ("bfloat16" if name.endswith("bfloat16") else "float32")
+        assert float(row["peak_teraflops"]) > 0
+        assert float(row["tokens_per_second"]) == pytest.approx(10 / step)
+        assert float(row["teraflops"]) == pytest.approx(Sizes(16, 2, 50, 2, 5).operations / step / 1e12)
+        assert float(row["first_step_seconds"]) > 0
+        assert float(row["peak_memory_bytes"]) > 1e8
+        for peer in PEERS:
+            if peer in variants:
+                ratio = float(row[f"times_{peer}"])
+                assert ratio == pytest.approx(step / float(by_name[peer]["step_seconds"]))
+            else:
+                assert row[f"times_{peer}"] == ""
+
+
+@pytest.mark.slow
+def test_training_step(tmp_path):
+    variants = [variant for variant in VARIANTS if not variant.startswith("torch")]
+    chosen = f"--variants={','.join(reversed(variants))}"
+    check_steps(*figures("training_step", tmp_path, "--steps=3", "--peak_size=64", chosen), variants)
+
+
+@pytest.mark.slow
+def test_training_step_of_pytorch(tmp_path):
+    pytest.importorskip("torch", reason="needs PyTorch, which is in the extra `bench`")
+    variants = ("sparse", "torch", "torch_bfloat16")
+    chosen = f"--variants={','.join(variants)}"
+    check_steps(*figures("training_step", tmp_path, "--steps=3", "--peak_size=64", chosen), variants)
+
+
+def test_pytorch_is_left_out_where_it_is_missing(monkeypatch, capsys):
+    from benchmarks import training_step
+
+    monkeypatch.setattr(training_step.importlib.util, "find_spec", lambda name: None)
+    assert training_step.available(["keras", "torch"]) == ["keras"]
+    assert capsys.readouterr().out == (
+        "Left out, for PyTorch is not installed: torch; it is in the extra `bench`.\n"
+    )
+
+
+@pytest.mark.slow
+def test_scaling(tmp_path):
+    printed, rows = figures("scaling", tmp_path, "--steps=3", "--axis=layers", "--values=2,1")
+    assert [(row["axis"], row["value"], row["layers"]) for row in rows] == [
+        ("layers", "1", "1"),
+        ("layers", "2", "2"),
+    ]
+    times, operations = ([float(row[column]) for row in rows] for column in ("step_seconds", "operations"))
+    assert operations == [Sizes(16, layers, 50, 2, 5).operations for layers in (1, 2)]
+    for row in rows:
+        check_sizes(row, layers=row["value"], steps="3")
+        # Through two points the line goes exactly.
+        assert float(row["time_exponent"]) == pytest.approx(np.log2(times[1] / times[0]))
+        assert float(row["operations_exponent"]) == pytest.approx(np.log2(operations[1] / operations[0]))
+    assert "exponent of" in printed
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        ("training_step", ["--variants=sparse,dense"], "Received: sparse,dense"),
+        ("training_step", ["--steps=2"], "at least 3. Received: 2"),
+        ("scaling", ["--values=3,4"], "with one --axis"),
+        ("rewiring", ["--pruning_rate=1"], "in (0, 1). Received: 1"),
+        ("rewiring", ["--output=pyproject.toml"], "--output must be a folder"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_measured(module, arguments, message):
+    done = run(module, *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize("module", ["training_step", "rewiring", "scaling", "matrix_peak"])
+def test_help(module):
+    done = run(module, "--help")
+    assert done.returncode == 0
+    assert f"python -m benchmarks.{module}" in done.stdout
+
+
+# What they share.
+
+
+def test_processes_alternate(tmp_path, monkeypatch):
+    log = tmp_path / "log"
+    (tmp_path / "child.py").write_text(
+        f"import sys; open({str(log)!r}, 'a').write(sys.argv[1]); print('noise'); print('{{\"a\": 1}}')"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    results = processes.alternate({"first": ["child", "x"], "second": ["child", "y"]}, rounds=2)
+    assert results == {"first": [{"a": 1}] * 2, "second": [{"a": 1}] * 2}
+    assert log.read_text() == "xyxy"
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import sys; sys.exit('no such thing')", "ended with exit status 1"),
+        ("import sys; print('no such thing', file=sys.stderr)", "printed no result"),
+        (
+            "import os, signal, sys\nprint('no such thing', file=sys.stderr, flush=True)\n"
+            "os.kill(os.getpid(), signal.SIGKILL)",
+            "was killed by signal 9",
+        ),
+    ],
+)
+def test_a_failing_process_is_told_with_the_end_of_its_stderr(code, message, tmp_path, monkeypatch):
+    (tmp_path / "child.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(SystemExit, match=f"python -m child --a=1 {message}.*\nno such thing$"):
+        processes.alternate({"failing": ["child", "--a=1"]}, rounds=1)
+
+
+def test_peak_memory_is_that_of_the_process_itself(run_python):
+    """A large process starts a small one, whose own memory is what counts."""
+    own = run_python(
+        """
+        import subprocess, sys
+        held = b"x" * 400_000_000
+        code = "from benchmarks.processes import peak_memory; print(peak_memory())"
+        print(subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True).stdout)
+        """
+    )
+    assert 1e6 < int(own) < 2e8
+
+
+def test_operations_are_those_that_the_analysis_counts():
+    model = LanguageModel(50, 16, layers=3, sparsity=0.5, batch_size=2)
+    assert Sizes(16, 3, 50, 2, 5).operations == 2 * 5 * training_flops(model).dense
+
+
+def test_sizes_survive_the_command_line():
+    from benchmarks.options import make_parser, parse, sizes_of
+
+    sizes = Sizes(16, 3, 50, 2, 5)
+    assert sizes_of(parse(make_parser("Docstring."), sizes.flags())) == sizes
+
+
+def test_a_loss_that_is_no_number_is_no_measurement():
+    with pytest.raises(ValueError, match="Received: nan"):
+        result_of([1.0, 1.0, 1.0], float("nan"))
+
+
+def test_result_leaves_out_the_steps_that_compile():
+    result = result_of([9.0, 8.0, 1.0, 2.0, 5.0], 0.5)
+    assert (result["first"], result["step"]) == (9.0, 2.0)
+
+
+def test_exponent():
+    values = np.array([1, 2, 4, 8])
+    assert scaling.exponent(values, 3 * values**1.5) == pytest.approx(1.5)
+    # By hand: with x and y = 0, 1, 2 and 0, 0, 3 the slope is sum(x' y') / sum(x' x') = 3 / 2.
+    assert scaling.exponent([1, 2, 4], [1, 1, 8]) == pytest.approx(1.5)
+
+
+def test_few_points():
+    assert scaling.few([1, 2, 3, 4, 5]) == [1, 3, 5]
+    assert scaling.few([1, 2]) == [1, 2]
+
+
+def test_sorting_does_the_same_work_as_selection():
+    """The same connections go; as many come, among the same places."""
+    layer = SparseDense(40, sparsity=0.6, mask_seed=1)
+    layer.build((None, 30))
+    (masked_weight,) = masked_weights(layer)
+    masked_weight.weight.assign(np.random.default_rng(1).normal(size=(30, 40)))
+    masked_weight.project()
+    matrix = read_matrix(masked_weight)
+    ours = choose_change(matrix, 0.5, rules.magnitude, rules.random, np.random.default_rng(2), True)
+    sorting = sorted_change(matrix, 0.5, np.random.default_rng(2))
+    mask = keras.ops.convert_to_numpy(masked_weight.mask)
+    gone = mask & ~(ours.mask & ~ours.grown)  # with `reset_regrown`, all that went are not kept
+    assert gone.sum() == 240  # half of 480
+    assert np.count_nonzero(sorting.mask) == 480
+    assert not (sorting.dropped & ~gone).any()
+    assert not (gone & ~sorting.dropped & ~sorting.mask).any()
+    assert np.array_equal(sorting.dropped, mask & ~sorting.mask)
+    assert np.array_equal(sorting.grown, sorting.mask & ~mask)
+    assert sorting.grown.sum() == sorting.dropped.sum() > 0
+
+
+# The Penn Treebank runs.
+
+
+def rows_of(run_folder):
+    with open(run_folder / "history.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_penn_treebank_runs_share_their_first_epochs(tmp_path):
+    words = np.random.default_rng(0).integers(0, 9, (3, 30, 8))
+    for split, lines in zip(("train", "valid", "test"), words, strict=True):
+        text = "\n".join(" ".join(f"word{word}" for word in line) for line in lines)
+        (tmp_path / f"ptb.{split}.txt").write_text(text)
+    runs = tmp_path / "runs"
+
+    def script(*names, patience):
+        done = subprocess.run(
+            ["benchmarks/penn_treebank.sh", tmp_path, runs, *names],
+            cwd=REPOSITORY,
+            env={**os.environ, "TRAINER_FLAGS": f"--units=4 --batch_size=4 --patience={patience}"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    (runs / ".partial-no_averaging").mkdir(parents=True)  # as left by a kill
+    printed = script("no_averaging", "averaging", patience=100)
+    assert "no_averaging begins as a copy of second_1111" in printed
+    shared = rows_of(runs / "second_1111")
+    assert len(shared) == 10
+    for name in ("no_averaging", "averaging"):
+        rows = rows_of(runs / name)
+        assert rows[:10] == shared  # the seconds too: these are the very epochs
+        assert len(rows) == 25
+        config = json.loads((runs / name / "config.json").read_text())
+        assert config["averaging"] == (name == "averaging")
+        assert (config["epochs"], config["schedule_epochs"]) == (25, 10)
+    assert not list(runs.glob(".partial*"))
+
+    # Had it begun to average in its last epoch, the other would have to be trained from its beginning.
+    shutil.rmtree(runs / "no_averaging")
+    config = json.loads((runs / "second_1111" / "config.json").read_text())
+    (runs / "second_1111" / "config.json").write_text(json.dumps({**config, "patience": 1}))
+    shared[-1]["val_perplexity"] = "1e9"
+    with open(runs / "second_1111" / "history.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(shared[0]))
+        writer.writeheader()
+        writer.writerows(shared)
+    printed = script("no_averaging", patience=1)
+    assert "no_averaging is trained from its beginning: second_1111 averages since epoch" in printed
+    rows = rows_of(runs / "no_averaging")
+    assert len(rows) == 25
+    assert rows[0]["seconds"] != shared[0]["seconds"]
+    config = json.loads((runs / "no_averaging" / "config.json").read_text())
+    assert (config["averaging"], config["epochs"], config["schedule_epochs"]) == (False, 25, 10)
