@@ -1,8 +1,11 @@
 """Sparse fully connected layer."""
 
 import keras
+from keras import ops
 
 from keras_selfish.layers.masked import MaskedLayer
+
+HALF_PRECISION = ("bfloat16", "float16")
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
@@ -58,4 +61,32 @@ class SparseDense(MaskedLayer, keras.layers.Dense):
 
     def call(self, inputs, training=None):
         with self.effective_weights():
-            return super().call(inputs, training=training)
+            if not self.use_bias or keras.backend.standardize_dtype(self.compute_dtype) not in HALF_PRECISION:
+                return super().call(inputs, training=training)
+            bias = ops.cast(ops.convert_to_tensor(self.bias), self.compute_dtype)
+            outputs = add_bias(ops.matmul(inputs, self.kernel), bias)
+            return outputs if self.activation is None else self.activation(outputs)
+
+
+def add_bias(outputs, bias):
+    """Adds a bias whose gradient is summed in float32.
+
+    Backends that sum it in half precision stop at 256 times a term in bfloat16: of the many small terms that
+    the softmax over a vocabulary gives most are lost, the few large ones are not, and the bias drifts.
+
+    Args:
+        outputs: Tensor (..., units).
+        bias: Tensor (units,) of the same dtype.
+    """
+
+    def add(outputs, bias):
+        def gradient(*args, upstream=None):
+            upstream = args[0] if upstream is None else upstream
+            rows = ops.reshape(upstream, (-1, bias.shape[0]))
+            # Products take half precision and sum in float32; a cast would be a pass over all outputs more.
+            ones = ops.ones((1, ops.shape(rows)[0]), rows.dtype)
+            return upstream, ops.squeeze(ops.matmul(ones, rows), 0)
+
+        return ops.add(outputs, bias), gradient
+
+    return ops.custom_gradient(add)(outputs, bias)
