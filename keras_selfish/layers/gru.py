@@ -37,3 +37,7 @@ class SparseGRU(SparseRecurrent, keras.layers.GRU):
     keras_layer = keras.layers.GRU
     cell_class = SparseGRUCell
     cell_name = "gru_cell"
+    sequence_function = "gru"
+
+    def sequence_options(self):
+        return {"reset_after": self.cell.reset_after}

@@ -1,15 +1,9 @@
 """Sparse long short-term memory."""
 
 import keras
-from keras import ops
 
 from keras_selfish.layers.masked import MaskedAttribute
 from keras_selfish.layers.recurrent import SparseCell, SparseRecurrent
-
-if keras.backend.backend() == "tensorflow":
-    from keras_selfish.layers import sequence_tensorflow as sequence
-else:
-    sequence = None
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
@@ -84,33 +78,4 @@ class SparseLSTM(SparseRecurrent, keras.layers.LSTM):
     keras_layer = keras.layers.LSTM
     cell_class = SparseLSTMCell
     cell_name = "lstm_cell"
-
-    def _inner_loop(self, sequences, initial_state, mask, training):
-        if not self._whole_sequence_applies(mask, training):
-            return super()._inner_loop(sequences, initial_state, mask, training)
-        if training and self.dropout:
-            sequences = sequences * ops.expand_dims(self.cell.get_dropout_mask(sequences[:, 0, :]), 1)
-        outputs, h, c = sequence.lstm(
-            sequences,
-            *initial_state,
-            self.cell.kernel,
-            self.cell.recurrent_kernel,
-            ops.cast(self.cell.bias, self.compute_dtype) if self.use_bias else None,
-            go_backwards=self.go_backwards,
-        )
-        return h, outputs, [h, c]
-
-    def _whole_sequence_applies(self, mask, training):
-        """Whether the loop with the hand-written gradient computes what this layer is to compute."""
-        return (
-            sequence is not None
-            and mask is None
-            and not self.unroll
-            and not (training and self.recurrent_dropout)
-            and self.activation is keras.activations.tanh
-            and self.recurrent_activation is keras.activations.sigmoid
-            and self.use_cudnn is not True  # Keras then runs cuDNN or says why it cannot
-            and not (self.use_cudnn and sequence.on_gpu())
-            # One dropout mask for each gate, which products of all time steps cannot use.
-            and not (training and self.dropout and self.cell.implementation == 1)
-        )
+    sequence_function = "lstm"

@@ -1,11 +1,25 @@
 """What the sparse forms of Keras's recurrent layers share."""
 
+import importlib
+import importlib.util
 import inspect
 
 import keras
+from keras import ops
 
 from keras_selfish.layers.masked import MaskedLayer, SparseLayer
 from keras_selfish.masks import check_seed
+
+BACKEND = keras.backend.backend()
+
+
+def _module_of_backend(name):
+    name = f"{__package__}.{name}_{BACKEND}"
+    return importlib.import_module(name) if importlib.util.find_spec(name) else None
+
+
+# Layers over a whole sequence with a gradient written by hand: `lstm`, `gru`, `simple_rnn` and `on_gpu`.
+sequence = _module_of_backend("sequence")
 
 
 class SparseCell(MaskedLayer):
@@ -46,12 +60,14 @@ class SparseCell(MaskedLayer):
 class SparseRecurrent(SparseLayer):
     """Mixin for a Keras recurrent layer that runs a sparse cell.
 
-    Subclasses name the Keras layer and the cell: `keras_layer`, `cell_class`, and `cell_name`.
+    Subclasses name the Keras layer and the cell: `keras_layer`, `cell_class`, and `cell_name`. Those that
+    the backend has a function over a whole sequence for, name it: `sequence_function`.
     """
 
     keras_layer = None
     cell_class = None
     cell_name = None
+    sequence_function = None
 
     def __init__(
         self,
@@ -95,7 +111,7 @@ class SparseRecurrent(SparseLayer):
             raise ValueError(f"`use_cudnn` must be 'auto', True or False. Received: use_cudnn={use_cudnn!r}")
         self.use_cudnn = use_cudnn
         # As in Keras: cuDNN's calls cannot be compiled by XLA, so `jit_compile="auto"` must not try.
-        if use_cudnn and keras.backend.backend() == "tensorflow":
+        if use_cudnn and BACKEND == "tensorflow":
             self.supports_jit = False
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
@@ -104,7 +120,75 @@ class SparseRecurrent(SparseLayer):
             return self._inner_loop(sequences, initial_state, mask, training)
 
     def _inner_loop(self, sequences, initial_state, mask, training):
-        return super().inner_loop(sequences, initial_state, mask, training=training)
+        mask = mask[0] if isinstance(mask, (list, tuple)) else mask
+        if not self._whole_sequence_applies(mask, training):
+            return super().inner_loop(sequences, initial_state, mask, training=training)
+        mask = None if mask is None else ops.cast(mask, "bool")
+        recurrent_dropout_mask = None
+        if training and self.dropout:
+            masks = self.cell.get_dropout_mask(sequences[:, 0, :])
+            sequences = _each(lambda mask: sequences * ops.expand_dims(mask, 1), masks)
+        if training and self.recurrent_dropout:
+            recurrent_dropout_mask = self.cell.get_recurrent_dropout_mask(initial_state[0])
+        outputs, *states = getattr(sequence, self.sequence_function)(
+            sequences,
+            *initial_state,
+            self.cell.kernel,
+            self.cell.recurrent_kernel,
+            ops.cast(self.cell.bias, self.compute_dtype) if self.use_bias else None,
+            go_backwards=self.go_backwards,
+            mask=mask,
+            recurrent_dropout_mask=recurrent_dropout_mask,
+            **self.sequence_options(),
+        )
+        if mask is None:
+            return states[0], outputs, states
+        if self.zero_output_for_mask:
+            real = ops.flip(mask, 1) if self.go_backwards else mask
+            outputs = ops.where(ops.expand_dims(real, -1), outputs, ops.zeros_like(outputs))
+        # At a padded step the output need not be the state.
+        return outputs[:, -1], outputs, states
+
+    def sequence_options(self):
+        """Further arguments of the function over a whole sequence."""
+        return {}
+
+    def _whole_sequence_applies(self, mask, training):
+        """Whether the function over a whole sequence computes what this layer is to compute."""
+        sigmoid = keras.activations.sigmoid
+        return (
+            sequence is not None
+            and self.sequence_function is not None
+            and not self.unroll
+            and (mask is None or len(mask.shape) == 2)
+            and self.activation is keras.activations.tanh
+            and getattr(self, "recurrent_activation", sigmoid) is sigmoid
+            and not (training and self._drops_unlike_keras())
+            and not self._cudnn_is_meant(mask)
+        )
+
+    def _drops_unlike_keras(self):
+        # Keras's cells ignore a rate of 1, or fail, each in its own way.
+        rates = (self.dropout, self.recurrent_dropout)
+        if max(rates) == 1:
+            return True
+        # Cells with `dropout_mask_count` draw a mask for each gate, which only the functions for
+        # TensorFlow take.
+        return max(rates) > 0 and hasattr(self.cell, "dropout_mask_count") and BACKEND != "tensorflow"
+
+    def _cudnn_is_meant(self, mask):
+        """Whether to leave the layer to Keras, which runs cuDNN or says why it cannot."""
+        use_cudnn = getattr(self, "use_cudnn", False)
+        if use_cudnn is True:
+            return True
+        return (
+            bool(use_cudnn)
+            and sequence.on_gpu()
+            and self.use_bias
+            and not self.recurrent_dropout
+            and getattr(self.cell, "reset_after", True)
+            and (BACKEND == "tensorflow" or (mask is None and isinstance(self, keras.layers.LSTM)))
+        )
 
     @property
     def sparsity(self):
@@ -123,6 +207,11 @@ class SparseRecurrent(SparseLayer):
         if hasattr(self, "use_cudnn"):
             config["use_cudnn"] = self.use_cudnn
         return config
+
+
+def _each(function, masks):
+    """The function of one mask, or of each in a list of one for each gate."""
+    return [function(mask) for mask in masks] if isinstance(masks, list) else function(masks)
 
 
 def _keras_base(cell_class):
