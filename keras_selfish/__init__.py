@@ -4,11 +4,15 @@ Sparse layers (`SparseLSTM`, ...), the callback that rewires them (`SelfishRewir
 optimizer (`SNTASGD`, `NonMonotonicAveraging`) compose in `model.fit`.
 """
 
+import sys
+
 from keras_selfish._lazy import lazy_attributes
 from keras_selfish.version import __version__
 
 _SOURCES = {
     "CarriedState": "layers",
+    "HoistedCell": "layers",
+    "HoistedRNN": "layers",
     "LanguageModel": "models",
     "MaskedWeight": "masks",
     "NonMonotonicAveraging": "optimizers",
@@ -34,6 +38,12 @@ _SOURCES = {
 __all__ = ["__version__", *sorted(_SOURCES)]
 
 __getattr__ = lazy_attributes(__name__, _SOURCES)
+
+if "keras" in sys.modules:
+    # What waiting would save is spent already, and `keras.models.load_model` knows classes only once their
+    # modules are imported.
+    for _name in _SOURCES:
+        __getattr__(_name)
 
 
 def __dir__():

@@ -1,6 +1,6 @@
 """Names that load their module when they are first used.
 
-Importing Keras chooses a backend and takes seconds; `import keras_selfish` does neither.
+Importing Keras chooses a backend and takes seconds; `import keras_selfish` on its own does neither.
 """
 
 import importlib

@@ -44,6 +44,26 @@ def test_importing_the_package_is_light(run_python):
     assert run_python(code, backend="jax") == "[]\n[]\n"
 
 
+def test_keras_loads_a_model_after_a_bare_import_of_the_package(run_python, tmp_path):
+    save = """
+        import sys
+        from keras_selfish import SNTASGD, Perplexity, TokenCrossEntropy, language_model
+
+        model = language_model("quick", 20, units=4)
+        model.compile(SNTASGD(), TokenCrossEntropy(), metrics=[Perplexity()])
+        model.save(sys.argv[1])
+    """
+    load = """
+        import sys
+        import keras
+        import keras_selfish
+
+        print(keras.models.load_model(sys.argv[1]).optimizer.name)
+    """
+    run_python(save, tmp_path / "model.keras")
+    assert "snt_asgd" in run_python(load, tmp_path / "model.keras")
+
+
 def test_version_is_the_same_everywhere():
     import keras_selfish
 
