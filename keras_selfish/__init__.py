@@ -10,6 +10,12 @@ from keras_selfish._lazy import lazy_attributes
 from keras_selfish.version import __version__
 
 _SOURCES = {
+    "DSR": "rewiring",
+    "GMP": "rewiring",
+    "GSE": "rewiring",
+    "SET": "rewiring",
+    "SNFS": "rewiring",
+    "SNIP": "rewiring",
     "CarriedState": "layers",
     "HoistedCell": "layers",
     "HoistedRNN": "layers",
@@ -17,7 +23,9 @@ _SOURCES = {
     "MaskedWeight": "masks",
     "NonMonotonicAveraging": "optimizers",
     "Perplexity": "models",
+    "PolynomialDecay": "rewiring",
     "Rewiring": "rewiring",
+    "RigL": "rewiring",
     "SNTASGD": "optimizers",
     "SelfishRewiring": "rewiring",
     "SparseDense": "layers",
@@ -30,6 +38,7 @@ _SOURCES = {
     "SparseSimpleRNN": "layers",
     "SparseSimpleRNNCell": "layers",
     "TokenCrossEntropy": "models",
+    "Static": "rewiring",
     "language_model": "models",
     "masked_weights": "masks",
     "strip": "export",

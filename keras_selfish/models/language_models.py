@@ -32,6 +32,9 @@ class LanguageModel(keras.Model):
         distribution: How the matrices share the connections: `"uniform"` (default) gives all the same
             density, `"erdos_renyi"` and `"erk"` divide one budget over the whole model.
         block_shape: (input weights, units) of the blocks in which connections come and go. Default (1, 1).
+        n_of_m: `(n, m)` for exactly n of each m consecutive input weights of a unit, such as (2, 4), in the
+            LSTM kernels and the decoder; the embedding, which no product reads, has single weights at the
+            same density. It fixes the sparsity. Default None.
         tied: Whether the decoder is the transposed embedding; then `embedding_units` must be `units`.
         batch_size: Largest number of batch columns per replica, for the carried states. Default 20.
         seed: Integer seed of initial weights, masks and dropout. Default 0.
@@ -60,6 +63,7 @@ class LanguageModel(keras.Model):
         sparsity=0.67,
         distribution="uniform",
         block_shape=(1, 1),
+        n_of_m=None,
         tied=False,
         batch_size=20,
         seed=0,
@@ -68,6 +72,8 @@ class LanguageModel(keras.Model):
     ):
         embedding_units = embedding_units or units
         _check(vocabulary_size, units, layers, embedding_units, dropout, tied)
+        if n_of_m is not None and sparsity:
+            sparsity = _sparsity_of_pattern(n_of_m, tied)
         masks.check_sparsity(sparsity)
         masks.check_distribution(distribution)
         block_shape = masks.check_block_shape(block_shape)
@@ -98,6 +104,7 @@ class LanguageModel(keras.Model):
                 bias_initializer=uniform(units**-0.5),
                 unit_forget_bias=False,
                 block_shape=block_shape,
+                n_of_m=n_of_m,
                 return_sequences=True,
                 return_state=True,
                 name=f"lstm_{index}",
@@ -111,6 +118,7 @@ class LanguageModel(keras.Model):
                 vocabulary_size,
                 kernel_initializer=uniform(0.1),
                 block_shape=block_shape,
+                n_of_m=n_of_m,
                 name="decoder",
                 **sparse(),
             )
@@ -139,6 +147,7 @@ class LanguageModel(keras.Model):
         self.sparsity = sparsity
         self.distribution = distribution
         self.block_shape = block_shape
+        self.n_of_m = n_of_m
         self.tied = tied
         self.batch_size = batch_size
         self.seed = seed
@@ -188,6 +197,7 @@ class LanguageModel(keras.Model):
             "sparsity": self.sparsity,
             "distribution": self.distribution,
             "block_shape": list(self.block_shape),
+            "n_of_m": self.n_of_m and list(self.n_of_m),
             "tied": self.tied,
             "batch_size": self.batch_size,
             "seed": self.seed,
@@ -223,6 +233,16 @@ def language_model(preset=None, vocabulary_size=10_000, **overrides):
     """
     settings = presets.preset(preset)["model"] if preset is not None else {}
     return LanguageModel(vocabulary_size, **{**settings, **overrides})
+
+
+def _sparsity_of_pattern(n_of_m, tied):
+    if tied:
+        raise ValueError(
+            "`n_of_m` needs a decoder of its own: a tied one is read along the other axis of the embedding. "
+            f"Received: n_of_m={n_of_m}, tied=True"
+        )
+    n, m = masks.check_n_of_m(n_of_m)
+    return 1.0 - n / m
 
 
 def _check(vocabulary_size, units, layers, embedding_units, dropout, tied):
