@@ -25,7 +25,8 @@ class SparseONLSTMCell(SparseHoistedCell):
     gates = ("master_input", "master_forget", "o", "c", "i", "f")
     kernel = MaskedAttribute()
     recurrent_kernel = MaskedAttribute()
-    # The loop gives back one tensor a step; the layer asks for the two distances behind its units.
+    # The loop gives back one tensor a step: for a layer that returns them, the distances stand behind h, in
+    # the state, too, since on JAX the output of a padded step is the first state.
     appends_distances = False
 
     def __init__(self, units, chunk_size=10, *, weight_drop=0.0, **kwargs):
@@ -72,25 +73,28 @@ class SparseONLSTMCell(SparseHoistedCell):
         return super().call(inputs, states, training=training)
 
     def step(self, projected, states, training=False):
-        h, c = states
+        h, c = states[0][:, : self.units], states[1]
         gates = projected + ops.matmul(self.visible(h, training), self.in_use("recurrent_kernel"))
         gates = ops.cast(gates, c.dtype)
         if self.use_bias:
             gates = gates + ops.cast(self.in_use("bias"), c.dtype)
         ends = list(itertools.accumulate(self.gate_sizes[:-1]))
-        master_input, master_forget, output, candidate, input_, forget = ops.split(gates, ends, axis=-1)
+        master_input, master_forget, *gates = ops.split(gates, ends, axis=-1)
         master_input, master_forget = 1 - cumax(master_input), cumax(master_forget)
         distances = [1 - ops.mean(master_forget, -1), ops.mean(master_input, -1)]
         # A chunk of units shares its entry of the master gates.
-        master_input = ops.repeat(master_input, self.chunk_size, axis=-1)
-        master_forget = ops.repeat(master_forget, self.chunk_size, axis=-1)
+        master_input, master_forget = master_input[..., None], master_forget[..., None]
+        chunks = (-1, self.units // self.chunk_size, self.chunk_size)
+        output, candidate, input_, forget, c = (ops.reshape(tensor, chunks) for tensor in (*gates, c))
         overlap = master_input * master_forget
         forget = self.recurrent_activation(forget) * overlap + (master_forget - overlap)
         input_ = self.recurrent_activation(input_) * overlap + (master_input - overlap)
         c = forget * c + input_ * self.activation(candidate)
         h = self.recurrent_activation(output) * self.activation(c)
-        outputs = ops.concatenate([h, ops.stack(distances, -1)], -1) if self.appends_distances else h
-        return ops.cast(outputs, self.compute_dtype), [h, c]
+        h, c = (ops.reshape(tensor, (-1, self.units)) for tensor in (h, c))
+        if self.appends_distances:
+            h = ops.concatenate([h, ops.stack(distances, -1)], -1)
+        return ops.cast(h, self.compute_dtype), [h, c]
 
     def get_config(self):
         return {**super().get_config(), "chunk_size": self.chunk_size, "weight_drop": self.weight_drop}
@@ -167,6 +171,14 @@ class SparseONLSTM(SparseHoistedRNN):
             )
         self.return_distances = bool(return_distances)
         self.cell.appends_distances = self.return_distances
+
+    def inner_loop(self, sequences, initial_state, mask, training=False):
+        if not self.return_distances:
+            return super().inner_loop(sequences, initial_state, mask, training=training)
+        h, c = initial_state
+        initial_state = [ops.pad(h, [[0, 0], [0, 2]]), c]
+        last, outputs, (h, c) = super().inner_loop(sequences, initial_state, mask, training=training)
+        return last, outputs, [h[:, : self.units], c]
 
     def call(self, sequences, initial_state=None, mask=None, training=False):
         results = super().call(sequences, initial_state=initial_state, mask=mask, training=training)

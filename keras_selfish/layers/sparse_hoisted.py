@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_selfish.layers.hoisted import HoistedCell, HoistedRNN
-from keras_selfish.layers.masked import MASK_ARGUMENTS, SparseLayer
+from keras_selfish.layers.masked import MASK_ARGUMENTS, SparseLayer, masked
 from keras_selfish.layers.recurrent import SparseCell
 from keras_selfish.masks import check_seed
 
@@ -96,8 +96,12 @@ class SparseHoistedCell(SparseCell, _OwnCell):
 
     def in_use(self, name):
         """A weight as a tensor: a masked kernel in the compute dtype, the bias in at least float32."""
-        weight = self.weight_to_use(name, getattr(self, name))
-        return ops.cast(weight, state_dtype(self.compute_dtype) if name == "bias" else self.compute_dtype)
+        if name in self._effective:
+            return self._effective[name]
+        if name in self._masked:
+            return masked(self._masked[name], self.compute_dtype)
+        dtype = state_dtype(self.compute_dtype) if name == "bias" else self.compute_dtype
+        return ops.cast(getattr(self, name), dtype)
 
     @contextlib.contextmanager
     def effective_weights(self, training=False):
