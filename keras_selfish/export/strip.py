@@ -16,10 +16,12 @@ def strip(model):
     copy: names, dtype policies, weights and outputs are those of the model, which is left as it is. Nested
     models and wrappers (`Bidirectional`, `TimeDistributed`, `RNN` with sparse cells) are entered, and a
     layer that is shared in the model is shared in the copy. All other layers are copied as they are, those
-    of this package included. Keras has no recurrent highway network and no ordered neurons: in place of
-    `SparseRHN` and `SparseONLSTM` the copy has the same layers at sparsity 0, without masks, and still needs
-    this package to be loaded; a SavedModel of it does not (see `saved_model`). The copy is not compiled, its random generators start anew, and so
+    of this package included. The copy is not compiled, its random generators start anew, and so
     do the states of layers with `stateful=True`.
+
+    Keras has no recurrent highway network and no ordered neurons: in place of `SparseRHN` and `SparseONLSTM`
+    the copy has the same layers at sparsity 0, without masks. It still needs this package to be loaded; a
+    SavedModel (see `saved_model`) does not.
 
     Args:
         model: A built Functional or Sequential `keras.Model`.

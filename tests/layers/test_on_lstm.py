@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keras import ops
 
-from keras_selfish import SparseONLSTM, SparseONLSTMCell
+from keras_selfish import CarriedState, SparseONLSTM, SparseONLSTMCell
 from keras_selfish.analysis import report
 from keras_selfish.layers import HoistedRNN
 from keras_selfish.layers.on_lstm import cumax
@@ -225,6 +225,11 @@ def test_distances_in_a_model(return_state):
         assert distance.shape == (BATCH, TIME)
         assert (distance[~PADDING] == 0).all()
         assert ((distance[PADDING] > 0) & (distance[PADDING] < 1)).all()
+
+
+def test_distances_are_no_state_to_carry():
+    with pytest.raises(ValueError, match=r"outputs and states only\. Received: .* return_distances=True"):
+        CarriedState(SparseONLSTM(UNITS, CHUNK, **ALL), batch_size=2)
 
 
 @pytest.mark.parametrize(

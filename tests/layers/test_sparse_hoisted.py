@@ -280,6 +280,18 @@ def test_carried_state(kind):
     assert_close(np.concatenate([first, second], 1), whole)
 
 
+@each_kind
+def test_stateful(kind):
+    layer = make(kind, stateful=True, return_sequences=True)
+    layer.build((BATCH, 2, FEATURES))
+    sequences = draw(BATCH, 4, FEATURES)
+    plain = make(kind, sparsity=0, return_sequences=True)
+    plain.build(sequences.shape)
+    copy_weights(layer, plain)
+    halves = [layer(sequences[:, :2]), layer(sequences[:, 2:])]
+    assert_close(np.concatenate(halves, 1), plain(sequences))
+
+
 # Precision
 
 
