@@ -38,7 +38,8 @@ class MaskedWeight:
         mask: The non-trainable boolean `keras.Variable` of the same shape.
         gates: Names of the gates that the weight concatenates, `("i", "f", "c", "o")` for an LSTM; empty
             where there are none.
-        gate_axis: The axis along which the gates are concatenated, in equal parts.
+        gate_sizes: Width of each gate along the gate axis; empty (default) for equal parts.
+        gate_axis: The axis along which the gates are concatenated.
         block_shape: Shape of the blocks that connections come and go in, over the last two axes (input,
             unit) of the weight; `(1, 1)` for single weights.
         n_of_m: `(n, m)` where exactly n of each m consecutive input weights of a unit exist, else None.
@@ -48,6 +49,7 @@ class MaskedWeight:
     weight: object
     mask: object
     gates: tuple = ()
+    gate_sizes: tuple = ()
     gate_axis: int = -1
     block_shape: tuple = (1, 1)
     n_of_m: tuple = None
@@ -84,9 +86,13 @@ class MaskedWeight:
     def gate_densities(self):
         """Density of each gate as a dict; the whole weight under `"all"` where there are no gates."""
         mask = _to_numpy(self.mask)
-        parts = np.split(mask, len(self.gates), self.gate_axis) if self.gates else [mask]
-        names = self.gates or ("all",)
-        return {name: float(part.mean()) for name, part in zip(names, parts, strict=True)}
+        parts = self.split_gates(mask) if self.gates else {"all": mask}
+        return {name: float(part.mean()) for name, part in parts.items()}
+
+    def split_gates(self, array):
+        """The gates of an array of the weight's shape, as a dict from gate name to part of the array."""
+        ends = list(np.cumsum(self.gate_sizes)[:-1]) if self.gate_sizes else len(self.gates)
+        return dict(zip(self.gates, np.split(array, ends, self.gate_axis), strict=True))
 
 
 # For an optimizer that has to ask for dense gradients before it has been told its variables.

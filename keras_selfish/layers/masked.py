@@ -62,6 +62,7 @@ class MaskedLayer(SparseLayer):
     """
 
     masked_names = {}
+    gate_sizes = ()  # for gates of different widths
     # Dense and Embedding write the weights they know by name, and so leave out the masks.
     saves_named_weights_only = False
 
@@ -137,6 +138,7 @@ class MaskedLayer(SparseLayer):
             weight,
             mask,
             gates=self.masked_names[name],
+            gate_sizes=self.gate_sizes,
             block_shape=self.block_shape,
             n_of_m=self.n_of_m,
             initializer=initializer,

@@ -9,23 +9,32 @@ from keras_selfish.layers import (
     SparseDense,
     SparseEmbedding,
     SparseLSTM,
+    SparseONLSTM,
     SparseReversibleEmbedding,
+    SparseRHN,
 )
 from keras_selfish.models import presets
+
+# The recurrent layers by name, and what they are given to begin as published.
+CELLS = {
+    "lstm": (SparseLSTM, {"unit_forget_bias": False}),
+    "rhn": (SparseRHN, {}),
+    "on_lstm": (SparseONLSTM, {}),
+}
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
 class LanguageModel(keras.Model):
-    """A stack of sparse LSTM layers between a sparse embedding and a sparse decoder.
+    """A stack of sparse recurrent layers between a sparse embedding and a sparse decoder.
 
     The state of each layer is carried from window to window (see `CarriedState`). Initial weights are the
-    published ones: embedding and decoder uniform in ±0.1, the LSTM's kernels and biases uniform in
-    ±1/sqrt(units), decoder bias zero. Dropout stands after the embedding and after each LSTM layer.
+    published ones: embedding and decoder uniform in ±0.1, kernels and biases of the recurrent layers uniform
+    in ±1/sqrt(units), decoder bias zero. Dropout stands after the embedding and after each recurrent layer.
 
     Args:
         vocabulary_size: Number of tokens in the vocabulary.
-        units: Units of each LSTM layer. Default 256.
-        layers: Number of LSTM layers. Default 2.
+        units: Units of each recurrent layer. Default 256.
+        layers: Number of recurrent layers. Default 2.
         embedding_units: Features of a token; None (default) for `units`.
         dropout: Fraction of inputs of each layer dropped in training. Default 0.25.
         sparsity: Fraction of zeros in every weight matrix, in [0, 1); 0 makes no masks. Default 0.67.
@@ -38,6 +47,9 @@ class LanguageModel(keras.Model):
         tied: Whether the decoder is the transposed embedding; then `embedding_units` must be `units`.
         batch_size: Largest number of batch columns per replica, for the carried states. Default 20.
         seed: Integer seed of initial weights, masks and dropout. Default 0.
+        cell: Kind of the recurrent layers: `"lstm"` (default), `"rhn"` or `"on_lstm"`.
+        cell_options: Dict of further arguments of each recurrent layer, such as `{"depth": 10}` of a
+            `SparseRHN`. Default None.
         **kwargs: As in `keras.Model`, and `dtype`: a dtype or policy such as `"mixed_bfloat16"`.
 
     Call arguments:
@@ -67,6 +79,8 @@ class LanguageModel(keras.Model):
         tied=False,
         batch_size=20,
         seed=0,
+        cell="lstm",
+        cell_options=None,
         dtype=None,
         **kwargs,
     ):
@@ -74,6 +88,9 @@ class LanguageModel(keras.Model):
         _check(vocabulary_size, units, layers, embedding_units, dropout, tied)
         if n_of_m is not None and sparsity:
             sparsity = _sparsity_of_pattern(n_of_m, tied)
+        if cell not in CELLS:
+            raise ValueError(f"`cell` must be one of {', '.join(CELLS)}. Received: cell={cell!r}")
+        layer_class, cell_defaults = CELLS[cell]
         masks.check_sparsity(sparsity)
         masks.check_distribution(distribution)
         block_shape = masks.check_block_shape(block_shape)
@@ -81,6 +98,11 @@ class LanguageModel(keras.Model):
 
         def sparse():
             return {"sparsity": sparsity, "mask_seed": next(seeds), "dtype": dtype}
+
+        def of_cell():
+            # Without options no seed is taken, so that those of all else stay as they are.
+            drawn = {"seed": next(seeds)} if cell_options else {}
+            return {**cell_defaults, **drawn, **(cell_options or {})}
 
         def uniform(limit):
             return keras.initializers.RandomUniform(-limit, limit, seed=next(seeds))
@@ -97,18 +119,18 @@ class LanguageModel(keras.Model):
             **sparse(),
         )
         recurrent = [
-            SparseLSTM(
+            layer_class(
                 units,
                 kernel_initializer=uniform(units**-0.5),
                 recurrent_initializer=uniform(units**-0.5),
                 bias_initializer=uniform(units**-0.5),
-                unit_forget_bias=False,
                 block_shape=block_shape,
                 n_of_m=n_of_m,
                 return_sequences=True,
                 return_state=True,
-                name=f"lstm_{index}",
+                name=f"{cell}_{index}",
                 **sparse(),
+                **of_cell(),
             )
             for index in range(layers)
         ]
@@ -151,6 +173,8 @@ class LanguageModel(keras.Model):
         self.tied = tied
         self.batch_size = batch_size
         self.seed = seed
+        self.cell = cell
+        self.cell_options = cell_options and dict(cell_options)
         self._policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
         self.embedding, self.recurrent, self.dropouts, self.decoder = embedding, recurrent, dropouts, decoder
         if sparsity and distribution != "uniform":
@@ -171,7 +195,8 @@ class LanguageModel(keras.Model):
 
         Returns:
             A `keras.Model` from `[tokens (batch, time), h_0, c_0, h_1, c_1, ...]`, states (batch, units), to
-            `[logits (batch, time, vocabulary), h_0, c_0, ...]`, which shares this model's weights.
+            `[logits (batch, time, vocabulary), h_0, c_0, ...]`, which shares this model's weights. The layers
+            of a recurrent highway network have one state, h.
         """
         tokens = keras.Input((None,), dtype="int32", name="tokens")
         states, finals = [], []
@@ -179,7 +204,7 @@ class LanguageModel(keras.Model):
         for index, layer in enumerate(self.recurrent):
             initial = [
                 keras.Input((size,), dtype=layer.compute_dtype, name=f"{name}_{index}")
-                for name, size in zip("hc", layer.state_size, strict=True)
+                for name, size in zip("hc", layer.state_size, strict=False)
             ]
             features, *final = layer(features, initial_state=initial)
             states += initial
@@ -201,6 +226,8 @@ class LanguageModel(keras.Model):
             "tied": self.tied,
             "batch_size": self.batch_size,
             "seed": self.seed,
+            "cell": self.cell,
+            "cell_options": self.cell_options,
             "dtype": keras.dtype_policies.serialize(self._policy),
             "name": self.name,
         }
