@@ -1,23 +1,23 @@
 """Rewiring: connections that are dropped and grown while a model trains."""
 
-from keras_selfish.rewiring.callback import Rewiring
-from keras_selfish.rewiring.methods import DSR, GSE, METHODS, SET, SNFS, RigL, SelfishRewiring, Static
-from keras_selfish.rewiring.pruning import GMP, SNIP
-from keras_selfish.rewiring.schedules import PolynomialDecay
-from keras_selfish.rewiring.updates import MaskUpdates
+from keras_selfish._lazy import lazy_attributes
 
-__all__ = [
-    "DSR",
-    "GMP",
-    "GSE",
-    "METHODS",
-    "SET",
-    "SNFS",
-    "SNIP",
-    "MaskUpdates",
-    "PolynomialDecay",
-    "Rewiring",
-    "RigL",
-    "SelfishRewiring",
-    "Static",
-]
+_SOURCES = {
+    "DSR": "methods",
+    "GMP": "pruning",
+    "GSE": "methods",
+    "METHODS": "registry",
+    "SET": "methods",
+    "SNFS": "methods",
+    "SNIP": "pruning",
+    "MaskUpdates": "updates",
+    "PolynomialDecay": "schedules",
+    "Rewiring": "callback",
+    "RigL": "methods",
+    "SelfishRewiring": "methods",
+    "Static": "methods",
+}
+
+__all__ = list(_SOURCES)
+
+__getattr__ = lazy_attributes(__name__, _SOURCES)

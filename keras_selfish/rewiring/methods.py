@@ -3,12 +3,9 @@
 Their defaults are the published ones; every argument of `Rewiring` can be given.
 """
 
-import dataclasses
-
 from keras_selfish.rewiring.callback import Rewiring
-from keras_selfish.rewiring.pruning import GMP, SNIP
 
-__all__ = ["DSR", "GSE", "METHODS", "SET", "SNFS", "Method", "RigL", "SelfishRewiring", "Static"]
+__all__ = ["DSR", "GSE", "SET", "SNFS", "RigL", "SelfishRewiring", "Static"]
 
 
 class SelfishRewiring(Rewiring):
@@ -117,31 +114,3 @@ class GSE(Rewiring):
 
     def __init__(self, pruning_rate=0.3, **kwargs):
         super().__init__(pruning_rate, **{"grow": "guided", "frequency": 100, **kwargs})
-
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """A method as a trainer lists it.
-
-    Args:
-        summary: What it does, for a help text.
-        callback: The callback class that carries it out; None for a model without masks.
-    """
-
-    summary: str
-    callback: type = None
-
-
-METHODS = {
-    "dense": Method("all connections exist"),
-    "dense_small": Method("fewer units, as many parameters as the sparse model"),
-    "static": Method("connections stay as drawn", Static),
-    "selfish": Method("small weights go, random ones come; gates compete", SelfishRewiring),
-    "set": Method("as selfish, half of each sign", SET),
-    "dsr": Method("one threshold for all weights; those that keep most get most", DSR),
-    "snfs": Method("growth where, and in the weights where, momentum is large", SNFS),
-    "rigl": Method("growth where the gradient is large, until a fraction of training", RigL),
-    "gse": Method("growth where the gradient is large within a random subset", GSE),
-    "gmp": Method("begins dense, prunes small weights little by little", GMP),
-    "snip": Method("prunes what the loss is least sensitive to, once, before the first step", SNIP),
-}
