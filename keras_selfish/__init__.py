@@ -34,8 +34,10 @@ _SOURCES = {
     "SparseSimpleRNN": "layers",
     "SparseSimpleRNNCell": "layers",
     "TokenCrossEntropy": "models",
+    "from_tfmot": "conversion",
     "language_model": "models",
     "masked_weights": "masks",
+    "sparsify": "conversion",
     "strip": "export",
 }
 

@@ -152,8 +152,8 @@ def check_block_shape(block_shape, shape=None, name="the weight"):
     block_shape = tuple(int(n) for n in block_shape)
     if shape is not None and len(shape) == 1 and block_shape != (1, 1):
         raise ValueError(
-            f"`block_shape` must be (1, 1) for a vector, which has no axes (input weights, units): {name} has "
-            f"shape {tuple(shape)}. Received: block_shape={block_shape}"
+            f"`block_shape` must be (1, 1) for a vector, not a matrix: {name} has shape {tuple(shape)}. "
+            f"Received: block_shape={block_shape}"
         )
     if (
         shape is not None

@@ -185,8 +185,8 @@ class MaskedLayer(SparseLayer):
     def _check_quantization(self):
         if self.quantization_mode is not None and self.sparsity:
             raise ValueError(
-                "`dtype` must not be a quantized one at a sparsity over 0, which no quantized weight has a mask "
-                f"for. Received: dtype={self.dtype_policy.name!r}, sparsity={self.sparsity}; train in a "
+                "`dtype` must not be a quantized one at a sparsity over 0: quantized weights have no masks. "
+                f"Received: dtype={self.dtype_policy.name!r}, sparsity={self.sparsity}; train in a "
                 "floating-point dtype, then quantize the stripped model"
             )
 
