@@ -10,6 +10,7 @@ export and reports know sparse layers through this protocol only.
 
 import dataclasses
 import math
+import operator
 import weakref
 
 import numpy as np
@@ -18,9 +19,11 @@ __all__ = [
     "DISTRIBUTIONS",
     "MaskedWeight",
     "active_counts",
+    "densify",
     "distribute",
     "largest_mask",
     "masked_weights",
+    "n_of_m_mask",
     "nonzero_mask",
     "random_mask",
 ]
@@ -37,17 +40,21 @@ class MaskedWeight:
         mask: The non-trainable boolean `keras.Variable` of the same shape.
         gates: Names of the gates that the weight concatenates, `("i", "f", "c", "o")` for an LSTM; empty
             where there are none.
-        gate_axis: The axis along which the gates are concatenated, in equal parts.
+        gate_sizes: Width of each gate along the gate axis; empty (default) for equal parts.
+        gate_axis: The axis along which the gates are concatenated.
         block_shape: Shape of the blocks that connections come and go in, over the last two axes (input,
             unit) of the weight; `(1, 1)` for single weights.
+        n_of_m: `(n, m)` where exactly n of each m consecutive input weights of a unit exist, else None.
         initializer: The `keras.initializers.Initializer` of the weight before it is masked.
     """
 
     weight: object
     mask: object
     gates: tuple = ()
+    gate_sizes: tuple = ()
     gate_axis: int = -1
     block_shape: tuple = (1, 1)
+    n_of_m: tuple = None
     initializer: object = None
     # True only while an optimizer that masks the gradient itself asks for the gradient of the weights
     # that do not exist as well (see `SNTASGD.scale_loss`).
@@ -81,9 +88,13 @@ class MaskedWeight:
     def gate_densities(self):
         """Density of each gate as a dict; the whole weight under `"all"` where there are no gates."""
         mask = _to_numpy(self.mask)
-        parts = np.split(mask, len(self.gates), self.gate_axis) if self.gates else [mask]
-        names = self.gates or ("all",)
-        return {name: float(part.mean()) for name, part in zip(names, parts, strict=True)}
+        parts = self.split_gates(mask) if self.gates else {"all": mask}
+        return {name: float(part.mean()) for name, part in parts.items()}
+
+    def split_gates(self, array):
+        """The gates of an array of the weight's shape, as a dict from gate name to part of the array."""
+        ends = list(np.cumsum(self.gate_sizes)[:-1]) if self.gate_sizes else len(self.gates)
+        return dict(zip(self.gates, np.split(array, ends, self.gate_axis), strict=True))
 
 
 # For an optimizer that has to ask for dense gradients before it has been told its variables.
@@ -341,6 +352,52 @@ def nonzero_mask(weight, block_shape=(1, 1)):
     )
 
 
+def check_n_of_m(n_of_m, shape=None, name="the weight"):
+    """A pattern as a tuple `(n, m)`; raises `ValueError` if it is none or does not divide the inputs."""
+    try:
+        n, m = (operator.index(number) for number in n_of_m)
+    except (TypeError, ValueError):
+        n = m = 0
+    if not 1 <= n < m:
+        raise ValueError(
+            "`n_of_m` must be two integers (n, m) with 1 <= n < m, such as (2, 4). "
+            f"Received: n_of_m={n_of_m!r}"
+        )
+    if shape is not None and (len(shape) < 2 or shape[-2] % m):
+        raise ValueError(
+            f"`n_of_m` must divide the input weights: {name} has shape {tuple(shape)}. "
+            f"Received: n_of_m={(n, m)}; choose sizes that are multiples of {m}"
+        )
+    return n, m
+
+
+def n_of_m_mask(shape, n_of_m, seed):
+    """A mask with exactly n of each m consecutive input weights of a unit, uniformly at random.
+
+    Args:
+        shape: Shape of the weight, at least two axes, the last two (inputs, units).
+        n_of_m: `(n, m)`; m must divide the inputs.
+        seed: An integer or sequence of integers; the same seed gives the same mask.
+
+    Returns:
+        A boolean NumPy array of the given shape.
+
+    Raises:
+        ValueError: if the pattern is none, or does not divide the inputs.
+
+    Example:
+
+    >>> n_of_m_mask((8, 3), n_of_m=(2, 4), seed=0).reshape(2, 4, 3).sum(axis=1)
+    array([[2, 2, 2],
+           [2, 2, 2]])
+    """
+    n, m = check_n_of_m(n_of_m, shape)
+    *leading, inputs, units = shape
+    numbers = np.random.default_rng(seed).random((*leading, inputs // m, m, units), np.float32)
+    ranks = numbers.argsort(axis=-2).argsort(axis=-2)
+    return (ranks < n).reshape(shape)
+
+
 def block_grid(shape, block_shape):
     """Shape of the array with one entry per block."""
     if len(shape) == 1:
@@ -361,6 +418,48 @@ def block_view(array, block_shape):
     """A NumPy view (..., inputs / b0, b0, units / b1, b1) that shows the blocks of an array."""
     grid = block_grid(array.shape, block_shape)
     return array.reshape(*grid[:-1], block_shape[0], grid[-1], block_shape[1])
+
+
+def block_mask(mask, block_shape):
+    """The array with one entry per block that `expand_blocks` would make a mask of."""
+    return mask if block_shape == (1, 1) else block_view(mask, block_shape)[..., 0, :, 0]
+
+
+def block_sums(array, block_shape):
+    """The sum of each block of an array."""
+    return array if block_shape == (1, 1) else block_view(array, block_shape).sum(axis=(-3, -1))
+
+
+def block_norms(array, block_shape):
+    """The L2 norm of each block of an array."""
+    if block_shape == (1, 1):
+        return np.abs(array)
+    return np.sqrt(np.square(block_view(array, block_shape)).sum(axis=(-3, -1)))
+
+
+def densify(model):
+    """Lets every connection of a model's masked weights exist, for methods that begin with all of them.
+
+    Connections that exist keep their weights; the others start as the weight's initializer says.
+
+    Args:
+        model: A built model with masked weights (layers with a sparsity over 0).
+
+    Example:
+
+    >>> import keras
+    >>> from keras_selfish import SparseDense
+    >>> model = keras.Sequential([keras.Input((4,)), SparseDense(8)])
+    >>> densify(model)
+    >>> [weight.active for weight in masked_weights(model)]
+    [32]
+    """
+    for weight in masked_weights(model):
+        mask = _to_numpy(weight.mask)
+        if not mask.all():
+            initial = _to_numpy(weight.initializer(weight.shape, weight.weight.dtype))
+            weight.weight.assign(np.where(mask, _to_numpy(weight.weight), initial))
+            weight.mask.assign(np.ones_like(mask))
 
 
 def distribute(model, sparsity, distribution="uniform", seed=0):
@@ -395,6 +494,12 @@ def distribute(model, sparsity, distribution="uniform", seed=0):
             f"model={model.name!r}; give its layers a `sparsity` over 0 and build it first"
         )
     check_seed(seed)
+    patterns = {weight.n_of_m for weight in weights} - {None}
+    if patterns:
+        raise ValueError(
+            "`model` must have no weight with an n-of-m pattern, which fixes its sparsity. Received: "
+            f"n_of_m={patterns.pop()}"
+        )
     counts = active_counts(
         [weight.shape for weight in weights],
         sparsity,

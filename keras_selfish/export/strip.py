@@ -20,6 +20,10 @@ def strip(model):
     of this package included. The copy is not compiled, its random generators start anew, and so
     do the states of layers with `stateful=True`.
 
+    Keras has no recurrent highway network and no ordered neurons: in place of `SparseRHN` and `SparseONLSTM`
+    the copy has the same layers at sparsity 0, without masks. It still needs this package to be loaded; a
+    SavedModel (see `saved_model`) does not.
+
     Args:
         model: A built Functional or Sequential `keras.Model`.
 

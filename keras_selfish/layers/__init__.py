@@ -8,6 +8,8 @@ from keras_selfish.layers.embedding import SparseEmbedding, SparseReversibleEmbe
 from keras_selfish.layers.gru import SparseGRU, SparseGRUCell
 from keras_selfish.layers.hoisted import HoistedCell, HoistedRNN
 from keras_selfish.layers.lstm import SparseLSTM, SparseLSTMCell
+from keras_selfish.layers.on_lstm import SparseONLSTM, SparseONLSTMCell
+from keras_selfish.layers.rhn import SparseRHN, SparseRHNCell
 from keras_selfish.layers.simple_rnn import SparseSimpleRNN, SparseSimpleRNNCell
 
 __all__ = [
@@ -24,6 +26,10 @@ __all__ = [
     "SparseGRUCell",
     "SparseLSTM",
     "SparseLSTMCell",
+    "SparseONLSTM",
+    "SparseONLSTMCell",
+    "SparseRHN",
+    "SparseRHNCell",
     "SparseReversibleEmbedding",
     "SparseSimpleRNN",
     "SparseSimpleRNNCell",

@@ -14,11 +14,12 @@ class _SparseConvolution(MaskedLayer):
         sparsity=0.67,
         distribution="uniform",
         block_shape=(1, 1),
+        n_of_m=None,
         mask_seed=None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
-        self._init_masks(sparsity, distribution, block_shape, mask_seed)
+        self._init_masks(sparsity, distribution, block_shape, mask_seed, n_of_m)
 
     def input_channels(self, input_shape):
         """Number of channels of an input of this shape."""
@@ -44,7 +45,8 @@ class _SparseConv(_SparseConvolution):
 class SparseConv1D(_SparseConv, keras.layers.Conv1D):
     """`keras.layers.Conv1D` whose kernel (steps, channels, filters) is sparse from the first step on.
 
-    Args: see `SparseConv2D` for `sparsity`, `distribution`, `block_shape` and `mask_seed`; the others are
+    Args: see `SparseConv2D` for `sparsity`, `distribution`, `block_shape`, `n_of_m` and `mask_seed`; the
+        others are
         those of `keras.layers.Conv1D`.
 
     Example:
@@ -71,6 +73,8 @@ class SparseConv2D(_SparseConv, keras.layers.Conv2D):
         distribution: `"uniform"` (default), `"erdos_renyi"` or `"erk"`; with one kernel they agree.
         block_shape: (channels, filters) of the blocks in which connections come and go; it must divide
             the kernel's last two axes. Default `(1, 1)`.
+        n_of_m: `(n, m)` for exactly n of each m consecutive channels of a filter at a place of the window,
+            such as `(2, 4)`; it fixes the sparsity. Default None.
         mask_seed: Integer seed of the initial mask; None (default) draws one.
         *args: As in `keras.layers.Conv2D`.
         **kwargs: As in `keras.layers.Conv2D`.
@@ -99,8 +103,8 @@ class SparseDepthwiseConv2D(_SparseConvolution, keras.layers.DepthwiseConv2D):
     filter of zeros silences a feature map. Such a kernel is a small part of its network; sparser than the
     1x1 convolution beside it is seldom what one wants.
 
-    Args: see `SparseConv2D` for `sparsity`, `distribution`, `block_shape` (channels, multiplier) and
-        `mask_seed`; the others are those of `keras.layers.DepthwiseConv2D`.
+    Args: see `SparseConv2D` for `sparsity`, `distribution`, `block_shape` (channels, multiplier), `n_of_m`
+        and `mask_seed`; the others are those of `keras.layers.DepthwiseConv2D`.
 
     Example:
 

@@ -20,6 +20,8 @@ class SparseEinsumDense(MaskedLayer, keras.layers.EinsumDense):
         distribution: `"uniform"` (default), `"erdos_renyi"` or `"erk"`; with one kernel they agree.
         block_shape: Shape over the kernel's last two axes of the blocks in which connections come and go;
             it must divide them, and be `(1, 1)` (default) for a kernel of one axis.
+        n_of_m: `(n, m)` for exactly n of each m consecutive weights along the last axis but one, such as
+            `(2, 4)`; it fixes the sparsity. Default None.
         mask_seed: Integer seed of the initial mask; None (default) draws one.
         *args: As in `keras.layers.EinsumDense`.
         **kwargs: As in `keras.layers.EinsumDense`.
@@ -49,11 +51,12 @@ class SparseEinsumDense(MaskedLayer, keras.layers.EinsumDense):
         sparsity=0.67,
         distribution="uniform",
         block_shape=(1, 1),
+        n_of_m=None,
         mask_seed=None,
         **kwargs,
     ):
         super().__init__(equation, output_shape, *args, **kwargs)
-        self._init_masks(sparsity, distribution, block_shape, mask_seed)
+        self._init_masks(sparsity, distribution, block_shape, mask_seed, n_of_m)
 
     def masked_shapes(self, input_shape):
         # Keras reads the equation in its own `build`, and tells the kernel's shape to `add_weight`.

@@ -18,12 +18,13 @@ class _SparseEmbeddingBase(MaskedLayer):
         sparsity=0.67,
         distribution="uniform",
         block_shape=(1, 1),
+        n_of_m=None,
         mask_seed=None,
         weights=None,
         **kwargs,
     ):
         super().__init__(input_dim, output_dim, *args, **kwargs)
-        self._init_masks(sparsity, distribution, block_shape, mask_seed)
+        self._init_masks(sparsity, distribution, block_shape, mask_seed, n_of_m)
         if weights is not None:  # Keras would assign them before there is a mask
             self.build()
             self._embeddings.assign(
@@ -59,6 +60,8 @@ class SparseEmbedding(_SparseEmbeddingBase, keras.layers.Embedding):
         distribution: `"uniform"` (default), `"erdos_renyi"` or `"erk"`; with one matrix they agree.
         block_shape: (tokens, features) of the blocks in which connections come and go; it must divide the
             matrix. Default `(1, 1)`.
+        n_of_m: `(n, m)` for exactly n of each m consecutive input weights of a unit, such as `(2, 4)`; it
+            fixes the sparsity. Default None.
         mask_seed: Integer seed of the initial mask; None (default) draws one.
         *args: As in `keras.layers.Embedding`.
         **kwargs: As in `keras.layers.Embedding`.

@@ -21,6 +21,8 @@ class SparseLSTMCell(SparseCell, keras.layers.LSTMCell):
             `"erk"`.
         block_shape: (input weights, units) of the blocks in which connections come and go; they must
             divide both kernels. Default `(1, 1)`, single weights.
+        n_of_m: `(n, m)` for exactly n of each m consecutive input weights of a unit, such as `(2, 4)`; it
+            fixes the sparsity. Default None.
         mask_seed: Integer seed of the initial masks; None (default) draws one.
         *args: As in `keras.layers.LSTMCell`.
         **kwargs: As in `keras.layers.LSTMCell`.
@@ -52,6 +54,8 @@ class SparseLSTM(SparseRecurrent, keras.layers.LSTM):
             `"erk"`.
         block_shape: (input weights, units) of the blocks in which connections come and go; they must
             divide both kernels. Default `(1, 1)`, single weights.
+        n_of_m: `(n, m)` for exactly n of each m consecutive input weights of a unit, such as `(2, 4)`; it
+            fixes the sparsity. Default None.
         mask_seed: Integer seed of the initial masks; None (default) draws one.
         *args: As in `keras.layers.LSTM`.
         **kwargs: As in `keras.layers.LSTM`.

@@ -18,18 +18,25 @@ if keras.backend.backend() == "jax":
 else:
     from keras_selfish.layers.mask_gradient import mask_gradient
 
-MASK_ARGUMENTS = ("sparsity", "distribution", "block_shape", "mask_seed")
+MASK_ARGUMENTS = ("sparsity", "distribution", "block_shape", "n_of_m", "mask_seed")
+
+
+DEFAULT_SPARSITY = 0.67  # that of the published models
 
 
 class SparseLayer:
-    """Mixin of all sparse layers and cells: the four mask arguments, and the way back to plain Keras."""
+    """Mixin of all sparse layers and cells: the mask arguments, and the way back to plain Keras."""
 
     # The Keras class that computes the same from the same weights once no mask is needed any more.
     keras_layer = None
 
     def get_config(self):
         mask_config = {name: getattr(self, name) for name in MASK_ARGUMENTS}
-        return {**super().get_config(), **mask_config, "block_shape": list(self.block_shape)}
+        mask_config["block_shape"] = list(self.block_shape)
+        n_of_m = mask_config.pop("n_of_m")
+        if n_of_m is not None:
+            mask_config["n_of_m"] = list(n_of_m)
+        return {**super().get_config(), **mask_config}
 
     @classmethod
     def without_masks(cls, config):
@@ -55,13 +62,18 @@ class MaskedLayer(SparseLayer):
     """
 
     masked_names = {}
+    gate_sizes = ()  # for gates of different widths
     # Dense and Embedding write the weights they know by name, and so leave out the masks.
     saves_named_weights_only = False
 
-    def _init_masks(self, sparsity, distribution, block_shape, mask_seed):
+    def _init_masks(self, sparsity, distribution, block_shape, mask_seed, n_of_m=None):
         """Checks and stores the arguments. Call it after the Keras layer's own `__init__`."""
         masks.check_sparsity(sparsity)
         masks.check_distribution(distribution)
+        self.n_of_m = None
+        if n_of_m is not None and sparsity:
+            self.n_of_m = masks.check_n_of_m(n_of_m)
+            sparsity = _sparsity_of_pattern(self.n_of_m, sparsity, distribution, block_shape)
         self.sparsity = float(sparsity)
         self.distribution = distribution
         self.block_shape = masks.check_block_shape(block_shape)
@@ -84,6 +96,14 @@ class MaskedLayer(SparseLayer):
     def _plan_masks(self, shapes):
         for name, shape in shapes.items():
             masks.check_block_shape(self.block_shape, shape, f"{self.name}/{name}")
+            if self.n_of_m:
+                masks.check_n_of_m(self.n_of_m, shape, f"{self.name}/{name}")
+        if self.n_of_m:
+            self._initial_masks = {
+                name: masks.n_of_m_mask(shape, self.n_of_m, [self._drawn_seed, index])
+                for index, (name, shape) in enumerate(shapes.items())
+            }
+            return
         counts = masks.active_counts(
             shapes.values(), self.sparsity, self.distribution, [self.block_shape] * len(shapes)
         )
@@ -118,7 +138,9 @@ class MaskedLayer(SparseLayer):
             weight,
             mask,
             gates=self.masked_names[name],
+            gate_sizes=self.gate_sizes,
             block_shape=self.block_shape,
+            n_of_m=self.n_of_m,
             initializer=initializer,
         )
         weight.masked_weight = masked_weight
@@ -189,6 +211,22 @@ class MaskedLayer(SparseLayer):
                 f"Received: dtype={self.dtype_policy.name!r}, sparsity={self.sparsity}; train in a "
                 "floating-point dtype, then quantize the stripped model"
             )
+
+
+def _sparsity_of_pattern(n_of_m, sparsity, distribution, block_shape):
+    """The sparsity that an n-of-m pattern fixes; raises `ValueError` if other arguments differ."""
+    fixed = 1.0 - n_of_m[0] / n_of_m[1]
+    if sparsity not in (DEFAULT_SPARSITY, fixed):
+        raise ValueError(
+            f"`sparsity` must be left out or {fixed} with `n_of_m={n_of_m}`, which fixes it. "
+            f"Received: sparsity={sparsity}"
+        )
+    if distribution != "uniform" or tuple(block_shape) != (1, 1):
+        raise ValueError(
+            "`n_of_m` must stand alone: it fixes the density of every matrix and the place of single "
+            f"weights. Received: n_of_m={n_of_m}, distribution={distribution!r}, block_shape={block_shape}"
+        )
+    return fixed
 
 
 class MaskedAttribute:

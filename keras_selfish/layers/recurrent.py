@@ -34,11 +34,12 @@ class SparseCell(MaskedLayer):
         sparsity=0.67,
         distribution="uniform",
         block_shape=(1, 1),
+        n_of_m=None,
         mask_seed=None,
         **kwargs,
     ):
         super().__init__(units, *args, **kwargs)
-        self._init_masks(sparsity, distribution, block_shape, mask_seed)
+        self._init_masks(sparsity, distribution, block_shape, mask_seed, n_of_m)
 
     @property
     def masked_names(self):
@@ -76,6 +77,7 @@ class SparseRecurrent(SparseLayer):
         sparsity=0.67,
         distribution="uniform",
         block_shape=(1, 1),
+        n_of_m=None,
         mask_seed=None,
         **kwargs,
     ):
@@ -92,6 +94,7 @@ class SparseRecurrent(SparseLayer):
             sparsity=sparsity,
             distribution=distribution,
             block_shape=block_shape,
+            n_of_m=n_of_m,
             mask_seed=None if mask_seed is None else 2 * mask_seed + backwards,
             dtype=layer_arguments.get("dtype"),
             trainable=layer_arguments.get("trainable", True),
@@ -201,6 +204,10 @@ class SparseRecurrent(SparseLayer):
     @property
     def block_shape(self):
         return self.cell.block_shape
+
+    @property
+    def n_of_m(self):
+        return self.cell.n_of_m
 
     def get_config(self):
         config = super().get_config()

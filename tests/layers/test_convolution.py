@@ -198,6 +198,14 @@ def test_rewiring_a_network_in_fit(jit_compile):
         assert (ops.convert_to_numpy(masked_weight.weight)[~after] == 0).all()
 
 
+def test_two_of_four_channels():
+    layer = SparseConv2D(3, 2, n_of_m=(2, 4))
+    layer.build((1, 5, 5, 8))
+    mask = ops.convert_to_numpy(masked_weights(layer)[0].mask)
+    np.testing.assert_array_equal(mask.reshape(2, 2, 2, 4, 3).sum(3), np.full((2, 2, 2, 3), 2))
+    assert SparseConv2D.from_config(layer.get_config()).n_of_m == (2, 4)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

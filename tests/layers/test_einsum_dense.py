@@ -140,6 +140,16 @@ def test_bad_block_shapes():
         layer.build((None, 6, 4))
 
 
+def test_two_of_four():
+    layer = SparseEinsumDense("abc,cd->abd", (None, 3), n_of_m=(2, 4))
+    layer.build((None, 6, 8))
+    mask = ops.convert_to_numpy(masked_weights(layer)[0].mask)
+    np.testing.assert_array_equal(mask.reshape(2, 4, 3).sum(1), np.full((2, 3), 2))
+    layer = SparseEinsumDense("abc,c->abc", (None, 4), n_of_m=(2, 4), name="scale")
+    with pytest.raises(ValueError, match=r"`n_of_m` must divide the input weights: scale/kernel"):
+        layer.build((None, 6, 4))
+
+
 def test_quantized_dtypes_are_refused():
     with pytest.raises(ValueError, match=r"`dtype` must not be a quantized one .* dtype='int8_from_float32'"):
         SparseEinsumDense("ab,bc->ac", 4, dtype="int8_from_float32")
