@@ -28,7 +28,11 @@ _SOURCES = {
     "RigL": "rewiring",
     "SNTASGD": "optimizers",
     "SelfishRewiring": "rewiring",
+    "SparseConv1D": "layers",
+    "SparseConv2D": "layers",
     "SparseDense": "layers",
+    "SparseDepthwiseConv2D": "layers",
+    "SparseEinsumDense": "layers",
     "SparseEmbedding": "layers",
     "SparseGRU": "layers",
     "SparseGRUCell": "layers",
@@ -43,8 +47,10 @@ _SOURCES = {
     "SparseSimpleRNNCell": "layers",
     "TokenCrossEntropy": "models",
     "Static": "rewiring",
+    "from_tfmot": "conversion",
     "language_model": "models",
     "masked_weights": "masks",
+    "sparsify": "conversion",
     "strip": "export",
 }
 

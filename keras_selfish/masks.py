@@ -21,8 +21,10 @@ __all__ = [
     "active_counts",
     "densify",
     "distribute",
+    "largest_mask",
     "masked_weights",
     "n_of_m_mask",
+    "nonzero_mask",
     "random_mask",
 ]
 
@@ -159,7 +161,16 @@ def check_block_shape(block_shape, shape=None, name="the weight"):
             f"Received: block_shape={block_shape!r}"
         )
     block_shape = tuple(int(n) for n in block_shape)
-    if shape is not None and any(n % b for n, b in zip(shape[-2:], block_shape, strict=True)):
+    if shape is not None and len(shape) == 1 and block_shape != (1, 1):
+        raise ValueError(
+            f"`block_shape` must be (1, 1) for a vector, not a matrix: {name} has shape {tuple(shape)}. "
+            f"Received: block_shape={block_shape}"
+        )
+    if (
+        shape is not None
+        and len(shape) > 1
+        and any(n % b for n, b in zip(shape[-2:], block_shape, strict=True))
+    ):
         raise ValueError(
             f"`block_shape` must divide the matrix: {name} has shape {tuple(shape)}. "
             f"Received: block_shape={block_shape}; choose sizes that its last two axes are multiples of"
@@ -176,7 +187,8 @@ def active_counts(shapes, sparsity, distribution="uniform", block_shapes=None):
     would need a density over 1 are dense and the others share the rest.
 
     Args:
-        shapes: List of shapes with at least two axes, the last two (inputs, units).
+        shapes: List of shapes, their last two axes (inputs, units). A vector counts as a matrix with one
+            weight for each unit, its only axis.
         sparsity: Fraction of zeros over all weights together, in [0, 1).
         distribution: One of `"uniform"` (default), `"erdos_renyi"`, `"erk"`.
         block_shapes: A block shape for each weight; single weights by default.
@@ -240,7 +252,7 @@ def random_mask(shape, active, seed, block_shape=(1, 1)):
     """A mask with exactly `active` blocks of connections, uniformly at random.
 
     Args:
-        shape: Shape of the weight, at least two axes.
+        shape: Shape of the weight.
         active: Number of blocks that exist.
         seed: An integer or sequence of integers; the same seed gives the same mask.
         block_shape: Shape of a block over the last two axes.
@@ -271,6 +283,75 @@ def random_mask(shape, active, seed, block_shape=(1, 1)):
     return expand_blocks(blocks.reshape(grid), block_shape)
 
 
+def largest_mask(weight, active, seed, block_shape=(1, 1)):
+    """A mask of exactly `active` blocks: those whose weights are largest by their L2 norm.
+
+    Equal norms at the limit are taken at random, so that a weight of one value everywhere gets no pattern.
+
+    Args:
+        weight: NumPy array of real numbers.
+        active: Number of blocks that exist.
+        seed: An integer or sequence of integers, for ties.
+        block_shape: Shape of a block over the last two axes.
+
+    Returns:
+        A boolean NumPy array of the weight's shape.
+
+    Raises:
+        ValueError: if the blocks do not tile the weight, there are fewer than `active`, or a weight is NaN.
+
+    Example:
+
+    >>> largest_mask(np.array([[0.5, -3.0], [2.0, 1.0]]), active=2, seed=0).astype(int)
+    array([[0, 1],
+           [1, 0]])
+    """
+    block_shape = check_block_shape(block_shape, weight.shape)
+    norms = np.abs(weight.astype(np.float64))
+    if np.isnan(norms).any():
+        raise ValueError("`weight` must be numbers. Received: NaN")
+    if block_shape != (1, 1):
+        norms = np.sqrt(np.square(block_view(norms, block_shape)).sum(axis=(-3, -1)))
+    if not 0 <= active <= norms.size:
+        raise ValueError(
+            f"`active` must be in [0, {norms.size}], the number of blocks. Received: active={active}"
+        )
+    if active == 0:
+        return np.zeros(weight.shape, bool)
+    limit = np.partition(norms, norms.size - active, axis=None)[norms.size - active]
+    chosen = norms > limit
+    ties = np.flatnonzero(norms == limit)
+    missing = active - np.count_nonzero(chosen)
+    ties = np.random.default_rng(seed).choice(ties, missing, replace=False, shuffle=False)
+    chosen.reshape(-1)[ties] = True
+    return expand_blocks(chosen, block_shape)
+
+
+def nonzero_mask(weight, block_shape=(1, 1)):
+    """A mask of the blocks that hold a value other than zero.
+
+    Args:
+        weight: NumPy array.
+        block_shape: Shape of a block over the last two axes.
+
+    Returns:
+        A boolean NumPy array of the weight's shape.
+
+    Example:
+
+    >>> nonzero_mask(np.array([[0.5, 0.0], [0.0, 0.0]]), block_shape=(2, 1)).astype(int)
+    array([[1, 0],
+           [1, 0]])
+    """
+    block_shape = check_block_shape(block_shape, weight.shape)
+    mask = weight != 0
+    return (
+        mask
+        if block_shape == (1, 1)
+        else expand_blocks(block_view(mask, block_shape).any((-3, -1)), block_shape)
+    )
+
+
 def check_n_of_m(n_of_m, shape=None, name="the weight"):
     """A pattern as a tuple `(n, m)`; raises `ValueError` if it is none or does not divide the inputs."""
     try:
@@ -282,7 +363,7 @@ def check_n_of_m(n_of_m, shape=None, name="the weight"):
             "`n_of_m` must be two integers (n, m) with 1 <= n < m, such as (2, 4). "
             f"Received: n_of_m={n_of_m!r}"
         )
-    if shape is not None and shape[-2] % m:
+    if shape is not None and (len(shape) < 2 or shape[-2] % m):
         raise ValueError(
             f"`n_of_m` must divide the input weights: {name} has shape {tuple(shape)}. "
             f"Received: n_of_m={(n, m)}; choose sizes that are multiples of {m}"
@@ -319,6 +400,8 @@ def n_of_m_mask(shape, n_of_m, seed):
 
 def block_grid(shape, block_shape):
     """Shape of the array with one entry per block."""
+    if len(shape) == 1:
+        return tuple(shape)
     *leading, inputs, units = shape
     return (*leading, inputs // block_shape[0], units // block_shape[1])
 

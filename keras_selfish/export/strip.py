@@ -5,6 +5,7 @@ import inspect
 import keras
 from keras import ops
 
+from keras_selfish.cloning import check_model, clone, from_config
 from keras_selfish.layers.masked import SparseLayer
 from keras_selfish.masks import masked_weights
 
@@ -42,59 +43,11 @@ def strip(model):
     >>> [type(layer).__name__ for layer in strip(model).layers]
     ['LSTM', 'Dense']
     """
-    if not _is_model(model):
-        raise ValueError(
-            "`model` must be a Functional or Sequential keras.Model: what a subclassed one computes is known "
-            f"to its `call` only. Received: model={model!r}; strip the functional models that it is made of"
-        )
-    if not model.built or not getattr(model, "inputs", None):
-        raise ValueError(f"`model` must be built. Received: model={model.name!r}; call it on data first")
-    copies = {}
-    stripped = _strip_model(model, copies)
-    for layer, copy in copies.values():
-        if isinstance(layer, keras.Layer) and not _is_model(layer):  # not an operation such as `x + 1`
-            _copy_weights(layer, copy)
+    check_model(model, "strip the functional models that it is made of")
+    stripped, pairs = clone(model, _strip_layer)
+    for layer, copy in pairs:
+        _copy_weights(layer, copy)
     return stripped
-
-
-def _strip_model(model, copies):
-    """Copies a model; `copies` maps the id of every layer to (layer, copy), so that shared ones stay so."""
-
-    def copy_of(layer):
-        if id(layer) not in copies:
-            copies[id(layer)] = (
-                layer,
-                _strip_model(layer, copies) if _is_model(layer) else _strip_layer(layer),
-            )
-        return copies[id(layer)][1]
-
-    if isinstance(model, keras.Sequential):
-        layers = [_new_input(model.inputs[0]), *map(copy_of, model.layers)]
-        copy = keras.Sequential(layers, name=model.name)
-    else:
-        optional = {layer.name for layer in model.layers if getattr(layer, "optional", False)}
-        inputs = keras.tree.map_structure(lambda tensor: _new_input(tensor, optional), model.input)
-        # `clone_model` would compile its result as the model is compiled, and keep the class of a subclass
-        # of Functional; this one is not compiled and of Keras's own class.
-        plain = keras.Model(model.input, model.output, name=model.name)
-        copy = keras.models.clone_model(plain, input_tensors=inputs, clone_function=copy_of)
-    if not model.trainable:
-        copy.trainable = False
-    return copy
-
-
-def _is_model(layer):
-    return isinstance(layer, (keras.Function, keras.Sequential))
-
-
-def _new_input(tensor, optional=()):
-    return keras.Input(
-        batch_shape=tensor.shape,
-        dtype=tensor.dtype,
-        sparse=tensor.sparse,
-        name=tensor.name,
-        optional=tensor.name in optional,
-    )
 
 
 def _strip_layer(layer):
@@ -102,9 +55,7 @@ def _strip_layer(layer):
     keras_class = type(layer)
     if isinstance(layer, SparseLayer):
         keras_class, config = layer.without_masks(config) or _refuse(layer)
-    if "safe_mode" in inspect.signature(keras_class.from_config).parameters:
-        return keras_class.from_config(config, safe_mode=False)  # a Lambda; the model runs it already
-    return keras_class.from_config(config)
+    return from_config(keras_class, config)
 
 
 def _strip_config(config):
@@ -119,7 +70,8 @@ def _strip_config(config):
         plain = registered.without_masks(config["config"])
         if plain is not None:
             keras_class, plain_config = plain
-            return keras.saving.serialize_keras_object(keras_class.from_config(plain_config))
+            serialized = keras.saving.serialize_keras_object(keras_class.from_config(plain_config))
+            return {**config, **serialized}  # in a Functional model beside its name and its calls
     return config
 
 

@@ -1,7 +1,9 @@
 """Keras layers whose weights are masked."""
 
 from keras_selfish.layers.carried_state import CarriedState
+from keras_selfish.layers.convolution import SparseConv1D, SparseConv2D, SparseDepthwiseConv2D
 from keras_selfish.layers.dense import SparseDense
+from keras_selfish.layers.einsum_dense import SparseEinsumDense
 from keras_selfish.layers.embedding import SparseEmbedding, SparseReversibleEmbedding
 from keras_selfish.layers.gru import SparseGRU, SparseGRUCell
 from keras_selfish.layers.hoisted import HoistedCell, HoistedRNN
@@ -14,7 +16,11 @@ __all__ = [
     "CarriedState",
     "HoistedCell",
     "HoistedRNN",
+    "SparseConv1D",
+    "SparseConv2D",
     "SparseDense",
+    "SparseDepthwiseConv2D",
+    "SparseEinsumDense",
     "SparseEmbedding",
     "SparseGRU",
     "SparseGRUCell",

@@ -80,6 +80,7 @@ class MaskedLayer(SparseLayer):
         self.mask_seed = None if mask_seed is None else masks.check_seed(mask_seed, "mask_seed")
         self._drawn_seed = random.randint(0, 2**31 - 1) if mask_seed is None else self.mask_seed
         self._check_lora("lora_rank", getattr(self, "lora_rank", None))
+        self._check_quantization()
         self._effective = {}
         self._masked = {}
 
@@ -89,11 +90,10 @@ class MaskedLayer(SparseLayer):
 
     def build(self, input_shape=None, **kwargs):
         if self.sparsity and not self.built:
-            self._plan_masks(input_shape)
+            self._plan_masks(self.masked_shapes(input_shape))
         super().build(input_shape, **kwargs)
 
-    def _plan_masks(self, input_shape):
-        shapes = self.masked_shapes(input_shape)
+    def _plan_masks(self, shapes):
         for name, shape in shapes.items():
             masks.check_block_shape(self.block_shape, shape, f"{self.name}/{name}")
             if self.n_of_m:
@@ -202,6 +202,14 @@ class MaskedLayer(SparseLayer):
             raise ValueError(
                 f"`{name}` must be None at a sparsity over 0: the low-rank product has no zeros. Received: "
                 f"{name}={rank!r}, sparsity={self.sparsity}; strip the model of its masks first"
+            )
+
+    def _check_quantization(self):
+        if self.quantization_mode is not None and self.sparsity:
+            raise ValueError(
+                "`dtype` must not be a quantized one at a sparsity over 0: quantized weights have no masks. "
+                f"Received: dtype={self.dtype_policy.name!r}, sparsity={self.sparsity}; train in a "
+                "floating-point dtype, then quantize the stripped model"
             )
 
 
