@@ -4,7 +4,7 @@ from keras_selfish.data.corpora import DATASETS, Corpus, load_corpus
 from keras_selfish.data.download import DownloadError, download
 from keras_selfish.data.tokenization import EOS, UNK
 from keras_selfish.data.vocabulary import Vocabulary
-from keras_selfish.data.windows import Windows, batch_columns
+from keras_selfish.data.windows import RandomWindows, Windows, batch_columns
 
 __all__ = [
     "DATASETS",
@@ -12,6 +12,7 @@ __all__ = [
     "UNK",
     "Corpus",
     "DownloadError",
+    "RandomWindows",
     "Vocabulary",
     "Windows",
     "batch_columns",

@@ -9,6 +9,9 @@ import operator
 
 import numpy as np
 
+# How `RandomWindows` draws its lengths.
+HALVED, DEVIATION, SHORTEST = 0.05, 5.0, 5
+
 
 def batch_columns(tokens, batch_size):
     """Lays a corpus out in `batch_size` contiguous columns of equal length.
@@ -92,9 +95,13 @@ class Windows:
     def __len__(self):
         return -(-self._steps // self.time_steps)
 
-    def __getitem__(self, index):
+    def bounds(self, index):
+        """First time step of a window, and the one after its last."""
         start = range(len(self))[index] * self.time_steps
-        stop = min(start + self.time_steps, self._steps)
+        return start, min(start + self.time_steps, self._steps)
+
+    def __getitem__(self, index):
+        start, stop = self.bounds(index)
         inputs = {
             "tokens": self.columns[:, start:stop].copy(),
             "first": np.full(self.batch_size, start == 0, np.int32),
@@ -145,6 +152,101 @@ class Windows:
             f"<Windows: {len(self):,} of {self.batch_size} × {self.time_steps} tokens, "
             f"{self.predictions:,} predictions>"
         )
+
+
+class RandomWindows(Windows):
+    """Windows of random lengths, other ones in each epoch, so that gradients are cut at other places.
+
+    A length is drawn from a normal distribution with a standard deviation of 5 around `time_steps`, or with
+    a probability of 0.05 around half of it; it is at least 5. So far as published; then single lengths are
+    changed by one step until they fill the corpus exactly, so that every epoch has the same number of windows
+    and predicts every token once.
+
+    Args:
+        tokens: (length,) integer token ids.
+        batch_size: number of columns the corpus is cut into.
+        time_steps: mean length before any is halved.
+        seed: integer seed of the lengths.
+        multiple: lengths are multiples of it (the last window holds what is left). A backend that compiles
+            for each length, such as JAX, wants few: 10, say. Default 1.
+
+    Attributes:
+        epoch: which epoch's lengths the windows have; set it before the epoch, or let `callback()` do so.
+
+    Raises:
+        ValueError: see `Windows`.
+
+    Example:
+        >>> windows = RandomWindows(range(2000), batch_size=2, time_steps=70, seed=0)
+        >>> lengths = [targets.shape[1] for _, targets in windows]
+        >>> len(windows), sum(lengths)
+        (15, 999)
+
+    Reference: Merity et al. 2018, arXiv 1708.02182, section 5.
+    """
+
+    def __init__(self, tokens, batch_size, time_steps, seed=0, multiple=1):
+        super().__init__(tokens, batch_size, time_steps)
+        self.seed = seed
+        self.multiple = _at_least_one("multiple", multiple)
+        self._shortest = -(-SHORTEST // self.multiple) * self.multiple
+        mean = (1.0 - 0.5 * HALVED) * self.time_steps
+        self._number = max(1, min(round(self._steps / mean), self._steps // self._shortest))
+        self.epoch = 0
+
+    @property
+    def epoch(self):
+        return self._epoch
+
+    @epoch.setter
+    def epoch(self, epoch):
+        self._epoch = epoch
+        self._ends = self._draw(np.random.default_rng([self.seed, epoch]))
+
+    def _draw(self, generator):
+        """The ends of all windows."""
+        if self._number == 1:
+            return np.array([self._steps])
+        means = np.where(generator.random(self._number) < HALVED, 0.5, 1.0) * self.time_steps
+        shortest = self._shortest // self.multiple
+        lengths = np.maximum(np.round(generator.normal(means, DEVIATION) / self.multiple), shortest).astype(
+            int
+        )
+        wanted = self._steps // self.multiple
+        while excess := lengths.sum() - wanted:
+            # One step each, of as many windows as are too many, or of all that can be changed.
+            may_change = np.flatnonzero(lengths > (shortest if excess > 0 else 0))
+            changed = generator.permutation(may_change)[: abs(excess)]
+            lengths[changed] -= np.sign(excess)
+        ends = self.multiple * np.cumsum(lengths)
+        ends[-1] = self._steps
+        return ends
+
+    def __len__(self):
+        return self._number
+
+    def bounds(self, index):
+        index = range(len(self))[index]
+        return (int(self._ends[index - 1]) if index else 0), int(self._ends[index])
+
+    def dataset(self):
+        """The same batches in the same order as a `tf.data.Dataset`, of the epoch that it is read in."""
+        import tensorflow as tf
+
+        columns = tf.TensorSpec((self.batch_size, None), tf.int32)
+        inputs = {"tokens": columns, "first": tf.TensorSpec((self.batch_size,), tf.int32)}
+        dataset = tf.data.Dataset.from_generator(lambda: iter(self), output_signature=(inputs, columns))
+        cardinality = tf.data.experimental.assert_cardinality(len(self))
+        return dataset.apply(cardinality).prefetch(tf.data.AUTOTUNE)
+
+    def callback(self):
+        """A Keras callback that gives each epoch its lengths."""
+        import keras
+
+        def set_epoch(epoch, logs=None):
+            self.epoch = epoch
+
+        return keras.callbacks.LambdaCallback(on_epoch_begin=set_epoch)
 
 
 def _at_least_one(name, value):

@@ -114,6 +114,7 @@ class SNTASGD(keras.optimizers.Optimizer):
         self.clip_norm_of = clip_norm_of
         # From `scale_loss`, which asks for gradients that no mask has touched, to `apply`: whose they are.
         self._dense_gradients_of = None
+        self._step_factor = None
 
     def build(self, variables):
         if self.built:
@@ -156,6 +157,17 @@ class SNTASGD(keras.optimizers.Optimizer):
             self._set_dense_gradients(True)
         return super().scale_loss(loss)
 
+    def scale_step(self, factor):
+        """Multiplies the learning rate of the coming step, and of no other.
+
+        A model calls it while it computes its loss (in the same trace), for a batch whose sequences are
+        longer or shorter than those that the learning rate was chosen for.
+
+        Args:
+            factor: A number or scalar tensor.
+        """
+        self._step_factor = factor
+
     def _set_dense_gradients(self, asked):
         if self._dense_gradients_of == "own":
             found = [getattr(variable, "masked_weight", None) for variable in self._trainable_variables]
@@ -191,6 +203,9 @@ class SNTASGD(keras.optimizers.Optimizer):
         pass
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        if self._step_factor is not None:
+            learning_rate = learning_rate * ops.cast(self._step_factor, "float32")
+            self._step_factor = None
         update.update_variables(self, grads, trainable_variables, learning_rate)
 
     def clip(self, gradients):

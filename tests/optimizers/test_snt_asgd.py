@@ -554,3 +554,29 @@ def test_this_file_on_other_backends(run_tests, backend):
         "golden or random or by_hand or exact or scale or in_fit or saved",
         backend=backend,
     )
+
+
+def test_one_step_may_be_scaled():
+    class Scaled(keras.Model):
+        """A linear model whose steps are scaled by the number of rows."""
+
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")
+
+        def call(self, inputs):
+            return self.dense(inputs)
+
+        def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+            self.optimizer.scale_step(ops.shape(y)[0] / 4)
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+
+    model = Scaled()
+    model.compile(SNTASGD(0.1, weight_decay=0.5), "mse")
+    kernels = [1.0]
+    for rows in (2, 4, 8):
+        model.train_on_batch(np.ones((rows, 1), "float32"), np.zeros((rows, 1), "float32"))
+        kernels.append(float(ops.convert_to_numpy(model.dense.kernel)[0, 0]))
+    for before, after, rows in zip(kernels, kernels[1:], (2, 4, 8), strict=False):
+        # The gradient is 2 w, the decay 0.5 w.
+        assert after == pytest.approx(before - 0.1 * rows / 4 * 2.5 * before, rel=1e-5)
