@@ -10,10 +10,12 @@ from keras_selfish._lazy import lazy_attributes
 from keras_selfish.version import __version__
 
 _SOURCES = {
+    "ActivationRegularization": "layers",
     "CarriedState": "layers",
     "HoistedCell": "layers",
     "HoistedRNN": "layers",
     "LanguageModel": "models",
+    "LockedDropout": "layers",
     "MaskedWeight": "masks",
     "NonMonotonicAveraging": "optimizers",
     "Perplexity": "models",

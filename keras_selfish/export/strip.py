@@ -5,7 +5,7 @@ import inspect
 import keras
 from keras import ops
 
-from keras_selfish.layers.masked import SparseLayer
+from keras_selfish.layers.plain import PlainForm
 from keras_selfish.masks import masked_weights
 
 
@@ -60,7 +60,7 @@ def _strip_model(model, copies):
         if id(layer) not in copies:
             copies[id(layer)] = (
                 layer,
-                _strip_model(layer, copies) if _is_model(layer) else _strip_layer(layer),
+                _strip_model(layer, copies) if _is_model(layer) else _strip_layer(layer, copy_of),
             )
         return copies[id(layer)][1]
 
@@ -73,10 +73,19 @@ def _strip_model(model, copies):
         # `clone_model` would compile its result as the model is compiled, and keep the class of a subclass
         # of Functional; this one is not compiled and of Keras's own class.
         plain = keras.Model(model.input, model.output, name=model.name)
-        copy = keras.models.clone_model(plain, input_tensors=inputs, clone_function=copy_of)
+        copy = keras.models.clone_model(
+            plain, input_tensors=inputs, clone_function=copy_of, call_function=_call
+        )
     if not model.trainable:
         copy.trainable = False
     return copy
+
+
+def _call(layer, *args, **kwargs):
+    # A layer that does something in training only has a Keras form that is not told of it.
+    if "training" not in inspect.signature(layer.call).parameters:
+        kwargs.pop("training", None)
+    return layer(*args, **kwargs)
 
 
 def _is_model(layer):
@@ -93,11 +102,13 @@ def _new_input(tensor, optional=()):
     )
 
 
-def _strip_layer(layer):
+def _strip_layer(layer, copy_of):
     config = _strip_config(layer.get_config())
     keras_class = type(layer)
-    if isinstance(layer, SparseLayer):
+    if isinstance(layer, PlainForm):
         keras_class, config = layer.without_masks(config) or _refuse(layer)
+        shared = {name: getattr(layer, name) for name in layer.shared_layers}
+        config |= {name: copy_of(other) for name, other in shared.items() if other is not None}
     if "safe_mode" in inspect.signature(keras_class.from_config).parameters:
         return keras_class.from_config(config, safe_mode=False)  # a Lambda; the model runs it already
     return keras_class.from_config(config)
@@ -111,7 +122,7 @@ def _strip_config(config):
         return config
     config = {key: _strip_config(value) for key, value in config.items()}
     registered = keras.saving.get_registered_object(config.get("registered_name"))
-    if inspect.isclass(registered) and issubclass(registered, SparseLayer):
+    if inspect.isclass(registered) and issubclass(registered, PlainForm):
         plain = registered.without_masks(config["config"])
         if plain is not None:
             keras_class, plain_config = plain

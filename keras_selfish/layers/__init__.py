@@ -2,6 +2,7 @@
 
 from keras_selfish.layers.carried_state import CarriedState
 from keras_selfish.layers.dense import SparseDense
+from keras_selfish.layers.dropout import ActivationRegularization, LockedDropout
 from keras_selfish.layers.embedding import SparseEmbedding, SparseReversibleEmbedding
 from keras_selfish.layers.gru import SparseGRU, SparseGRUCell
 from keras_selfish.layers.hoisted import HoistedCell, HoistedRNN
@@ -9,9 +10,11 @@ from keras_selfish.layers.lstm import SparseLSTM, SparseLSTMCell
 from keras_selfish.layers.simple_rnn import SparseSimpleRNN, SparseSimpleRNNCell
 
 __all__ = [
+    "ActivationRegularization",
     "CarriedState",
     "HoistedCell",
     "HoistedRNN",
+    "LockedDropout",
     "SparseDense",
     "SparseEmbedding",
     "SparseGRU",

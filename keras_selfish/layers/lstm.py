@@ -22,6 +22,7 @@ class SparseLSTMCell(SparseCell, keras.layers.LSTMCell):
         block_shape: (input weights, units) of the blocks in which connections come and go; they must
             divide both kernels. Default `(1, 1)`, single weights.
         mask_seed: Integer seed of the initial masks; None (default) draws one.
+        weight_drop: See `SparseLSTM`, which draws the dropped connections; by itself the cell does not.
         *args: As in `keras.layers.LSTMCell`.
         **kwargs: As in `keras.layers.LSTMCell`.
 
@@ -53,6 +54,8 @@ class SparseLSTM(SparseRecurrent, keras.layers.LSTM):
         block_shape: (input weights, units) of the blocks in which connections come and go; they must
             divide both kernels. Default `(1, 1)`, single weights.
         mask_seed: Integer seed of the initial masks; None (default) draws one.
+        weight_drop: Fraction of recurrent connections that each call in training does without, in [0, 1);
+            the others are scaled by 1 / (1 - weight_drop). Default 0.
         *args: As in `keras.layers.LSTM`.
         **kwargs: As in `keras.layers.LSTM`.
 
@@ -72,7 +75,8 @@ class SparseLSTM(SparseRecurrent, keras.layers.LSTM):
     >>> [(weight.shape, weight.active) for weight in masked_weights(layer)]
     [((4, 32), 32), ((8, 32), 64)]
 
-    Reference: Liu et al. 2021, "Selfish Sparse RNN Training", arXiv 2101.09048.
+    Reference: Liu et al. 2021, "Selfish Sparse RNN Training", arXiv 2101.09048; Merity et al. 2018,
+        arXiv 1708.02182 (`weight_drop`).
     """
 
     keras_layer = keras.layers.LSTM
