@@ -17,6 +17,7 @@ _SOURCES = {
     "LanguageModel": "models",
     "LockedDropout": "layers",
     "MaskedWeight": "masks",
+    "MixtureOfSoftmaxes": "layers",
     "NonMonotonicAveraging": "optimizers",
     "Perplexity": "models",
     "Rewiring": "rewiring",

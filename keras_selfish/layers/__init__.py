@@ -7,6 +7,7 @@ from keras_selfish.layers.embedding import SparseEmbedding, SparseReversibleEmbe
 from keras_selfish.layers.gru import SparseGRU, SparseGRUCell
 from keras_selfish.layers.hoisted import HoistedCell, HoistedRNN
 from keras_selfish.layers.lstm import SparseLSTM, SparseLSTMCell
+from keras_selfish.layers.mixture_of_softmaxes import MixtureOfSoftmaxes
 from keras_selfish.layers.simple_rnn import SparseSimpleRNN, SparseSimpleRNNCell
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "HoistedCell",
     "HoistedRNN",
     "LockedDropout",
+    "MixtureOfSoftmaxes",
     "SparseDense",
     "SparseEmbedding",
     "SparseGRU",
