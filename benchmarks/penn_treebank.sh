@@ -12,6 +12,7 @@ shift 2
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 first="--dropout=0.25 --patience=2 --epochs=14"
+eight="--dropout=0.25 --patience=2 --epochs=8"
 second="--dropout=0 --learning_rate=20 --pruning_rate=0.5 --patience=1"
 declare -A flags=(
     [selfish_1111]="$first --seed=1111"
@@ -25,10 +26,22 @@ declare -A flags=(
     [no_averaging]="$second --seed=1111 --noaveraging"
     [dense_norm]="--dropout=0.25 --patience=2 --epochs=6 --seed=1111"
     [active_norm]="--dropout=0.25 --patience=2 --epochs=6 --seed=1111 --clip_norm_of=active"
-    [reset_regrown]="--dropout=0.25 --patience=2 --epochs=6 --seed=1111 --reset_regrown"
+    [reset_regrown]="$first --seed=1111 --reset_regrown"
+    [blocks_4_1]="$eight --seed=1111 --block_shape=4,1 --sparsity=0.5"
+    [blocks_1_1]="$eight --seed=1111 --sparsity=0.5"
+    [two_of_four]="$eight --seed=1111 --n_of_m=2,4"
 )
+for method in dense dense_small static selfish set dsr snfs rigl gse gmp snip; do
+    flags[method_$method]="$eight --seed=1111 --method=$method"
+done
+for method in dense dense_small static selfish; do
+    flags[method_${method}_2]="$eight --seed=2 --method=$method"
+done
 order="selfish_1111 selfish_2 static dense mixed_bfloat16 second_1111 second_2 averaging no_averaging
-    dense_norm active_norm reset_regrown"
+    dense_norm active_norm reset_regrown
+    method_dense method_dense_small method_static method_selfish method_set method_dsr method_snfs method_rigl
+    method_gse method_gmp method_snip method_dense_2 method_dense_small_2 method_static_2 method_selfish_2
+    blocks_1_1 blocks_4_1 two_of_four"
 
 train() {
     python -m trainers.language_model --dataset=ptb --data_dir="$data_dir" --preset=ptb_lstm --units=256 \

@@ -10,6 +10,7 @@ export and reports know sparse layers through this protocol only.
 
 import dataclasses
 import math
+import operator
 import weakref
 
 import numpy as np
@@ -18,8 +19,12 @@ __all__ = [
     "DISTRIBUTIONS",
     "MaskedWeight",
     "active_counts",
+    "densify",
     "distribute",
+    "largest_mask",
     "masked_weights",
+    "n_of_m_mask",
+    "nonzero_mask",
     "random_mask",
 ]
 
@@ -35,17 +40,21 @@ class MaskedWeight:
         mask: The non-trainable boolean `keras.Variable` of the same shape.
         gates: Names of the gates that the weight concatenates, `("i", "f", "c", "o")` for an LSTM; empty
             where there are none.
-        gate_axis: The axis along which the gates are concatenated, in equal parts.
+        gate_sizes: Width of each gate along the gate axis; empty (default) for equal parts.
+        gate_axis: The axis along which the gates are concatenated.
         block_shape: Shape of the blocks that connections come and go in, over the last two axes (input,
             unit) of the weight; `(1, 1)` for single weights.
+        n_of_m: `(n, m)` where exactly n of each m consecutive input weights of a unit exist, else None.
         initializer: The `keras.initializers.Initializer` of the weight before it is masked.
     """
 
     weight: object
     mask: object
     gates: tuple = ()
+    gate_sizes: tuple = ()
     gate_axis: int = -1
     block_shape: tuple = (1, 1)
+    n_of_m: tuple = None
     initializer: object = None
     # True only while an optimizer that masks the gradient itself asks for the gradient of the weights
     # that do not exist as well (see `SNTASGD.scale_loss`).
@@ -79,9 +88,13 @@ class MaskedWeight:
     def gate_densities(self):
         """Density of each gate as a dict; the whole weight under `"all"` where there are no gates."""
         mask = _to_numpy(self.mask)
-        parts = np.split(mask, len(self.gates), self.gate_axis) if self.gates else [mask]
-        names = self.gates or ("all",)
-        return {name: float(part.mean()) for name, part in zip(names, parts, strict=True)}
+        parts = self.split_gates(mask) if self.gates else {"all": mask}
+        return {name: float(part.mean()) for name, part in parts.items()}
+
+    def split_gates(self, array):
+        """The gates of an array of the weight's shape, as a dict from gate name to part of the array."""
+        ends = list(np.cumsum(self.gate_sizes)[:-1]) if self.gate_sizes else len(self.gates)
+        return dict(zip(self.gates, np.split(array, ends, self.gate_axis), strict=True))
 
 
 # For an optimizer that has to ask for dense gradients before it has been told its variables.
@@ -148,7 +161,16 @@ def check_block_shape(block_shape, shape=None, name="the weight"):
             f"Received: block_shape={block_shape!r}"
         )
     block_shape = tuple(int(n) for n in block_shape)
-    if shape is not None and any(n % b for n, b in zip(shape[-2:], block_shape, strict=True)):
+    if shape is not None and len(shape) == 1 and block_shape != (1, 1):
+        raise ValueError(
+            f"`block_shape` must be (1, 1) for a vector, not a matrix: {name} has shape {tuple(shape)}. "
+            f"Received: block_shape={block_shape}"
+        )
+    if (
+        shape is not None
+        and len(shape) > 1
+        and any(n % b for n, b in zip(shape[-2:], block_shape, strict=True))
+    ):
         raise ValueError(
             f"`block_shape` must divide the matrix: {name} has shape {tuple(shape)}. "
             f"Received: block_shape={block_shape}; choose sizes that its last two axes are multiples of"
@@ -165,7 +187,8 @@ def active_counts(shapes, sparsity, distribution="uniform", block_shapes=None):
     would need a density over 1 are dense and the others share the rest.
 
     Args:
-        shapes: List of shapes with at least two axes, the last two (inputs, units).
+        shapes: List of shapes, their last two axes (inputs, units). A vector counts as a matrix with one
+            weight for each unit, its only axis.
         sparsity: Fraction of zeros over all weights together, in [0, 1).
         distribution: One of `"uniform"` (default), `"erdos_renyi"`, `"erk"`.
         block_shapes: A block shape for each weight; single weights by default.
@@ -229,7 +252,7 @@ def random_mask(shape, active, seed, block_shape=(1, 1)):
     """A mask with exactly `active` blocks of connections, uniformly at random.
 
     Args:
-        shape: Shape of the weight, at least two axes.
+        shape: Shape of the weight.
         active: Number of blocks that exist.
         seed: An integer or sequence of integers; the same seed gives the same mask.
         block_shape: Shape of a block over the last two axes.
@@ -260,8 +283,125 @@ def random_mask(shape, active, seed, block_shape=(1, 1)):
     return expand_blocks(blocks.reshape(grid), block_shape)
 
 
+def largest_mask(weight, active, seed, block_shape=(1, 1)):
+    """A mask of exactly `active` blocks: those whose weights are largest by their L2 norm.
+
+    Equal norms at the limit are taken at random, so that a weight of one value everywhere gets no pattern.
+
+    Args:
+        weight: NumPy array of real numbers.
+        active: Number of blocks that exist.
+        seed: An integer or sequence of integers, for ties.
+        block_shape: Shape of a block over the last two axes.
+
+    Returns:
+        A boolean NumPy array of the weight's shape.
+
+    Raises:
+        ValueError: if the blocks do not tile the weight, there are fewer than `active`, or a weight is NaN.
+
+    Example:
+
+    >>> largest_mask(np.array([[0.5, -3.0], [2.0, 1.0]]), active=2, seed=0).astype(int)
+    array([[0, 1],
+           [1, 0]])
+    """
+    block_shape = check_block_shape(block_shape, weight.shape)
+    norms = np.abs(weight.astype(np.float64))
+    if np.isnan(norms).any():
+        raise ValueError("`weight` must be numbers. Received: NaN")
+    if block_shape != (1, 1):
+        norms = np.sqrt(np.square(block_view(norms, block_shape)).sum(axis=(-3, -1)))
+    if not 0 <= active <= norms.size:
+        raise ValueError(
+            f"`active` must be in [0, {norms.size}], the number of blocks. Received: active={active}"
+        )
+    if active == 0:
+        return np.zeros(weight.shape, bool)
+    limit = np.partition(norms, norms.size - active, axis=None)[norms.size - active]
+    chosen = norms > limit
+    ties = np.flatnonzero(norms == limit)
+    missing = active - np.count_nonzero(chosen)
+    ties = np.random.default_rng(seed).choice(ties, missing, replace=False, shuffle=False)
+    chosen.reshape(-1)[ties] = True
+    return expand_blocks(chosen, block_shape)
+
+
+def nonzero_mask(weight, block_shape=(1, 1)):
+    """A mask of the blocks that hold a value other than zero.
+
+    Args:
+        weight: NumPy array.
+        block_shape: Shape of a block over the last two axes.
+
+    Returns:
+        A boolean NumPy array of the weight's shape.
+
+    Example:
+
+    >>> nonzero_mask(np.array([[0.5, 0.0], [0.0, 0.0]]), block_shape=(2, 1)).astype(int)
+    array([[1, 0],
+           [1, 0]])
+    """
+    block_shape = check_block_shape(block_shape, weight.shape)
+    mask = weight != 0
+    return (
+        mask
+        if block_shape == (1, 1)
+        else expand_blocks(block_view(mask, block_shape).any((-3, -1)), block_shape)
+    )
+
+
+def check_n_of_m(n_of_m, shape=None, name="the weight"):
+    """A pattern as a tuple `(n, m)`; raises `ValueError` if it is none or does not divide the inputs."""
+    try:
+        n, m = (operator.index(number) for number in n_of_m)
+    except (TypeError, ValueError):
+        n = m = 0
+    if not 1 <= n < m:
+        raise ValueError(
+            "`n_of_m` must be two integers (n, m) with 1 <= n < m, such as (2, 4). "
+            f"Received: n_of_m={n_of_m!r}"
+        )
+    if shape is not None and (len(shape) < 2 or shape[-2] % m):
+        raise ValueError(
+            f"`n_of_m` must divide the input weights: {name} has shape {tuple(shape)}. "
+            f"Received: n_of_m={(n, m)}; choose sizes that are multiples of {m}"
+        )
+    return n, m
+
+
+def n_of_m_mask(shape, n_of_m, seed):
+    """A mask with exactly n of each m consecutive input weights of a unit, uniformly at random.
+
+    Args:
+        shape: Shape of the weight, at least two axes, the last two (inputs, units).
+        n_of_m: `(n, m)`; m must divide the inputs.
+        seed: An integer or sequence of integers; the same seed gives the same mask.
+
+    Returns:
+        A boolean NumPy array of the given shape.
+
+    Raises:
+        ValueError: if the pattern is none, or does not divide the inputs.
+
+    Example:
+
+    >>> n_of_m_mask((8, 3), n_of_m=(2, 4), seed=0).reshape(2, 4, 3).sum(axis=1)
+    array([[2, 2, 2],
+           [2, 2, 2]])
+    """
+    n, m = check_n_of_m(n_of_m, shape)
+    *leading, inputs, units = shape
+    numbers = np.random.default_rng(seed).random((*leading, inputs // m, m, units), np.float32)
+    ranks = numbers.argsort(axis=-2).argsort(axis=-2)
+    return (ranks < n).reshape(shape)
+
+
 def block_grid(shape, block_shape):
     """Shape of the array with one entry per block."""
+    if len(shape) == 1:
+        return tuple(shape)
     *leading, inputs, units = shape
     return (*leading, inputs // block_shape[0], units // block_shape[1])
 
@@ -278,6 +418,48 @@ def block_view(array, block_shape):
     """A NumPy view (..., inputs / b0, b0, units / b1, b1) that shows the blocks of an array."""
     grid = block_grid(array.shape, block_shape)
     return array.reshape(*grid[:-1], block_shape[0], grid[-1], block_shape[1])
+
+
+def block_mask(mask, block_shape):
+    """The array with one entry per block that `expand_blocks` would make a mask of."""
+    return mask if block_shape == (1, 1) else block_view(mask, block_shape)[..., 0, :, 0]
+
+
+def block_sums(array, block_shape):
+    """The sum of each block of an array."""
+    return array if block_shape == (1, 1) else block_view(array, block_shape).sum(axis=(-3, -1))
+
+
+def block_norms(array, block_shape):
+    """The L2 norm of each block of an array."""
+    if block_shape == (1, 1):
+        return np.abs(array)
+    return np.sqrt(np.square(block_view(array, block_shape)).sum(axis=(-3, -1)))
+
+
+def densify(model):
+    """Lets every connection of a model's masked weights exist, for methods that begin with all of them.
+
+    Connections that exist keep their weights; the others start as the weight's initializer says.
+
+    Args:
+        model: A built model with masked weights (layers with a sparsity over 0).
+
+    Example:
+
+    >>> import keras
+    >>> from keras_selfish import SparseDense
+    >>> model = keras.Sequential([keras.Input((4,)), SparseDense(8)])
+    >>> densify(model)
+    >>> [weight.active for weight in masked_weights(model)]
+    [32]
+    """
+    for weight in masked_weights(model):
+        mask = _to_numpy(weight.mask)
+        if not mask.all():
+            initial = _to_numpy(weight.initializer(weight.shape, weight.weight.dtype))
+            weight.weight.assign(np.where(mask, _to_numpy(weight.weight), initial))
+            weight.mask.assign(np.ones_like(mask))
 
 
 def distribute(model, sparsity, distribution="uniform", seed=0):
@@ -312,6 +494,12 @@ def distribute(model, sparsity, distribution="uniform", seed=0):
             f"model={model.name!r}; give its layers a `sparsity` over 0 and build it first"
         )
     check_seed(seed)
+    patterns = {weight.n_of_m for weight in weights} - {None}
+    if patterns:
+        raise ValueError(
+            "`model` must have no weight with an n-of-m pattern, which fixes its sparsity. Received: "
+            f"n_of_m={patterns.pop()}"
+        )
     counts = active_counts(
         [weight.shape for weight in weights],
         sparsity,

@@ -15,7 +15,7 @@ import subprocess
 import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
-FOLDERS = ("keras_selfish", "trainers", "benchmarks", "tests", "tools")
+FOLDERS = ("keras_selfish", "trainers", "benchmarks", "examples", "tests", "tools")
 PYTEST_MAIN = "tools/pytest_main.py"
 
 pytestmark = pytest.mark.skipif(
@@ -50,7 +50,7 @@ def is_script(file):
 def expected_rule(file):
     if pathlib.PurePath(file).name.startswith("test_"):
         return "py_test"
-    if file.startswith(("trainers/", "benchmarks/")) and is_script(file):
+    if file.startswith(("trainers/", "benchmarks/", "examples/")) and is_script(file):
         return "py_binary"
     return "py_library"
 

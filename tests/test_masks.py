@@ -253,3 +253,36 @@ def test_masked_weights_are_found_in_every_kind_of_model():
     assert masked_weights(subclassed)[:4] == masked_weights(model)
     assert len(masked_weights(subclassed)) == 5
     assert masked_weights(keras.layers.Dense(2)) == []
+
+
+@given(
+    active=st.integers(0, 12),
+    block_shape=st.sampled_from([(1, 1), (2, 1), (1, 2)]),
+    values=st.lists(st.integers(-2, 2), min_size=24, max_size=24),
+)
+def test_the_largest_blocks_are_counted_exactly_with_ties(active, block_shape, values):
+    weight = np.array(values, "float32").reshape(4, 6)
+    mask = masks.largest_mask(weight, active, 3, block_shape)
+    np.testing.assert_array_equal(mask, masks.largest_mask(weight, active, 3, block_shape))
+    height, width = block_shape
+    blocks = mask.reshape(4 // height, height, 6 // width, width)
+    np.testing.assert_array_equal(blocks.all((1, 3)), blocks.any((1, 3)))
+    chosen = blocks.all((1, 3))
+    assert chosen.sum() == active
+    norms = np.square(weight).reshape(blocks.shape).sum((1, 3))
+    if 0 < active < chosen.size:
+        assert norms[chosen].min() >= norms[~chosen].max()
+
+
+def test_what_has_no_largest_blocks():
+    with pytest.raises(ValueError, match=r"`weight` must be numbers\. Received: NaN"):
+        masks.largest_mask(np.array([[1.0, np.nan]]), 1, 0)
+    with pytest.raises(ValueError, match=r"`active` must be in \[0, 2\], .* Received: active=3"):
+        masks.largest_mask(np.ones((1, 2)), 3, 0)
+
+
+def test_a_vector_has_no_blocks():
+    assert masks.active_counts([(8,), (4, 4)], 0.5) == [4, 8]
+    assert masks.random_mask((8,), 3, 0).sum() == 3
+    with pytest.raises(ValueError, match=r"`block_shape` must be \(1, 1\) for a vector"):
+        masks.random_mask((8,), 3, 0, (2, 1))

@@ -18,6 +18,8 @@ from absl import app, flags, logging
 from keras_selfish import masks
 from keras_selfish.data import DATASETS, Windows, load_corpus
 from keras_selfish.models.presets import PRESETS, preset
+from keras_selfish.rewiring.registry import METHODS
+from keras_selfish.rewiring.rules import REDISTRIBUTION_RULES
 from trainers.workdir import RunError, Workdir
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -41,13 +43,25 @@ flags.DEFINE_float("dropout", None, "Fraction of inputs of each layer dropped in
 flags.DEFINE_float("sparsity", None, "Fraction of zeros in every weight matrix, in [0, 1).")
 flags.DEFINE_enum("distribution", None, masks.DISTRIBUTIONS, "How the matrices share the connections.")
 flags.DEFINE_list("block_shape", None, "Input weights and units of a block of connections, such as 4,1.")
+flags.DEFINE_list(
+    "n_of_m", None, "Connections among consecutive input weights, such as 2,4: two of each four."
+)
 flags.DEFINE_enum(
     "method",
     "selfish",
-    ["selfish", "static", "dense"],
-    "selfish: connections are dropped and grown in training; static: they stay; dense: all exist.",
+    list(METHODS),
+    "How connections change in training.\n" + "\n".join(f"{k}: {m.summary}." for k, m in METHODS.items()),
+)
+flags.DEFINE_enum(
+    "redistribution",
+    None,
+    sorted(REDISTRIBUTION_RULES),
+    "What the matrices share the connections that come by; by default as --method says.",
 )
 flags.DEFINE_float("pruning_rate", None, "Fraction of connections moved by the first rewiring, in (0, 1).")
+flags.DEFINE_integer(
+    "rewiring_steps", None, "Training steps between rewirings; one an epoch by default.", lower_bound=1
+)
 flags.DEFINE_enum("schedule", "cosine", ["cosine", "linear", "constant"], "Decay of the pruning rate.")
 flags.DEFINE_bool("reset_regrown", False, "Whether a weight dropped and regrown at once restarts at zero.")
 flags.DEFINE_integer("epochs", None, "Epochs of training, in all.", lower_bound=1)
@@ -84,6 +98,7 @@ _MODEL_FLAGS = (
     "sparsity",
     "distribution",
     "block_shape",
+    "n_of_m",
 )
 _TRAINING_FLAGS = (
     "dataset",
@@ -101,6 +116,8 @@ _RUN_FLAGS = (
     "data_dir",
     "method",
     "schedule",
+    "redistribution",
+    "rewiring_steps",
     "reset_regrown",
     "clip_norm_of",
     "averaging",
@@ -114,7 +131,7 @@ _RUN_FLAGS = (
 def settings_from_flags():
     """All settings of the run in one dict: the preset's, overridden by the flags given."""
     parts = preset(FLAGS.preset)
-    settings = {**parts["model"], **parts["training"], "embedding_units": None}
+    settings = {**parts["model"], **parts["training"], "embedding_units": None, "n_of_m": None}
     for name in (*_MODEL_FLAGS, *_TRAINING_FLAGS):
         value = getattr(FLAGS, name)
         if value is not None:
@@ -122,22 +139,22 @@ def settings_from_flags():
     settings.update({name: getattr(FLAGS, name) for name in _RUN_FLAGS})
     if settings["data_dir"] is not None:
         settings["data_dir"] = os.path.abspath(settings["data_dir"])
-    settings["block_shape"] = _block_shape(settings["block_shape"])
-    if settings["method"] == "dense":
-        settings["sparsity"] = 0.0
+    settings["block_shape"] = list(masks.check_block_shape(_pair("block_shape", settings["block_shape"])))
+    if settings["n_of_m"]:
+        settings["n_of_m"] = list(masks.check_n_of_m(_pair("n_of_m", settings["n_of_m"])))
     _check(settings)
     return settings
 
 
-def _block_shape(words):
+def _pair(flag, words):
     try:
         first, second = (int(word) for word in words)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            "--block_shape must be two whole numbers, input weights and units, such as 4,1. "
-            f"Received: --block_shape={','.join(map(str, words))}"
+            f"--{flag} must be two whole numbers, such as {'4,1' if flag == 'block_shape' else '2,4'}. "
+            f"Received: --{flag}={','.join(map(str, words))}"
         ) from error
-    return list(masks.check_block_shape((first, second)))
+    return first, second
 
 
 def _check(settings):
@@ -149,7 +166,7 @@ def _check(settings):
             f"--sparsity must be over 0 with --method={settings['method']}. Received: --sparsity=0.0; "
             "use --method=dense for a model with all connections"
         )
-    if settings["method"] == "selfish" and not 0.0 < settings["pruning_rate"] < 1.0:
+    if not 0.0 < settings["pruning_rate"] < 1.0:
         raise ValueError(
             f"--pruning_rate must be in (0, 1). Received: --pruning_rate={settings['pruning_rate']}"
         )
@@ -175,6 +192,18 @@ def make_strategy(settings):
     return tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(replicas)])
 
 
+def model_arguments(settings, vocabulary_size):
+    """The model's arguments; those of a dense method with all connections, and units to fit."""
+    arguments = {name: settings[name] for name in _MODEL_FLAGS}
+    if settings["method"] == "dense_small":
+        from keras_selfish.models import small_dense
+
+        arguments = small_dense(vocabulary_size, **arguments)
+    if METHODS[settings["method"]].class_name is None:
+        arguments["sparsity"] = 0.0
+    return arguments
+
+
 def make_model(settings, vocabulary_size, replicas):
     """The compiled model."""
     from keras_selfish.models import LanguageModel, Perplexity, TokenCrossEntropy
@@ -191,7 +220,7 @@ def make_model(settings, vocabulary_size, replicas):
         seed=settings["seed"],
         dtype=settings["precision"],
         name="language_model",
-        **{name: settings[name] for name in _MODEL_FLAGS},
+        **model_arguments(settings, vocabulary_size),
     )
     clip_norm_of = {"clip_norm_of": settings["clip_norm_of"]} if settings["clip_norm_of"] else {}
     model.compile(
@@ -213,22 +242,10 @@ def make_callbacks(settings, workdir, train, checkpoint):
     import keras
 
     from keras_selfish.optimizers import NonMonotonicAveraging
-    from keras_selfish.rewiring import Rewiring, SelfishRewiring
     from trainers.callbacks import ProgressBar, Recorder, RemainingTime, StopOnNaN
 
     callbacks = [StopOnNaN(workdir), RemainingTime()]
-    if settings["method"] == "selfish":
-        callbacks.append(
-            SelfishRewiring(
-                pruning_rate=settings["pruning_rate"],
-                schedule=settings["schedule"],
-                total_steps=len(train) * settings["schedule_epochs"],
-                reset_regrown=settings["reset_regrown"],
-                seed=settings["seed"],
-            )
-        )
-    if settings["method"] == "static":  # moves nothing, but reports densities as the others do
-        callbacks.append(Rewiring(pruning_rate=0.0, schedule="constant"))
+    callbacks += mask_updates(settings, train)
     if settings["averaging"]:
         callbacks.append(NonMonotonicAveraging(monitor="val_perplexity", patience=settings["patience"]))
     callbacks.append(keras.callbacks.TensorBoard(str(workdir.tensorboard), write_graph=False))
@@ -236,6 +253,41 @@ def make_callbacks(settings, workdir, train, checkpoint):
     best = checkpoint["best"] if checkpoint else None
     callbacks.append(Recorder(workdir, train.predictions, best=best, rows=workdir.trim_history(done)))
     return [*callbacks, ProgressBar(verbose=1 if sys.stdout.isatty() else 2)]
+
+
+def mask_updates(settings, train):
+    """The callback of the method, in a list; an empty one for a dense model."""
+    method = METHODS[settings["method"]].callback
+    if method is None:
+        return []
+    total_steps = len(train) * settings["schedule_epochs"]
+    if settings["method"] == "gmp":
+        return [method(pruning_schedule(settings["sparsity"], int(0.75 * total_steps)))]
+    data = {"gradient_data": train, "seed": settings["seed"]}
+    if settings["method"] == "snip":
+        return [method(**data)]
+    given = {name: settings[name] for name in ("reset_regrown", "redistribution") if settings[name]}
+    return [
+        method(
+            settings["pruning_rate"],
+            schedule=settings["schedule"],
+            frequency=settings["rewiring_steps"] or "epoch",
+            total_steps=total_steps,
+            **data,
+            **given,
+        )
+    ]
+
+
+def pruning_schedule(sparsity, end_step):
+    """From dense to this sparsity along a cubic, as far as three quarters of training."""
+    import keras
+
+    if keras.backend.backend() == "tensorflow":
+        from tensorflow_model_optimization.sparsity.keras import PolynomialDecay
+    else:  # the same, without TensorFlow
+        from keras_selfish.rewiring import PolynomialDecay
+    return PolynomialDecay(0.0, sparsity, begin_step=0, end_step=end_step, frequency=min(100, end_step))
 
 
 def train(settings, workdir):

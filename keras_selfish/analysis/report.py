@@ -126,10 +126,9 @@ def _weight_report(variable):
     gates = ()
     if masked_weight.gates:
         mask = ops.convert_to_numpy(masked_weight.mask)
-        parts = np.split(mask, len(masked_weight.gates), masked_weight.gate_axis)
         gates = tuple(
             WeightReport(gate, part.shape, int(np.count_nonzero(part)), masked=True)
-            for gate, part in zip(masked_weight.gates, parts, strict=True)
+            for gate, part in masked_weight.split_gates(mask).items()
         )
     return WeightReport(variable.path, shape, masked_weight.active, masked=True, gates=gates)
 

@@ -5,6 +5,7 @@ import inspect
 import keras
 from keras import ops
 
+from keras_selfish.cloning import check_model, clone, from_config, shared_layers
 from keras_selfish.layers.plain import PlainForm
 from keras_selfish.masks import masked_weights
 
@@ -18,6 +19,10 @@ def strip(model):
     layer that is shared in the model is shared in the copy. All other layers are copied as they are, those
     of this package included. The copy is not compiled, its random generators start anew, and so
     do the states of layers with `stateful=True`.
+
+    Keras has no recurrent highway network and no ordered neurons: in place of `SparseRHN` and `SparseONLSTM`
+    the copy has the same layers at sparsity 0, without masks. It still needs this package to be loaded; a
+    SavedModel (see `saved_model`) does not.
 
     Args:
         model: A built Functional or Sequential `keras.Model`.
@@ -38,68 +43,11 @@ def strip(model):
     >>> [type(layer).__name__ for layer in strip(model).layers]
     ['LSTM', 'Dense']
     """
-    if not _is_model(model):
-        raise ValueError(
-            "`model` must be a Functional or Sequential keras.Model: what a subclassed one computes is known "
-            f"to its `call` only. Received: model={model!r}; strip the functional models that it is made of"
-        )
-    if not model.built or not getattr(model, "inputs", None):
-        raise ValueError(f"`model` must be built. Received: model={model.name!r}; call it on data first")
-    copies = {}
-    stripped = _strip_model(model, copies)
-    for layer, copy in copies.values():
-        if isinstance(layer, keras.Layer) and not _is_model(layer):  # not an operation such as `x + 1`
-            _copy_weights(layer, copy)
+    check_model(model, "strip the functional models that it is made of")
+    stripped, pairs = clone(model, _strip_layer)
+    for layer, copy in pairs:
+        _copy_weights(layer, copy)
     return stripped
-
-
-def _strip_model(model, copies):
-    """Copies a model; `copies` maps the id of every layer to (layer, copy), so that shared ones stay so."""
-
-    def copy_of(layer):
-        if id(layer) not in copies:
-            copies[id(layer)] = (
-                layer,
-                _strip_model(layer, copies) if _is_model(layer) else _strip_layer(layer, copy_of),
-            )
-        return copies[id(layer)][1]
-
-    if isinstance(model, keras.Sequential):
-        layers = [_new_input(model.inputs[0]), *map(copy_of, model.layers)]
-        copy = keras.Sequential(layers, name=model.name)
-    else:
-        optional = {layer.name for layer in model.layers if getattr(layer, "optional", False)}
-        inputs = keras.tree.map_structure(lambda tensor: _new_input(tensor, optional), model.input)
-        # `clone_model` would compile its result as the model is compiled, and keep the class of a subclass
-        # of Functional; this one is not compiled and of Keras's own class.
-        plain = keras.Model(model.input, model.output, name=model.name)
-        copy = keras.models.clone_model(
-            plain, input_tensors=inputs, clone_function=copy_of, call_function=_call
-        )
-    if not model.trainable:
-        copy.trainable = False
-    return copy
-
-
-def _call(layer, *args, **kwargs):
-    # A layer that does something in training only has a Keras form that is not told of it.
-    if "training" not in inspect.signature(layer.call).parameters:
-        kwargs.pop("training", None)
-    return layer(*args, **kwargs)
-
-
-def _is_model(layer):
-    return isinstance(layer, (keras.Function, keras.Sequential))
-
-
-def _new_input(tensor, optional=()):
-    return keras.Input(
-        batch_shape=tensor.shape,
-        dtype=tensor.dtype,
-        sparse=tensor.sparse,
-        name=tensor.name,
-        optional=tensor.name in optional,
-    )
 
 
 def _strip_layer(layer, copy_of):
@@ -107,11 +55,8 @@ def _strip_layer(layer, copy_of):
     keras_class = type(layer)
     if isinstance(layer, PlainForm):
         keras_class, config = layer.without_masks(config) or _refuse(layer)
-        shared = {name: getattr(layer, name) for name in layer.shared_layers}
-        config |= {name: copy_of(other) for name, other in shared.items() if other is not None}
-    if "safe_mode" in inspect.signature(keras_class.from_config).parameters:
-        return keras_class.from_config(config, safe_mode=False)  # a Lambda; the model runs it already
-    return keras_class.from_config(config)
+        config |= shared_layers(layer, copy_of)
+    return from_config(keras_class, config)
 
 
 def _strip_config(config):
@@ -126,7 +71,8 @@ def _strip_config(config):
         plain = registered.without_masks(config["config"])
         if plain is not None:
             keras_class, plain_config = plain
-            return keras.saving.serialize_keras_object(keras_class.from_config(plain_config))
+            serialized = keras.saving.serialize_keras_object(keras_class.from_config(plain_config))
+            return {**config, **serialized}  # in a Functional model beside its name and its calls
     return config
 
 

@@ -39,6 +39,11 @@ class CarriedState(keras.layers.Wrapper):
                 "`layer` must be a recurrent layer with return_sequences=True and return_state=True. "
                 f"Received: layer={layer!r}"
             )
+        if getattr(layer, "return_distances", False):
+            raise ValueError(
+                "`layer` must give back its outputs and states only. Received: a layer with "
+                "return_distances=True; run such a layer by itself"
+            )
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1. Received: batch_size={batch_size}")
         self.batch_size = int(batch_size)

@@ -18,6 +18,8 @@ class SparseDense(MaskedLayer, keras.layers.Dense):
         distribution: `"uniform"` (default), `"erdos_renyi"` or `"erk"`; with one kernel they agree.
         block_shape: (input weights, units) of the blocks in which connections come and go; it must divide
             the kernel. Default `(1, 1)`.
+        n_of_m: `(n, m)` for exactly n of each m consecutive input weights of a unit, such as `(2, 4)`; it
+            fixes the sparsity. Default None.
         mask_seed: Integer seed of the initial mask; None (default) draws one.
         *args: As in `keras.layers.Dense`.
         **kwargs: As in `keras.layers.Dense`.
@@ -46,11 +48,12 @@ class SparseDense(MaskedLayer, keras.layers.Dense):
         sparsity=0.67,
         distribution="uniform",
         block_shape=(1, 1),
+        n_of_m=None,
         mask_seed=None,
         **kwargs,
     ):
         super().__init__(units, *args, **kwargs)
-        self._init_masks(sparsity, distribution, block_shape, mask_seed)
+        self._init_masks(sparsity, distribution, block_shape, mask_seed, n_of_m)
 
     def masked_shapes(self, input_shape):
         return {"kernel": (input_shape[-1], self.units)}

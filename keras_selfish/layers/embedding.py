@@ -20,6 +20,7 @@ class _SparseEmbeddingBase(MaskedLayer):
         sparsity=0.67,
         distribution="uniform",
         block_shape=(1, 1),
+        n_of_m=None,
         mask_seed=None,
         embedding_dropout=0.0,
         seed=None,
@@ -27,7 +28,7 @@ class _SparseEmbeddingBase(MaskedLayer):
         **kwargs,
     ):
         super().__init__(input_dim, output_dim, *args, **kwargs)
-        self._init_masks(sparsity, distribution, block_shape, mask_seed)
+        self._init_masks(sparsity, distribution, block_shape, mask_seed, n_of_m)
         self.embedding_dropout = check_rate(embedding_dropout, "embedding_dropout")
         self.seed = seed
         if self.embedding_dropout:
@@ -78,6 +79,8 @@ class SparseEmbedding(_SparseEmbeddingBase, keras.layers.Embedding):
         distribution: `"uniform"` (default), `"erdos_renyi"` or `"erk"`; with one matrix they agree.
         block_shape: (tokens, features) of the blocks in which connections come and go; it must divide the
             matrix. Default `(1, 1)`.
+        n_of_m: `(n, m)` for exactly n of each m consecutive input weights of a unit, such as `(2, 4)`; it
+            fixes the sparsity. Default None.
         mask_seed: Integer seed of the initial mask; None (default) draws one.
         embedding_dropout: Fraction of the vocabulary that each call in training does without, in [0, 1): a
             word that is dropped is zero wherever it occurs in the batch, the others are scaled by

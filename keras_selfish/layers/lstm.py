@@ -21,6 +21,8 @@ class SparseLSTMCell(SparseCell, keras.layers.LSTMCell):
             `"erk"`.
         block_shape: (input weights, units) of the blocks in which connections come and go; they must
             divide both kernels. Default `(1, 1)`, single weights.
+        n_of_m: `(n, m)` for exactly n of each m consecutive input weights of a unit, such as `(2, 4)`; it
+            fixes the sparsity. Default None.
         mask_seed: Integer seed of the initial masks; None (default) draws one.
         weight_drop: See `SparseLSTM`, which draws the dropped connections; by itself the cell does not.
         *args: As in `keras.layers.LSTMCell`.
@@ -53,6 +55,8 @@ class SparseLSTM(SparseRecurrent, keras.layers.LSTM):
             `"erk"`.
         block_shape: (input weights, units) of the blocks in which connections come and go; they must
             divide both kernels. Default `(1, 1)`, single weights.
+        n_of_m: `(n, m)` for exactly n of each m consecutive input weights of a unit, such as `(2, 4)`; it
+            fixes the sparsity. Default None.
         mask_seed: Integer seed of the initial masks; None (default) draws one.
         weight_drop: Fraction of recurrent connections that each call in training does without, in [0, 1);
             the others are scaled by 1 / (1 - weight_drop). Default 0.

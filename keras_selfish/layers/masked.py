@@ -19,7 +19,10 @@ if keras.backend.backend() == "jax":
 else:
     from keras_selfish.layers.mask_gradient import mask_gradient
 
-MASK_ARGUMENTS = ("sparsity", "distribution", "block_shape", "mask_seed")
+MASK_ARGUMENTS = ("sparsity", "distribution", "block_shape", "n_of_m", "mask_seed")
+
+
+DEFAULT_SPARSITY = 0.67  # that of the published models
 
 
 class SparseLayer(PlainForm):
@@ -28,7 +31,10 @@ class SparseLayer(PlainForm):
     further_arguments = MASK_ARGUMENTS
 
     def get_config(self):
-        return {**super().get_config(), "block_shape": list(self.block_shape)}
+        config = {**super().get_config(), "block_shape": list(self.block_shape)}
+        if config.pop("n_of_m") is not None:
+            config["n_of_m"] = list(self.n_of_m)
+        return config
 
 
 class MaskedLayer(SparseLayer):
@@ -39,19 +45,25 @@ class MaskedLayer(SparseLayer):
     """
 
     masked_names = {}
+    gate_sizes = ()  # for gates of different widths
     # Dense and Embedding write the weights they know by name, and so leave out the masks.
     saves_named_weights_only = False
 
-    def _init_masks(self, sparsity, distribution, block_shape, mask_seed):
+    def _init_masks(self, sparsity, distribution, block_shape, mask_seed, n_of_m=None):
         """Checks and stores the arguments. Call it after the Keras layer's own `__init__`."""
         masks.check_sparsity(sparsity)
         masks.check_distribution(distribution)
+        self.n_of_m = None
+        if n_of_m is not None and sparsity:
+            self.n_of_m = masks.check_n_of_m(n_of_m)
+            sparsity = _sparsity_of_pattern(self.n_of_m, sparsity, distribution, block_shape)
         self.sparsity = float(sparsity)
         self.distribution = distribution
         self.block_shape = masks.check_block_shape(block_shape)
         self.mask_seed = None if mask_seed is None else masks.check_seed(mask_seed, "mask_seed")
         self._drawn_seed = random.randint(0, 2**31 - 1) if mask_seed is None else self.mask_seed
         self._check_lora("lora_rank", getattr(self, "lora_rank", None))
+        self._check_quantization()
         self._effective = {}
         self._masked = {}
 
@@ -61,13 +73,20 @@ class MaskedLayer(SparseLayer):
 
     def build(self, input_shape=None, **kwargs):
         if self.sparsity and not self.built:
-            self._plan_masks(input_shape)
+            self._plan_masks(self.masked_shapes(input_shape))
         super().build(input_shape, **kwargs)
 
-    def _plan_masks(self, input_shape):
-        shapes = self.masked_shapes(input_shape)
+    def _plan_masks(self, shapes):
         for name, shape in shapes.items():
             masks.check_block_shape(self.block_shape, shape, f"{self.name}/{name}")
+            if self.n_of_m:
+                masks.check_n_of_m(self.n_of_m, shape, f"{self.name}/{name}")
+        if self.n_of_m:
+            self._initial_masks = {
+                name: masks.n_of_m_mask(shape, self.n_of_m, [self._drawn_seed, index])
+                for index, (name, shape) in enumerate(shapes.items())
+            }
+            return
         counts = masks.active_counts(
             shapes.values(), self.sparsity, self.distribution, [self.block_shape] * len(shapes)
         )
@@ -102,7 +121,9 @@ class MaskedLayer(SparseLayer):
             weight,
             mask,
             gates=self.masked_names[name],
+            gate_sizes=self.gate_sizes,
             block_shape=self.block_shape,
+            n_of_m=self.n_of_m,
             initializer=initializer,
         )
         weight.masked_weight = masked_weight
@@ -165,6 +186,30 @@ class MaskedLayer(SparseLayer):
                 f"`{name}` must be None at a sparsity over 0: the low-rank product has no zeros. Received: "
                 f"{name}={rank!r}, sparsity={self.sparsity}; strip the model of its masks first"
             )
+
+    def _check_quantization(self):
+        if self.quantization_mode is not None and self.sparsity:
+            raise ValueError(
+                "`dtype` must not be a quantized one at a sparsity over 0: quantized weights have no masks. "
+                f"Received: dtype={self.dtype_policy.name!r}, sparsity={self.sparsity}; train in a "
+                "floating-point dtype, then quantize the stripped model"
+            )
+
+
+def _sparsity_of_pattern(n_of_m, sparsity, distribution, block_shape):
+    """The sparsity that an n-of-m pattern fixes; raises `ValueError` if other arguments differ."""
+    fixed = 1.0 - n_of_m[0] / n_of_m[1]
+    if sparsity not in (DEFAULT_SPARSITY, fixed):
+        raise ValueError(
+            f"`sparsity` must be left out or {fixed} with `n_of_m={n_of_m}`, which fixes it. "
+            f"Received: sparsity={sparsity}"
+        )
+    if distribution != "uniform" or tuple(block_shape) != (1, 1):
+        raise ValueError(
+            "`n_of_m` must stand alone: it fixes the density of every matrix and the place of single "
+            f"weights. Received: n_of_m={n_of_m}, distribution={distribution!r}, block_shape={block_shape}"
+        )
+    return fixed
 
 
 class MaskedAttribute:

@@ -43,6 +43,8 @@ class MixtureOfSoftmaxes(MaskedLayer, keras.layers.Layer):
             `"erk"`.
         block_shape: (input weights, units) of the blocks in which connections come and go; they must divide
             all kernels. Default `(1, 1)`.
+        n_of_m: `(n, m)` for exactly n of each m consecutive input weights of a unit, such as `(2, 4)`; it
+            fixes the sparsity. Default None.
         mask_seed: Integer seed of the initial masks; None (default) draws one.
         **kwargs: As in `keras.layers.Layer`.
 
@@ -89,6 +91,7 @@ class MixtureOfSoftmaxes(MaskedLayer, keras.layers.Layer):
         sparsity=0.67,
         distribution="uniform",
         block_shape=(1, 1),
+        n_of_m=None,
         mask_seed=None,
         **kwargs,
     ):
@@ -106,7 +109,7 @@ class MixtureOfSoftmaxes(MaskedLayer, keras.layers.Layer):
         self.decoder_initializer = keras.initializers.get(decoder_initializer)
         self.input_spec = keras.layers.InputSpec(ndim=3)
         self.supports_masking = True
-        self._init_masks(sparsity, distribution, block_shape, mask_seed)
+        self._init_masks(sparsity, distribution, block_shape, mask_seed, n_of_m)
 
     def masked_shapes(self, input_shape):
         shapes = {

@@ -43,12 +43,13 @@ class SparseCell(MaskedLayer):
         sparsity=0.67,
         distribution="uniform",
         block_shape=(1, 1),
+        n_of_m=None,
         mask_seed=None,
         weight_drop=0.0,
         **kwargs,
     ):
         super().__init__(units, *args, **kwargs)
-        self._init_masks(sparsity, distribution, block_shape, mask_seed)
+        self._init_masks(sparsity, distribution, block_shape, mask_seed, n_of_m)
         self.weight_drop = check_rate(weight_drop, "weight_drop")
 
     @property
@@ -82,7 +83,8 @@ class SparseCell(MaskedLayer):
             yield
 
     def _dropped(self, name):
-        weight = super().weight_to_use(name, self.__dict__[f"_raw_{name}"])
+        attributes = self.__dict__
+        weight = super().weight_to_use(name, attributes.get(f"_raw_{name}", attributes.get(name)))
         weight = ops.cast(ops.convert_to_tensor(weight), self.compute_dtype)
         return drop_connections(weight, self.weight_drop, self.seed_generator)
 
@@ -114,6 +116,7 @@ class SparseRecurrent(SparseLayer):
         sparsity=0.67,
         distribution="uniform",
         block_shape=(1, 1),
+        n_of_m=None,
         mask_seed=None,
         weight_drop=0.0,
         **kwargs,
@@ -131,6 +134,7 @@ class SparseRecurrent(SparseLayer):
             sparsity=sparsity,
             distribution=distribution,
             block_shape=block_shape,
+            n_of_m=n_of_m,
             mask_seed=None if mask_seed is None else 2 * mask_seed + backwards,
             weight_drop=weight_drop,
             dtype=layer_arguments.get("dtype"),
@@ -245,6 +249,10 @@ class SparseRecurrent(SparseLayer):
     @property
     def weight_drop(self):
         return self.cell.weight_drop
+
+    @property
+    def n_of_m(self):
+        return self.cell.n_of_m
 
     def get_config(self):
         config = super().get_config()

@@ -2,7 +2,15 @@
 
 from keras_selfish._lazy import lazy_attributes
 
-__all__ = ["PRESETS", "LanguageModel", "Perplexity", "TokenCrossEntropy", "language_model", "preset"]
+__all__ = [
+    "PRESETS",
+    "LanguageModel",
+    "Perplexity",
+    "TokenCrossEntropy",
+    "language_model",
+    "preset",
+    "small_dense",
+]
 
 __getattr__ = lazy_attributes(
     __name__,
@@ -13,5 +21,6 @@ __getattr__ = lazy_attributes(
         "TokenCrossEntropy": "cross_entropy",
         "language_model": "language_models",
         "preset": "presets",
+        "small_dense": "sizes",
     },
 )

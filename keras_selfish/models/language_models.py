@@ -9,32 +9,47 @@ from keras_selfish.layers import (
     SparseDense,
     SparseEmbedding,
     SparseLSTM,
+    SparseONLSTM,
     SparseReversibleEmbedding,
+    SparseRHN,
 )
 from keras_selfish.models import presets
+
+# The recurrent layers by name, and what they are given to begin as published.
+CELLS = {
+    "lstm": (SparseLSTM, {"unit_forget_bias": False}),
+    "rhn": (SparseRHN, {}),
+    "on_lstm": (SparseONLSTM, {}),
+}
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
 class LanguageModel(keras.Model):
-    """A stack of sparse LSTM layers between a sparse embedding and a sparse decoder.
+    """A stack of sparse recurrent layers between a sparse embedding and a sparse decoder.
 
     The state of each layer is carried from window to window (see `CarriedState`). Initial weights are the
-    published ones: embedding and decoder uniform in ±0.1, the LSTM's kernels and biases uniform in
-    ±1/sqrt(units), decoder bias zero. Dropout stands after the embedding and after each LSTM layer.
+    published ones: embedding and decoder uniform in ±0.1, kernels and biases of the recurrent layers uniform
+    in ±1/sqrt(units), decoder bias zero. Dropout stands after the embedding and after each recurrent layer.
 
     Args:
         vocabulary_size: Number of tokens in the vocabulary.
-        units: Units of each LSTM layer. Default 256.
-        layers: Number of LSTM layers. Default 2.
+        units: Units of each recurrent layer. Default 256.
+        layers: Number of recurrent layers. Default 2.
         embedding_units: Features of a token; None (default) for `units`.
         dropout: Fraction of inputs of each layer dropped in training. Default 0.25.
         sparsity: Fraction of zeros in every weight matrix, in [0, 1); 0 makes no masks. Default 0.67.
         distribution: How the matrices share the connections: `"uniform"` (default) gives all the same
             density, `"erdos_renyi"` and `"erk"` divide one budget over the whole model.
         block_shape: (input weights, units) of the blocks in which connections come and go. Default (1, 1).
+        n_of_m: `(n, m)` for exactly n of each m consecutive input weights of a unit, such as (2, 4), in the
+            LSTM kernels and the decoder; the embedding, which no product reads, has single weights at the
+            same density. It fixes the sparsity. Default None.
         tied: Whether the decoder is the transposed embedding; then `embedding_units` must be `units`.
         batch_size: Largest number of batch columns per replica, for the carried states. Default 20.
         seed: Integer seed of initial weights, masks and dropout. Default 0.
+        cell: Kind of the recurrent layers: `"lstm"` (default), `"rhn"` or `"on_lstm"`.
+        cell_options: Dict of further arguments of each recurrent layer, such as `{"depth": 10}` of a
+            `SparseRHN`. Default None.
         **kwargs: As in `keras.Model`, and `dtype`: a dtype or policy such as `"mixed_bfloat16"`.
 
     Call arguments:
@@ -60,14 +75,22 @@ class LanguageModel(keras.Model):
         sparsity=0.67,
         distribution="uniform",
         block_shape=(1, 1),
+        n_of_m=None,
         tied=False,
         batch_size=20,
         seed=0,
+        cell="lstm",
+        cell_options=None,
         dtype=None,
         **kwargs,
     ):
         embedding_units = embedding_units or units
         _check(vocabulary_size, units, layers, embedding_units, dropout, tied)
+        if n_of_m is not None and sparsity:
+            sparsity = _sparsity_of_pattern(n_of_m, tied)
+        if cell not in CELLS:
+            raise ValueError(f"`cell` must be one of {', '.join(CELLS)}. Received: cell={cell!r}")
+        layer_class, cell_defaults = CELLS[cell]
         masks.check_sparsity(sparsity)
         masks.check_distribution(distribution)
         block_shape = masks.check_block_shape(block_shape)
@@ -75,6 +98,11 @@ class LanguageModel(keras.Model):
 
         def sparse():
             return {"sparsity": sparsity, "mask_seed": next(seeds), "dtype": dtype}
+
+        def of_cell():
+            # Without options no seed is taken, so that those of all else stay as they are.
+            drawn = {"seed": next(seeds)} if cell_options else {}
+            return {**cell_defaults, **drawn, **(cell_options or {})}
 
         def uniform(limit):
             return keras.initializers.RandomUniform(-limit, limit, seed=next(seeds))
@@ -91,17 +119,18 @@ class LanguageModel(keras.Model):
             **sparse(),
         )
         recurrent = [
-            SparseLSTM(
+            layer_class(
                 units,
                 kernel_initializer=uniform(units**-0.5),
                 recurrent_initializer=uniform(units**-0.5),
                 bias_initializer=uniform(units**-0.5),
-                unit_forget_bias=False,
                 block_shape=block_shape,
+                n_of_m=n_of_m,
                 return_sequences=True,
                 return_state=True,
-                name=f"lstm_{index}",
+                name=f"{cell}_{index}",
                 **sparse(),
+                **of_cell(),
             )
             for index in range(layers)
         ]
@@ -111,6 +140,7 @@ class LanguageModel(keras.Model):
                 vocabulary_size,
                 kernel_initializer=uniform(0.1),
                 block_shape=block_shape,
+                n_of_m=n_of_m,
                 name="decoder",
                 **sparse(),
             )
@@ -139,9 +169,12 @@ class LanguageModel(keras.Model):
         self.sparsity = sparsity
         self.distribution = distribution
         self.block_shape = block_shape
+        self.n_of_m = n_of_m
         self.tied = tied
         self.batch_size = batch_size
         self.seed = seed
+        self.cell = cell
+        self.cell_options = cell_options and dict(cell_options)
         self._policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
         self.embedding, self.recurrent, self.dropouts, self.decoder = embedding, recurrent, dropouts, decoder
         if sparsity and distribution != "uniform":
@@ -163,7 +196,8 @@ class LanguageModel(keras.Model):
 
         Returns:
             A `keras.Model` from `[tokens (batch, time), h_0, c_0, h_1, c_1, ...]`, states (batch, units), to
-            `[logits (batch, time, vocabulary), h_0, c_0, ...]`, which shares this model's weights.
+            `[logits (batch, time, vocabulary), h_0, c_0, ...]`, which shares this model's weights. The layers
+            of a recurrent highway network have one state, h.
         """
         tokens = keras.Input((None,), dtype="int32", name="tokens")
         states, finals = [], []
@@ -171,7 +205,7 @@ class LanguageModel(keras.Model):
         for index, layer in enumerate(self.recurrent):
             initial = [
                 keras.Input((size,), dtype=layer.compute_dtype, name=f"{name}_{index}")
-                for name, size in zip("hc", layer.state_size, strict=True)
+                for name, size in zip("hc", layer.state_size, strict=False)
             ]
             features, *final = layer(features, initial_state=initial)
             states += initial
@@ -189,9 +223,12 @@ class LanguageModel(keras.Model):
             "sparsity": self.sparsity,
             "distribution": self.distribution,
             "block_shape": list(self.block_shape),
+            "n_of_m": self.n_of_m and list(self.n_of_m),
             "tied": self.tied,
             "batch_size": self.batch_size,
             "seed": self.seed,
+            "cell": self.cell,
+            "cell_options": self.cell_options,
             "dtype": keras.dtype_policies.serialize(self._policy),
             "name": self.name,
         }
@@ -224,6 +261,16 @@ def language_model(preset=None, vocabulary_size=10_000, **overrides):
     """
     settings = presets.preset(preset)["model"] if preset is not None else {}
     return LanguageModel(vocabulary_size, **{**settings, **overrides})
+
+
+def _sparsity_of_pattern(n_of_m, tied):
+    if tied:
+        raise ValueError(
+            "`n_of_m` needs a decoder of its own: a tied one is read along the other axis of the embedding. "
+            f"Received: n_of_m={n_of_m}, tied=True"
+        )
+    n, m = masks.check_n_of_m(n_of_m)
+    return 1.0 - n / m
 
 
 def _check(vocabulary_size, units, layers, embedding_units, dropout, tied):

@@ -1,29 +1,26 @@
 """The callback that rewires a model while it trains."""
 
-import concurrent.futures
-import math
-import os
+import functools
 
-import keras
 import numpy as np
 from absl import logging
 from keras import ops
 
-from keras_selfish import masks
 from keras_selfish.optimizers import state
 from keras_selfish.rewiring import rules, schedules
-from keras_selfish.rewiring.rewire import apply_change, choose_change, read_matrix
+from keras_selfish.rewiring.choice import DROP_SCOPES, choose_changes
+from keras_selfish.rewiring.updates import MaskUpdates
 
-__all__ = ["Rewiring", "SelfishRewiring"]
+__all__ = ["Rewiring"]
 
 
-class Rewiring(keras.callbacks.Callback):
+class Rewiring(MaskUpdates):
     """Moves the connections of a model's masked weights while it trains; their number stays the same.
 
-    At the end of each epoch, or each N steps, a fraction of the connections of every masked weight is
-    dropped and as many are grown elsewhere in the same weight. What goes and comes is said by two rules,
-    how much by a schedule, when by `frequency`. The rewiring of an epoch's end is carried out before the
-    first batch of the next epoch: what was validated is what a checkpoint saves, and there is none after
+    At the end of each epoch, or each N steps, a fraction of the connections is dropped and as many are grown
+    elsewhere: in the same weight, unless `redistribution` says otherwise. What goes and comes is said by
+    rules, how much by a schedule, when by `frequency`. The rewiring of an epoch's end is carried out before
+    the first batch of the next epoch: what was validated is what a checkpoint saves, and there is none after
     the last epoch.
 
     The state of the optimizer returns to its initial value wherever a connection was dropped or grown.
@@ -41,9 +38,18 @@ class Rewiring(keras.callbacks.Callback):
         end_rate: Fraction at the end of a cosine or linear schedule.
         frequency: `"epoch"` or a number of training steps (updates of the optimizer).
         end_step: Last training step at which connections are rewired; None (default) for no end.
-        total_steps: Length of the schedule in training steps. Default: epochs times the steps of an epoch.
-        drop: Which connections go: `"magnitude"`, the smallest weights, or a drop rule (see `rules`).
-        grow: Which connections come: `"random"`, uniformly at random, or a grow rule.
+        total_steps: Length of the training in steps. Default: epochs times the steps of an epoch.
+        stop_fraction: Fraction of `total_steps` at which the schedule and rewiring end, in (0, 1].
+        drop: Which connections go: `"magnitude"`, the smallest weights; `"magnitude_by_sign"`;
+            `"sensitivity"`; or a drop rule (see `rules`).
+        drop_scope: `"matrix"` (default) to rewire the same fraction of each weight; `"model"` to drop those
+            with the smallest scores of all weights together, so that one threshold holds everywhere.
+        grow: Which connections come: `"random"`, uniformly; `"gradient"`; `"momentum"`; `"guided"`; or a
+            grow rule.
+        redistribution: Which weight gets the connections that come: None (default) for the one that lost
+            them; `"nonzeros"`, `"magnitude"`, `"momentum"` or a redistribution rule for a share of all.
+        gradient_data: The training data, if a rule needs gradients of connections that do not exist: one
+            batch, a `PyDataset`, a `tf.data.Dataset`, or a function from the step to a batch.
         reset_regrown: What happens to a connection that is dropped and grown again in the same rewiring. By
             default it keeps its value and its optimizer state, as published; True restarts it from zero.
         seed: Integer seed.
@@ -72,21 +78,25 @@ class Rewiring(keras.callbacks.Callback):
         frequency="epoch",
         end_step=None,
         total_steps=None,
+        stop_fraction=1.0,
         drop="magnitude",
+        drop_scope="matrix",
         grow="random",
+        redistribution=None,
+        gradient_data=None,
         reset_regrown=False,
         seed=0,
     ):
-        super().__init__()
+        super().__init__(gradient_data, seed)
         _check_fraction("pruning_rate", pruning_rate)
         _check_fraction("end_rate", end_rate)
+        _check_fraction("stop_fraction", stop_fraction, above=0.0)
         if frequency != "epoch":
             _check_steps("frequency", frequency, '"epoch" or ')
         for name, value in (("end_step", end_step), ("total_steps", total_steps)):
             if value is not None:
                 _check_steps(name, value, "None or ")
-        masks.check_seed(seed)
-        self.schedule = _resolve("schedule", schedule, schedules.SCHEDULES)
+        self.schedule = rules.resolve("schedule", schedule, schedules.SCHEDULES)
         if isinstance(schedule, str):
             self.schedule = self.schedule(pruning_rate, end_rate)
             if self.schedule.needs_total_steps and end_rate > pruning_rate:
@@ -94,88 +104,72 @@ class Rewiring(keras.callbacks.Callback):
                     "`end_rate` must be at most `pruning_rate`. "
                     f"Received: end_rate={end_rate}, pruning_rate={pruning_rate}"
                 )
-        self.drop = _resolve("drop", drop, rules.DROP_RULES)
-        self.grow = _resolve("grow", grow, rules.GROW_RULES)
+        self.drop = rules.resolve("drop", drop, rules.DROP_RULES)
+        self.grow = rules.resolve("grow", grow, rules.GROW_RULES)
+        self.redistribution = redistribution
+        if redistribution is not None:
+            self.redistribution = rules.resolve("redistribution", redistribution, rules.REDISTRIBUTION_RULES)
+        if drop_scope not in DROP_SCOPES:
+            raise ValueError(
+                f"`drop_scope` must be one of {', '.join(DROP_SCOPES)}. Received: drop_scope={drop_scope!r}"
+            )
+        self._gradient_batches = rules.batches_needed(self.drop, self.grow, self.redistribution)
+        self.check_gradient_data(self._gradient_batches)
+        self.drop_scope = drop_scope
         self.pruning_rate = pruning_rate
         self.frequency = frequency
         self.end_step = end_step
         self.total_steps = total_steps
+        self.stop_fraction = stop_fraction
         self.reset_regrown = reset_regrown
-        self.seed = seed
-        self._forget_training()
 
     def _forget_training(self):
-        self._prepared = False
-        self._epoch = 0
+        super()._forget_training()
         self._epoch_due = False
         self._first_step = None
-        self._last_step = None
-        self._statistics = None
 
     # When.
 
     def on_train_begin(self, logs=None):
-        self._forget_training()
-        needs_total = getattr(self.schedule, "needs_total_steps", False) and self.total_steps is None
+        super().on_train_begin(logs)
+        needs_total = self.total_steps is None and (
+            getattr(self.schedule, "needs_total_steps", False) or self.stop_fraction < 1.0
+        )
         if needs_total and self.frequency != "epoch" and self.params.get("steps") is None:
             raise ValueError(
                 "`total_steps` must be given where the data's length is unknown and `frequency` is a number "
                 f"of steps. Received: total_steps=None, frequency={self.frequency}"
             )
-        if self.model.built:
-            self._check_model()
 
     def on_epoch_begin(self, epoch, logs=None):
+        super().on_epoch_begin(epoch, logs)
         if self._first_step is None:
             # In epoch 0 training starts, or goes on after an earlier `fit`; in a later one it is resumed.
             self._first_step = self._step() if epoch == 0 else 0
-        self._epoch = epoch
         self._epoch_due = self.frequency == "epoch" and epoch > 0
 
-    def on_train_batch_begin(self, batch, logs=None):
-        # Not when training begins: callbacks that restore weights may stand after this one in the list, and
-        # a model without an input shape, like its optimizer, is built by the first batch.
-        if not self._prepared and self.model.built:
-            self._prepare()
-        if self._epoch_due or self.frequency != "epoch":
-            self._sync()
-            step = self._step()
-            if self._is_due(step):
-                self.rewire(self._rate(step, self._epoch), step)
+    def is_awaited(self):
+        return self._epoch_due or self.frequency != "epoch"
 
-    def _is_due(self, step):
+    def is_due(self, last, step):
         if self.frequency == "epoch":
             due, self._epoch_due = self._epoch_due, False
         else:
-            last = step - self._steps_of_last_execution() if self._last_step is None else self._last_step
-            due, self._last_step = 0 < step // self.frequency > last // self.frequency, step
+            due = 0 < step // self.frequency > last // self.frequency
         ended = self.end_step is not None and step > self.end_step
+        if due and self.stop_fraction < 1.0:
+            ended = ended or step > self._schedule_steps(step, self._epoch)
         return due and not ended and not self._just_triggered()
 
-    def _steps_of_last_execution(self):
-        """Training steps of the last call of the training function before this epoch.
-
-        Where training is resumed it tells whether the multiple of `frequency` at or before the present step
-        was passed by that call, so that its rewiring is still to come.
-        """
-        together, batches = self.model.steps_per_execution, self.params.get("steps")
-        if batches is None:
-            return together
-        executed = (batches - 1) % together + 1
-        before, accumulated = self._epoch * batches, self._accumulated_batches()
-        return before // accumulated - (before - executed) // accumulated
-
     def on_epoch_end(self, epoch, logs=None):
-        if not self._prepared:
-            self._prepare()
+        super().on_epoch_end(epoch, logs)
         if logs is not None:
-            logs.update(self.statistics())
             logs["pruning_rate"] = self._rate(self._step(), epoch + 1)
 
     def _just_triggered(self):
         """Whether averaging began at this very step: connections then stay until the next time."""
         return any(
-            int(_scalar(leaf.trigger)) == int(_scalar(leaf.iterations))
+            int(ops.convert_to_numpy(leaf.trigger)) == int(ops.convert_to_numpy(leaf.iterations))
             for leaf in state.leaves(self.model.optimizer)
             if hasattr(leaf, "trigger")
         )
@@ -185,20 +179,23 @@ class Rewiring(keras.callbacks.Callback):
     def _rate(self, step, epoch):
         if not getattr(self.schedule, "needs_total_steps", False):
             return self.schedule(step, self.total_steps)
-        return self.schedule(step, self.total_steps or self._expected_total_steps(step, epoch))
+        return self.schedule(step, self._schedule_steps(step, epoch))
+
+    def _schedule_steps(self, step, epoch):
+        return self.stop_fraction * (self.total_steps or self._expected_total_steps(step, epoch))
 
     def _expected_total_steps(self, step, epoch):
         epochs, batches = self.params["epochs"], self.params.get("steps")
         if batches is None:  # as many in each epoch to come as there were so far
             steps = (step - self._first_step) / epoch
         else:
-            steps = batches / self._accumulated_batches()
+            steps = batches / self.accumulated_batches()
         return max(self._first_step + steps * epochs, 1)
 
-    def _accumulated_batches(self):
-        return state.innermost(self.model.optimizer).gradient_accumulation_steps or 1
-
     # What.
+
+    def update(self, step):
+        self.rewire(self._rate(step, self._epoch), step)
 
     def rewire(self, rate, step):
         """Rewires the model now; `fit` calls it, and a training loop of one's own may after `set_model`.
@@ -211,111 +208,36 @@ class Rewiring(keras.callbacks.Callback):
             ValueError: if the rate is out of range, or a weight is NaN.
         """
         _check_fraction("rate", rate)
-        optimizer = self.model.optimizer
-        weights = enumerate(masks.masked_weights(self.model))
-        read = [(i, read_matrix(w, optimizer)) for i, w in weights if w.weight.trainable]
-
-        def choose(index, matrix):
-            generator = np.random.default_rng([self.seed, step, index])
-            return choose_change(matrix, rate, self.drop, self.grow, generator, self.reset_regrown)
-
-        # NumPy works outside the interpreter's lock. Nothing is changed before all is chosen.
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            changes = list(pool.map(choose, *zip(*read, strict=True))) if read else []
-        for (_, matrix), change in zip(read, changes, strict=True):
-            if change is not None:
-                apply_change(matrix.masked_weight, change, optimizer)
-        self._statistics = None
+        if rate == 0:
+            return
+        choose = functools.partial(
+            choose_changes,
+            rate=rate,
+            drop=self.drop,
+            drop_scope=self.drop_scope,
+            grow=self.grow,
+            redistribution=self.redistribution,
+            reset_regrown=self.reset_regrown,
+        )
+        self.change(self.matrices(step, self._gradient_batches), choose)
         logging.vlog(1, "Step %d: rewired the fraction %.4f of the connections.", step, rate)
 
-    def statistics(self):
-        """The sparsity of all masked weights together and the density of each gate, as a dict of floats."""
-        if self._statistics is None:  # masks change in rewiring only
-            self._statistics = _measure(masks.masked_weights(self.model))
-        return self._statistics
-
-    def _prepare(self):
-        self._sync()
-        self._check_model()
-        for masked_weight in masks.masked_weights(self.model):
-            masked_weight.project()
-        optimizer = self.model.optimizer
-        for leaf in state.leaves(optimizer):
-            if leaf.built and hasattr(leaf, "align_masks"):
-                leaf.align_masks()
-        self._prepared = optimizer.built
-
-    def _check_model(self):
-        """Raises `ValueError` for a model or optimizer that cannot be rewired."""
-        weights = masks.masked_weights(self.model)
-        if not weights:
+    def check_weight(self, masked_weight):
+        if masked_weight.n_of_m and (self.redistribution is not None or self.drop_scope == "model"):
             raise ValueError(
-                "`model` must have masked weights to rewire, but has none. Received: "
-                f"model={self.model.name!r}; give its layers a `sparsity` over 0"
+                f"`n_of_m` fixes the number of connections of {masked_weight.name!r}, which "
+                f"{type(self).__name__} would change. Received: n_of_m={masked_weight.n_of_m}; use a method "
+                "that keeps each weight's number, such as SelfishRewiring, SET or RigL"
             )
-        for masked_weight in weights:
-            # Until it is built, a `MultiOptimizer` does not know which of its optimizers holds a weight.
-            for leaf in state.holders(self.model.optimizer, masked_weight.weight):
-                state.check_elementwise(leaf)
-
-    def _step(self):
-        return int(_scalar(state.innermost(self.model.optimizer).iterations))
-
-    def _sync(self):
-        # On JAX the trainer carries the variables' values until someone asks for them.
-        if hasattr(self.model, "jax_state_sync"):
-            self.model.jax_state_sync()
 
 
-class SelfishRewiring(Rewiring):
-    """Rewiring as in selfish sparse RNN training: weights of small magnitude go, random ones come.
-
-    The gates of a recurrent kernel compete for the connections of their layer: weights are ranked over the
-    whole concatenated kernel, and grow anywhere in it. The rewired fraction falls by a cosine over the
-    training steps.
-
-    Args:
-        pruning_rate: Initial fraction of the connections that are rewired; 0.8 (default) for the published
-            LSTM, 0.5 for the other published models.
-        **kwargs: `end_rate`, `frequency`, `end_step`, `total_steps`, `reset_regrown`, `seed`: see `Rewiring`.
-
-    Reference: Liu et al. 2021, "Selfish Sparse RNN Training", arXiv 2101.09048, section 3.
-    """
-
-    def __init__(self, pruning_rate=0.8, **kwargs):
-        super().__init__(pruning_rate, **kwargs)
-
-
-def _scalar(value):
-    return ops.convert_to_numpy(value)
-
-
-def _resolve(name, value, known):
-    if callable(value):
-        return value
-    if value not in known:
-        raise ValueError(
-            f"`{name}` must be one of {', '.join(known)}, or a function. Received: {name}={value!r}"
-        )
-    return known[value]
-
-
-def _check_fraction(name, value):
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0.0 <= value <= 1.0:
-        raise ValueError(f"`{name}` must be a number in [0, 1]. Received: {name}={value!r}")
+def _check_fraction(name, value, above=None):
+    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    if not number or not 0.0 <= value <= 1.0 or value == above:
+        interval = "[0, 1]" if above is None else "(0, 1]"
+        raise ValueError(f"`{name}` must be a number in {interval}. Received: {name}={value!r}")
 
 
 def _check_steps(name, value, alternative):
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise ValueError(f"`{name}` must be {alternative}a positive integer. Received: {name}={value!r}")
-
-
-def _measure(weights):
-    statistics = {}
-    active = total = 0
-    for masked_weight in weights:
-        active += masked_weight.active
-        total += math.prod(masked_weight.shape)
-        for gate, density in masked_weight.gate_densities().items():
-            statistics[f"density/{masked_weight.name}/{gate}"] = density
-    return {"sparsity": 1.0 - active / total, **statistics}

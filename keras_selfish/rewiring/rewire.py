@@ -9,8 +9,20 @@ from keras import ops
 from keras_selfish import masks
 from keras_selfish.optimizers.state import reset_state
 from keras_selfish.rewiring import rules, selection
+from keras_selfish.rewiring.counts import rewired_count, share_out
 
-__all__ = ["Change", "apply_change", "choose_change", "read_matrix", "rewired_count"]
+__all__ = [
+    "Change",
+    "active_blocks",
+    "apply_change",
+    "choose_change",
+    "choose_dropped",
+    "choose_grown",
+    "drop_scores",
+    "make_change",
+    "not_a_number",
+    "read_matrix",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,38 +63,95 @@ def choose_change(matrix, rate, drop, grow, generator, reset_regrown=False):
     Raises:
         ValueError: if a connection has no score, for its weight is NaN.
     """
-    block_shape = matrix.masked_weight.block_shape
-    active = _block_mask(matrix.mask, block_shape)
+    matrix = dataclasses.replace(matrix, generator=generator)
+    active = active_blocks(matrix)
     count = rewired_count(rate, np.count_nonzero(active), active.size)
     if count == 0:
         return None
-    drop_scores = _block_scores(drop(matrix), block_shape)
+    kept = active > choose_dropped(matrix, count, drop)  # active and not dropped, in one pass
+    return make_change(matrix, kept, choose_grown(matrix, kept, count, grow), reset_regrown)
+
+
+def active_blocks(matrix):
+    """Which blocks of a matrix exist, a boolean array."""
+    return masks.block_mask(matrix.mask, matrix.masked_weight.block_shape)
+
+
+def drop_scores(matrix, drop):
+    """What a drop rule gives for the blocks of a matrix: a list of arrays of scores."""
+    scores = drop(matrix)
+    return [_per_block(matrix, each) for each in (scores if isinstance(scores, list) else [scores])]
+
+
+def choose_dropped(matrix, count, drop):
+    """The `count` blocks that go.
+
+    Args:
+        matrix: A `rules.Matrix`.
+        count: Number of blocks.
+        drop: Drop rule.
+
+    Returns:
+        A boolean array of blocks.
+
+    Raises:
+        ValueError: if a connection has no score, for its weight is NaN.
+    """
+    active = active_blocks(matrix)
+    scores = drop_scores(matrix, drop)
     try:
-        dropped = selection.smallest(drop_scores, active, count)
+        if len(scores) == 1:
+            return selection.smallest(scores[0], active, count)
+        # An infinite score is that of no candidate.
+        candidates = [active & ~np.isinf(each) for each in scores]
+        available = [np.count_nonzero(each) for each in candidates]
+        counts = share_out(count, np.ones(len(scores)), np.zeros(len(scores)), available)
+        return np.logical_or.reduce(list(map(selection.smallest, scores, candidates, counts)))
     except ValueError as error:
-        raise ValueError(
-            f"`model` must have weights that are numbers to be rewired. Received: NaN in "
-            f"{matrix.masked_weight.name!r}; lower the learning rate or clip the gradient"
-        ) from error
-    kept = active > dropped  # for booleans: active and not dropped, in one pass
+        raise not_a_number(matrix) from error
+
+
+def not_a_number(matrix):
+    """The `ValueError` of a connection without a score."""
+    return ValueError(
+        "`model` must have weights that are numbers to be rewired. Received: NaN in "
+        f"{matrix.masked_weight.name!r}; lower the learning rate or clip the gradient"
+    )
+
+
+def choose_grown(matrix, kept, count, grow):
+    """The `count` blocks that come.
+
+    In an n-of-m pattern every group of m input weights gets as many as it has lost.
+
+    Args:
+        matrix: A `rules.Matrix`.
+        kept: Boolean array of the blocks that are left.
+        count: Number of blocks.
+        grow: Grow rule.
+
+    Returns:
+        A boolean array of blocks, none of which is in `kept`.
+    """
+    if count == 0:
+        return np.zeros(kept.shape, bool)
     scores = grow(matrix)
+    pattern = matrix.masked_weight.n_of_m
+    if pattern is not None:
+        scores = matrix.generator.random(kept.shape, np.float32) if scores is None else scores
+        return selection.largest_of_groups(scores, ~kept, pattern, kept)
     if scores is None:
-        chosen = selection.uniform(~kept, count, generator)
-    else:
-        chosen = selection.largest(_block_scores(scores, block_shape), ~kept, count)
+        return selection.uniform(~kept, count, matrix.generator)
+    return selection.largest(_per_block(matrix, scores), ~kept, count)
+
+
+def make_change(matrix, kept, chosen, reset_regrown=False):
+    """The `Change` of a matrix in which the blocks `kept` stay and the blocks `chosen` come."""
+    active = active_blocks(matrix)
     after = kept | chosen
     grown = chosen if reset_regrown else after > active
+    block_shape = matrix.masked_weight.block_shape
     return Change(*(masks.expand_blocks(blocks, block_shape) for blocks in (after, active > after, grown)))
-
-
-def rewired_count(rate, active, total):
-    """How many of `active` blocks are rewired: `rate * active` rounded to the nearest, halves up.
-
-    In a matrix that is over 80% dense the rate is capped by the sparsity, as published.
-    """
-    if active > 0.8 * total:
-        rate = min(rate, 1.0 - active / total)
-    return int(rate * active + 0.5)
 
 
 def apply_change(masked_weight, change, optimizer=None):
@@ -106,11 +175,9 @@ def _host(variable):
     return array if array.dtype in (bool, np.float32, np.float64) else array.astype(np.float32)
 
 
-def _block_mask(mask, block_shape):
-    return mask if block_shape == (1, 1) else masks.block_view(mask, block_shape)[..., 0, :, 0]
-
-
-def _block_scores(scores, block_shape):
-    if block_shape == (1, 1):
+def _per_block(matrix, scores):
+    """Scores of blocks; those of weights are joined in their L2 norm."""
+    block_shape = matrix.masked_weight.block_shape
+    if scores.shape != matrix.mask.shape or block_shape == (1, 1):
         return scores
-    return np.sqrt(np.square(masks.block_view(scores, block_shape)).sum(axis=(-3, -1)))
+    return masks.block_norms(scores, block_shape)

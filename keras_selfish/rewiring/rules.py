@@ -1,20 +1,44 @@
-"""Rules: which connections go and which come.
+"""Rules: which connections go, which come, and which matrix gets them.
 
-A rule is a function of a `Matrix` that returns a score for each of its weights. Of the connections that
-exist those with the smallest drop scores go; of the positions without one those with the largest grow
-scores come. A grow rule that returns None has no preference: growth is uniformly at random. A block's
-score is the L2 norm of its weights' scores. A published method is its two rules:
+A rule is a function of a `Matrix`. A *drop rule* returns a score for each weight: of the connections that
+exist, those with the smallest scores go. A *grow rule* returns a score too: of the positions without a
+connection, those with the largest come; None stands for no preference, uniformly at random. A
+*redistribution rule* returns one number, the share of its matrix in all the connections that come. A block's
+score is the L2 norm of its weights' scores. A published method is its rules:
 
-    def gradient(matrix): ...                  # RigL grows where the gradient is large
+    @needs_gradients(batches=1)
+    def gradient(matrix):  # RigL grows where the gradient is large
+        return np.abs(matrix.gradient)
 
-    Rewiring(drop="magnitude", grow=gradient)
+    Rewiring(drop="magnitude", grow=gradient, gradient_data=windows)
 """
 
 import dataclasses
 
 import numpy as np
 
-__all__ = ["DROP_RULES", "GROW_RULES", "Matrix", "magnitude", "random"]
+from keras_selfish import masks
+from keras_selfish.rewiring import selection
+
+__all__ = [
+    "DROP_RULES",
+    "GROW_RULES",
+    "REDISTRIBUTION_RULES",
+    "Matrix",
+    "batches_needed",
+    "gradient",
+    "guided",
+    "magnitude",
+    "magnitude_by_sign",
+    "mean_magnitude",
+    "mean_momentum",
+    "momentum",
+    "needs_gradients",
+    "nonzeros",
+    "random",
+    "resolve",
+    "sensitivity",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,15 +47,54 @@ class Matrix:
 
     Args:
         weight: NumPy array with the values of the weight, all gates together; zero where `mask` is False.
-        mask: Boolean NumPy array of the same shape: the connections that exist.
+        mask: Boolean NumPy array of the same shape: the connections that exist; for a redistribution rule
+            those that are left after the drop.
         masked_weight: The `MaskedWeight` that both come from.
         optimizer: The model's optimizer.
+        gradient: NumPy array of the same shape: the gradient of the loss with respect to the weight, of
+            connections that do not exist as well. None unless a rule asks for it (see `needs_gradients`).
+        generator: A `numpy.random.Generator` of this matrix and step.
     """
 
     weight: np.ndarray
     mask: np.ndarray
     masked_weight: object
     optimizer: object = None
+    gradient: np.ndarray = None
+    generator: object = None
+
+
+def needs_gradients(batches):
+    """Decorator of a rule that reads `matrix.gradient`: the mean of the gradients of so many batches."""
+
+    def mark(rule):
+        rule.gradient_batches = batches
+        return rule
+
+    return mark
+
+
+def batches_needed(*rules):
+    """The largest number of batches that one of several rules (None for no rule) needs gradients of."""
+    return max(getattr(rule, "gradient_batches", 0) for rule in rules)
+
+
+def resolve(name, value, known):
+    """The rule or other function that an argument stands for: a name of `known`, or the function itself.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if callable(value):
+        return value
+    if value not in known:
+        raise ValueError(
+            f"`{name}` must be one of {', '.join(known)}, or a function. Received: {name}={value!r}"
+        )
+    return known[value]
+
+
+# Which go.
 
 
 def magnitude(matrix):
@@ -39,10 +102,101 @@ def magnitude(matrix):
     return np.abs(matrix.weight)
 
 
+def magnitude_by_sign(matrix):
+    """Drops the positive and the negative weights nearest to zero, half of the count on each side.
+
+    A block is positive if its sum is. Several arrays of scores, infinite where a weight is no candidate,
+    share the count in equal parts.
+
+    Reference: Mocanu et al. 2018, "Scalable training of artificial neural networks with adaptive sparse
+    connectivity", arXiv 1707.04780, algorithm 1.
+    """
+    block_shape = matrix.masked_weight.block_shape
+    positive = masks.block_sums(matrix.weight, block_shape) > 0.0
+    scores = masks.block_norms(matrix.weight, block_shape)
+    return [np.where(positive, scores, np.inf), np.where(positive, np.inf, scores)]
+
+
+@needs_gradients(batches=1)
+def sensitivity(matrix):
+    """Drops weights whose removal changes the loss least, to first order: |weight * gradient|.
+
+    Reference: Lee et al. 2019, "SNIP", arXiv 1810.02340, equation 4.
+    """
+    return np.abs(matrix.weight * matrix.gradient)
+
+
+# Which come.
+
+
 def random(matrix):
     """Grows uniformly at random."""
     return None
 
 
-DROP_RULES = {"magnitude": magnitude}
-GROW_RULES = {"random": random}
+@needs_gradients(batches=1)
+def gradient(matrix):
+    """Grows where the gradient of one batch is largest.
+
+    Reference: Evci et al. 2020, "Rigging the Lottery", arXiv 1911.11134, algorithm 1.
+    """
+    return np.abs(matrix.gradient)
+
+
+# A momentum of 0.9 averages over about ten gradients.
+@needs_gradients(batches=10)
+def momentum(matrix):
+    """Grows where the gradient, averaged over ten batches, is largest.
+
+    The published momentum averages over the steps before, for which every step would have to compute the
+    gradients of all the connections that do not exist. This one is taken at the present weights, when it is
+    needed.
+
+    Reference: Dettmers and Zettlemoyer 2019, "Sparse Networks from Scratch", arXiv 1907.04840, section 3.
+    """
+    return np.abs(matrix.gradient)
+
+
+@needs_gradients(batches=1)
+def guided(matrix):
+    """Grows where the gradient is largest within a random subset, as large as the connections are many.
+
+    Reference: Heddes et al. 2024, "Always-Sparse Training by Growing Connections with Guided Stochastic
+    Exploration", arXiv 2401.06898, algorithm 1 with a subset factor of 1.
+    """
+    block_shape = matrix.masked_weight.block_shape
+    active = masks.block_mask(matrix.mask, block_shape)
+    size = min(np.count_nonzero(active), active.size - np.count_nonzero(active))
+    subset = selection.uniform(~active, size, matrix.generator)
+    return np.where(subset, masks.block_norms(matrix.gradient, block_shape), -1.0)
+
+
+# Which matrix gets them.
+
+
+def nonzeros(matrix):
+    """Shares growth by the connections that are left.
+
+    Reference: Mostafa and Wang 2019, "Parameter efficient training of deep convolutional neural networks by
+    dynamic sparse reparameterization", arXiv 1902.05967, algorithm 1.
+    """
+    return float(np.count_nonzero(matrix.mask))
+
+
+def mean_magnitude(matrix):
+    """Shares growth by the mean magnitude of the connections that are left."""
+    return float(np.abs(matrix.weight).sum(where=matrix.mask) / max(np.count_nonzero(matrix.mask), 1))
+
+
+@needs_gradients(batches=10)
+def mean_momentum(matrix):
+    """Shares growth by the mean magnitude of the momentum (see `momentum`) of the connections left.
+
+    Reference: Dettmers and Zettlemoyer 2019, arXiv 1907.04840, section 3.
+    """
+    return float(np.abs(matrix.gradient).sum(where=matrix.mask) / max(np.count_nonzero(matrix.mask), 1))
+
+
+DROP_RULES = {"magnitude": magnitude, "magnitude_by_sign": magnitude_by_sign, "sensitivity": sensitivity}
+GROW_RULES = {"random": random, "gradient": gradient, "momentum": momentum, "guided": guided}
+REDISTRIBUTION_RULES = {"magnitude": mean_magnitude, "nonzeros": nonzeros, "momentum": mean_momentum}

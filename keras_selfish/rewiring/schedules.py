@@ -7,7 +7,9 @@ A schedule is any callable `schedule(step, total_steps)` that returns a fraction
 import dataclasses
 import math
 
-__all__ = ["SCHEDULES", "Constant", "Cosine", "Linear"]
+from keras_selfish.masks import check_sparsity
+
+__all__ = ["SCHEDULES", "Constant", "Cosine", "Linear", "PolynomialDecay"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,3 +57,44 @@ class Constant:
 
 
 SCHEDULES = {"cosine": Cosine, "linear": Linear, "constant": Constant}
+
+
+@dataclasses.dataclass(frozen=True)
+class PolynomialDecay:
+    """When and how far `GMP` prunes: sparsity rises fast, then slower, until it is final.
+
+    The same formula and arguments as `tfmot.sparsity.keras.PolynomialDecay`, without TensorFlow.
+
+    Args:
+        initial_sparsity: Fraction of zeros at `begin_step`.
+        final_sparsity: Fraction of zeros at `end_step`.
+        begin_step: First training step at which weights are pruned.
+        end_step: Last training step at which weights are pruned.
+        power: Exponent of the polynomial; 3, as published.
+        frequency: Steps from one pruning to the next.
+
+    Reference: Zhu and Gupta 2017, arXiv 1710.01878, equation 1.
+    """
+
+    initial_sparsity: float
+    final_sparsity: float
+    begin_step: int
+    end_step: int
+    power: float = 3
+    frequency: int = 100
+
+    def __post_init__(self):
+        for name in ("initial_sparsity", "final_sparsity"):
+            check_sparsity(getattr(self, name), name)
+        if not 0 <= self.begin_step < self.end_step or self.frequency < 1:
+            raise ValueError(
+                "`begin_step` must come before `end_step` and `frequency` be at least 1. Received: "
+                f"begin_step={self.begin_step}, end_step={self.end_step}, frequency={self.frequency}"
+            )
+
+    def __call__(self, step):
+        """Whether to prune at this step, and the sparsity to prune to."""
+        since = step - self.begin_step
+        due = self.begin_step <= step <= self.end_step and since % self.frequency == 0
+        left = 1.0 - min(max(since / (self.end_step - self.begin_step), 0.0), 1.0)
+        return due, self.final_sparsity + (self.initial_sparsity - self.final_sparsity) * left**self.power

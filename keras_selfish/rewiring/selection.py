@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-__all__ = ["largest", "smallest", "uniform"]
+__all__ = ["largest", "largest_of_groups", "smallest", "uniform"]
 
 # Below this size, and where few candidates are left over, the candidates are simply listed.
 _LISTED = 1 << 16
@@ -65,6 +65,28 @@ def _nth_smallest(values, index):
 def largest(scores, among, count):
     """The `count` positions with the largest scores; of equal scores the first ones. See `smallest`."""
     return smallest(np.negative(scores), among, count)
+
+
+def largest_of_groups(scores, among, pattern, kept):
+    """The positions with the largest scores that complete each group to `n` of `m`.
+
+    Args:
+        scores: Array (..., inputs, units) of real numbers.
+        among: Boolean array of the same shape: the positions to choose from.
+        pattern: `(n, m)`; a group is `m` consecutive positions along the inputs.
+        kept: Boolean array of the same shape: the positions that count already, at most `n` in each group.
+
+    Returns:
+        A boolean array of the same shape: of equal scores the first positions.
+    """
+    n, m = pattern
+    *leading, inputs, units = scores.shape
+    groups = (*leading, inputs // m, m, units)
+    order = np.argsort(np.where(among, -scores, np.inf).reshape(groups), axis=-2, kind="stable")
+    missing = n - np.count_nonzero(kept.reshape(groups), axis=-2, keepdims=True)
+    chosen = np.zeros(groups, bool)
+    np.put_along_axis(chosen, order, np.arange(m)[:, None] < missing, axis=-2)
+    return chosen.reshape(scores.shape)
 
 
 def uniform(among, count, generator):

@@ -104,6 +104,21 @@ def test_it_serves_where_neither_the_package_nor_keras_can_be_imported(trained, 
     assert [float(number) for number in log_probabilities.split()] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("cell", ["rhn", "on_lstm"])
+def test_cells_without_a_keras_parent(cell, tmp_path):
+    options = {"depth": 2} if cell == "rhn" else {"chunk_size": 4}
+    model = language_model(cell=cell, cell_options=options)
+    served = tf.saved_model.load(saved_model(model, tmp_path / "served"))
+    windows = Windows(tokens(200), 2, 20)
+    assert perplexity(served, windows) == pytest.approx(evaluate(model, windows), rel=1e-5)
+    states = served.initial_state(2)
+    assert set(states) == {f"{name}_{layer}" for name in ("h" if cell == "rhn" else "hc") for layer in (0, 1)}
+    whole = served.step(windows.columns[:, :6], **states)["logits"]
+    half = served.step(windows.columns[:, :3], **states)
+    half.pop("logits")
+    np.testing.assert_allclose(served.step(windows.columns[:, 3:6], **half)["logits"], whole, atol=1e-5)
+
+
 def test_log_probabilities_are_those_of_the_next_tokens(trained):
     model, path = trained
     ids = tokens(30).reshape(3, 10)

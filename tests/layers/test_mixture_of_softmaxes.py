@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keras import ops
 
-from keras_selfish import Perplexity, SelfishRewiring, TokenCrossEntropy, strip
+from keras_selfish import Perplexity, SelfishRewiring, TokenCrossEntropy, sparsify, strip
 from keras_selfish.analysis import inference_flops
 from keras_selfish.layers import MixtureOfSoftmaxes, SparseEmbedding, SparseLSTM, SparseReversibleEmbedding
 from keras_selfish.layers.log_mixture import log_mixture
@@ -303,6 +303,14 @@ def test_stripped(tied):
     assert zeros == decoder.latent_kernel.shape[0] * decoder.latent_kernel.shape[1] - (
         masked_weights(model.get_layer("decoder"))[1].active
     )
+
+
+def test_a_sparse_twin_stays_tied():
+    model = strip(language_model())
+    twin = sparsify(model, initial="nonzero")
+    assert twin.get_layer("decoder").embedding is twin.get_layer("embedding")
+    assert type(twin.get_layer("embedding")) is SparseReversibleEmbedding
+    np.testing.assert_allclose(twin(TOKENS), model(TOKENS), rtol=1e-5, atol=1e-6)
 
 
 @tensorflow_only

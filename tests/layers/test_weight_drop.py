@@ -12,6 +12,7 @@ from keras_selfish.layers import (
     SparseGRU,
     SparseLSTM,
     SparseLSTMCell,
+    SparseRHN,
     SparseSimpleRNN,
 )
 from keras_selfish.masks import masked_weights
@@ -319,6 +320,23 @@ def test_steps_are_clipped_by_the_dense_norm():
         mask = numpy(weight.masked_weight.mask) if hasattr(weight, "masked_weight") else 1
         expected = value - 0.01 / norm * gradient * mask
         np.testing.assert_allclose(weight, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_all_recurrent_kernels_of_a_highway_network():
+    layer = SparseRHN(UNITS, depth=2, sparsity=0.5, mask_seed=1, weight_drop=RATE, seed=SEED)
+    twin = SparseRHN(UNITS, depth=2, sparsity=0.5, mask_seed=1)
+    inputs = draw(BATCH, TIME, FEATURES)
+    plain, dropped = numpy(layer(inputs)), numpy(layer(inputs, training=True))
+    twin(inputs)
+    twin.set_weights(layer.get_weights())
+    np.testing.assert_array_equal(twin(inputs, training=True), plain)
+    generator = keras.random.SeedGenerator(SEED)
+    for name in ("recurrent_kernel_0", "recurrent_kernel_1"):
+        weight = getattr(twin.cell, name)
+        numbers = keras.random.uniform(weight.shape, dtype="float32", seed=generator)
+        weight.assign(np.where(numpy(numbers) >= RATE, numpy(weight) / (1 - RATE), 0))
+    np.testing.assert_allclose(twin(inputs), dropped, rtol=1e-5, atol=1e-6)
+    assert np.abs(plain - dropped).max() > 1e-3
 
 
 @each_kind

@@ -99,6 +99,44 @@ def test_the_stepwise_model_computes_the_same():
         np.testing.assert_allclose(logits[:, 0], expected[:, t], atol=1e-5)
 
 
+CELLS = {
+    "rhn": {"depth": 2, "recurrent_dropout": 0.3},
+    "on_lstm": {"chunk_size": 4, "weight_drop": 0.4},
+}
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("tied", [False, True])
+def test_other_recurrent_layers(cell, tied, tmp_path):
+    model = small_model(cell=cell, cell_options=CELLS[cell], tied=tied, sparsity=0.5)
+    states = [v for v in model.variables if "training_state" in v.path]
+    assert len(states) == {"rhn": 2, "on_lstm": 4}[cell]
+    model.fit(Windows(TRAIN, COLUMNS, 5).dataset(), shuffle=False, verbose=0)
+    assert all(keras.ops.convert_to_numpy(state).any() for state in states)
+    expected = whole_text_perplexity(model, VALIDATION)
+    assert evaluate(model, 7)["perplexity"] == pytest.approx(expected, rel=1e-5)
+
+    ((inputs, _),) = Windows(VALIDATION, COLUMNS, 100)
+    stepwise = model.stepwise()
+    carried = [keras.ops.zeros((COLUMNS, 12))] * len(states)
+    logits = stepwise([keras.ops.convert_to_tensor(inputs["tokens"]), *carried])[0]
+    np.testing.assert_allclose(logits, model(inputs, training=False), atol=1e-5)
+
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.get_config() == model.get_config()
+    assert evaluate(loaded, 7)["perplexity"] == pytest.approx(expected, rel=1e-5)
+    same = small_model(cell=cell, cell_options=CELLS[cell], tied=tied, sparsity=0.5)
+    same.fit(Windows(TRAIN, COLUMNS, 5).dataset(), shuffle=False, verbose=0)
+    for weight, value in zip(same.trainable_weights, model.trainable_weights, strict=True):
+        np.testing.assert_allclose(weight, value, rtol=1e-5, atol=1e-6)  # dropout follows the model's seed
+
+
+def test_an_unknown_cell_is_refused():
+    with pytest.raises(ValueError, match=r"`cell` must be one of lstm, rhn, on_lstm\. Received: cell='gru'"):
+        LanguageModel(VOCABULARY, cell="gru")
+
+
 def test_published_initial_weights():
     model = LanguageModel(500, 64, sparsity=0.5, seed=1)
     limits = {"embedding": 0.1, "decoder": 0.1, "lstm": 64**-0.5}

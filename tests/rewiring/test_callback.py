@@ -406,8 +406,15 @@ def test_statistics_between_rewirings_are_not_measured_again(monkeypatch):
             {"schedule": "cosinus"},
             "`schedule` must be one of cosine, linear, constant, or a function. Received: schedule='cosinus'",
         ),
-        ({"drop": 3}, "`drop` must be one of magnitude, or a function. Received: drop=3"),
-        ({"grow": "most"}, "`grow` must be one of random, or a function. Received: grow='most'"),
+        (
+            {"drop": 3},
+            "`drop` must be one of magnitude, magnitude_by_sign, sensitivity, or a function. "
+            "Received: drop=3",
+        ),
+        (
+            {"grow": "most"},
+            "`grow` must be one of random, gradient, momentum, guided, or a function. Received: grow='most'",
+        ),
         (
             {"frequency": "batch"},
             "`frequency` must be \"epoch\" or a positive integer. Received: frequency='batch'",
@@ -417,6 +424,26 @@ def test_statistics_between_rewirings_are_not_measured_again(monkeypatch):
         (
             {"total_steps": True},
             "`total_steps` must be None or a positive integer. Received: total_steps=True",
+        ),
+        (
+            {"stop_fraction": 0.0},
+            "`stop_fraction` must be a number in (0, 1]. Received: stop_fraction=0.0",
+        ),
+        (
+            {"redistribution": "equal"},
+            "`redistribution` must be one of magnitude, nonzeros, momentum, or a function. "
+            "Received: redistribution='equal'",
+        ),
+        ({"drop_scope": "gate"}, "`drop_scope` must be one of matrix, model. Received: drop_scope='gate'"),
+        (
+            {"grow": "gradient"},
+            "`gradient_data` must be given to Rewiring: a rule needs the gradients of connections that do "
+            "not exist. Received: gradient_data=None; pass the training data",
+        ),
+        (
+            {"gradient_data": 3},
+            "`gradient_data` must be a batch, a sequence or an iterable of batches, or a function from a "
+            "step to a batch. Received: gradient_data=3",
         ),
         ({"seed": -1}, "`seed` must be a non-negative integer. Received: seed=-1"),
     ],

@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from keras_selfish.rewiring.registry import METHODS
 from trainers.workdir import RunError, replace
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
@@ -162,6 +163,41 @@ def test_methods_and_options(corpus, tmp_path):
     assert sum(name.startswith("density/") for name in row) == DENSITY_COLUMNS
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        name if name in ("rigl", "gmp") else pytest.param(name, marks=pytest.mark.slow)
+        for name in METHODS
+        if name not in ("selfish", "dense", "static")
+    ],
+)
+def test_every_method(method, corpus, tmp_path):
+    flags = (f"--data_dir={corpus}", *TINY, "--epochs=2", "--noexport", f"--method={method}")
+    result = run(tmp_path, *flags)
+    assert result.returncode == 0, result.stderr
+    rows = history(tmp_path)
+    if method == "dense_small":
+        assert "sparsity" not in rows[0]
+    elif method != "gmp":
+        assert float(rows[1]["sparsity"]) == pytest.approx(0.5, abs=0.01)
+    else:
+        assert float(rows[0]["sparsity"]) < float(rows[1]["sparsity"]) == pytest.approx(0.5, abs=0.01)
+    # Resumed, it goes on; a run with other settings is another run.
+    again = run(tmp_path, *flags[:-1], "--epochs=3", f"--method={method}")
+    assert again.returncode == 0, again.stderr
+    assert len(history(tmp_path)) == 3
+
+
+def test_options_of_methods(corpus, tmp_path):
+    flags = (f"--data_dir={corpus}", *TINY, "--epochs=2", "--noexport", "--n_of_m=2,4")
+    result = run(tmp_path, *flags, "--method=rigl", "--rewiring_steps=7", "--schedule=constant")
+    assert result.returncode == 0, result.stderr
+    refused = run(tmp_path / "other", *flags, "--redistribution=magnitude")
+    assert refused.returncode == 1
+    assert "`n_of_m` fixes the number of connections" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
 def test_replicas_train_as_one_device(corpus, tmp_path):
     """Dropout differs between replicas, so without it."""
     flags = (f"--data_dir={corpus}", *TINY, "--epochs=2", "--dropout=0", "--noexport")
@@ -198,6 +234,10 @@ def test_a_full_disk_is_one_sentence(tmp_path):
         (("--distribution=gaussian",), "gaussian"),
         (("--block_shape=3,1",), "`block_shape` must divide"),
         (("--block_shape=four",), "--block_shape must be two whole numbers"),
+        (("--n_of_m=2",), "--n_of_m must be two whole numbers, such as 2,4. Received: --n_of_m=2"),
+        (("--n_of_m=4,2",), "`n_of_m` must be two integers (n, m) with 1 <= n < m"),
+        (("--method=magic",), "magic"),
+        (("--rewiring_steps=0",), "rewiring_steps"),
         (("--dataset=imdb",), "imdb"),
         (("--preset=huge",), "huge"),
         (("--schedule=stepwise",), "stepwise"),
@@ -277,5 +317,7 @@ def test_nan_loss_stops_and_keeps_the_checkpoint(corpus, tmp_path):
 
 def test_help_names_every_flag():
     result = run("unused", "--help")
+    for method in METHODS:
+        assert f"{method}: " in result.stdout
     for flag in ("--dataset", "--block_shape", "--[no]reset_regrown", "--precision", "--strategy"):
         assert flag in result.stdout

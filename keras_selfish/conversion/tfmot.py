@@ -1,0 +1,288 @@
+"""Models that TensorFlow Model Optimization has pruned, which are Keras 2 ones (`tf_keras`), in Keras 3."""
+
+import copy
+
+import keras
+import numpy as np
+
+from keras_selfish.conversion.sparsify import sparsify, twin_with_masks
+
+# Layers that compute the same from the same weights in both; with the arguments that Keras 3 has dropped.
+DROPPED = {
+    "Activation": (),
+    "Add": (),
+    "Average": (),
+    "AveragePooling1D": (),
+    "AveragePooling2D": (),
+    "BatchNormalization": (),
+    "Bidirectional": (),
+    "Concatenate": (),
+    "Conv1D": (),
+    "Conv2D": (),
+    "Dense": (),
+    "DepthwiseConv2D": ("groups",),
+    "Dropout": (),
+    "ELU": (),
+    "Embedding": ("input_length",),
+    "Flatten": (),
+    "GRU": ("time_major",),
+    "GRUCell": (),
+    "GaussianNoise": (),
+    "GlobalAveragePooling1D": (),
+    "GlobalAveragePooling2D": (),
+    "GlobalMaxPooling1D": (),
+    "GlobalMaxPooling2D": (),
+    "InputLayer": (),
+    "LSTM": ("time_major",),
+    "LSTMCell": (),
+    "LayerNormalization": (),
+    "LeakyReLU": (),
+    "Masking": (),
+    "MaxPooling1D": (),
+    "MaxPooling2D": (),
+    "Maximum": (),
+    "Minimum": (),
+    "Multiply": (),
+    "Permute": (),
+    "RNN": ("time_major",),
+    "ReLU": (),
+    "RepeatVector": (),
+    "Reshape": (),
+    "SimpleRNN": ("time_major",),
+    "SimpleRNNCell": (),
+    "Softmax": (),
+    "SpatialDropout1D": (),
+    "SpatialDropout2D": (),
+    "StackedRNNCells": (),
+    "Subtract": (),
+    "TimeDistributed": (),
+    "UpSampling1D": (),
+    "UpSampling2D": (),
+    "ZeroPadding1D": (),
+    "ZeroPadding2D": (),
+}
+RENAMED = {"InputLayer": {"batch_input_shape": "batch_shape"}, "LeakyReLU": {"alpha": "negative_slope"}}
+# Arguments without a counterpart, which a layer may not use.
+REFUSED = ("time_major", "ragged")
+MODELS = {"Functional": "keras.src.models.functional", "Sequential": "keras"}
+RECURRENT = ("Bidirectional", "GRU", "LSTM", "RNN", "SimpleRNN")
+WRAPPER = "PruneLowMagnitude"
+
+
+def from_tfmot(model):
+    """Returns the sparse Keras 3 twin of a `tf_keras` model that TensorFlow Model Optimization has pruned.
+
+    Layers that `tfmot.sparsity.keras.prune_low_magnitude` wraps become sparse ones with the wrappers' masks
+    and block size, under their own names. Weights outside a mask are zero. Training goes on from there, with
+    `SelfishRewiring` if connections are to move. The twin computes what `strip_pruning(model)` does, as
+    the wrapped model does too, except that its wrappers do not pass on which steps are padding (`mask_zero`).
+    A model without wrappers, such as a stripped one, is sparse where it has zeros. The twin is not compiled.
+
+    A wrapper with `sparsity_m_by_n` gives its mask, too; a rewiring then moves single connections. The
+    function needs `tf_keras`: `pip install 'keras_selfish[tfmot]'`.
+
+    Args:
+        model: A built Functional or Sequential `tf_keras.Model`.
+
+    Returns:
+        A `keras.Sequential` if the model is one, else a Functional `keras.Model`.
+
+    Raises:
+        ValueError: if the model is subclassed or not built, or has a layer that Keras 3 would not compute the
+            same, or a pruned layer without a sparse form.
+    """
+    # Imported here: it loads TensorFlow.
+    import tf_keras
+
+    if not isinstance(model, tf_keras.Sequential | tf_keras.models.Model) or not _is_graph(model):
+        raise ValueError(
+            "`model` must be a Functional or Sequential tf_keras.Model that is built. Received: "
+            f"model={model!r}; call it on data first"
+        )
+    plain = keras.layers.deserialize(_model_config(type(model).__name__, model.get_config()))
+    wrappers = _wrappers(model)
+    masks = {id(weight): mask for wrapper in wrappers for weight, mask, _ in wrapper.pruning_vars}
+    own = {id(one) for wrapper in wrappers for _, *both in wrapper.pruning_vars for one in both}
+    own |= {id(wrapper.pruning_step) for wrapper in wrappers}
+
+    given, block_shapes = {}, {}
+    for layer, twin in _pairs(model, plain):
+        weights = [weight for weight in layer.weights if id(weight) not in own]
+        _copy_weights(layer, weights, twin)
+        for weight, target in zip(weights, twin.weights, strict=True):
+            if id(weight) in masks:
+                given[id(target)] = np.asarray(masks[id(weight)]) != 0
+        blocks = [wrapper.block_size for wrapper in _wrappers(layer)]
+        block_shapes[id(twin)] = list(blocks[0]) if blocks else [1, 1]
+    if not wrappers:
+        return sparsify(plain, initial="nonzero")
+    return twin_with_masks(plain, given, lambda layer: {"block_shape": block_shapes[id(layer)]})
+
+
+def _is_graph(model):
+    return bool(model.built and getattr(model, "inputs", None))
+
+
+def _is_wrapper(layer):
+    return hasattr(layer, "pruning_vars")
+
+
+def _wrappers(layer):
+    """The pruning wrappers that a layer is or contains: in models and in wrappers of Keras's."""
+    if _is_wrapper(layer):
+        return [layer]
+    inside = [*getattr(layer, "layers", ()), getattr(layer, "layer", None)]
+    return [wrapper for one in inside if one is not None for wrapper in _wrappers(one)]
+
+
+def _unwrapped(layer):
+    return layer.layer if _is_wrapper(layer) else layer
+
+
+def _pairs(model, plain):
+    """Pairs (layer of a model, its copy), each once; wrappers stand for the layers in them."""
+    pairs = {}
+    for layer in model.layers:
+        twin = plain.get_layer(_unwrapped(layer).name)
+        inner = _pairs(layer, twin) if isinstance(twin, (keras.Model, keras.Sequential)) else [(layer, twin)]
+        pairs.update((id(one), (one, other)) for one, other in inner)
+    return pairs.values()
+
+
+def _copy_weights(layer, weights, twin):
+    shapes = [[tuple(weight.shape) for weight in one] for one in (weights, twin.weights)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"`model` must hold layers that have the same weights in Keras 3. Received: layer {layer.name!r} "
+            f"with weights of shapes {shapes[0]}, which has {shapes[1]} there"
+        )
+    for weight, target in zip(weights, twin.weights, strict=True):
+        target.assign(weight.numpy())
+
+
+def _model_config(class_name, config):
+    """Keras 3's serialized form of a Functional or Sequential model of `tf_keras`."""
+    references = {layer["config"]["name"]: _first_call(layer) for layer in config["layers"]}
+    layers = []
+    for layer in config["layers"]:
+        converted = _layer_config(layer)
+        if "inbound_nodes" in layer:
+            converted["name"] = converted["config"]["name"]
+            converted["inbound_nodes"] = [
+                _node(_resolved(node, references), converted["class_name"]) for node in layer["inbound_nodes"]
+            ]
+        layers.append(converted)
+    model = {"name": config["name"], "trainable": config.get("trainable", True), "layers": layers}
+    for key in ("input_layers", "output_layers"):
+        if key in config:
+            nodes = _resolved(config[key], references)
+            # Keras 3 distinguishes one tensor from a list of one.
+            model[key] = nodes[0] if isinstance(nodes, list) and len(nodes) == 1 else nodes
+    if class_name not in MODELS:
+        raise ValueError(
+            "`model` must consist of Functional and Sequential models. Received: model "
+            f"{config['name']!r} of class {class_name}; convert the models that it is made of"
+        )
+    return {
+        "module": MODELS[class_name],
+        "class_name": class_name,
+        "config": model,
+        "registered_name": class_name,
+    }
+
+
+def _layer_config(layer):
+    """Keras 3's serialized form of a layer of `tf_keras`."""
+    class_name, config = layer["class_name"], layer["config"]
+    if class_name == WRAPPER:
+        return _layer_config(config["layer"])
+    if class_name in MODELS:
+        return _model_config(class_name, config)
+    name = config.get("name", class_name)
+    if class_name not in DROPPED or layer.get("module", "keras.layers") != "keras.layers":
+        raise ValueError(
+            f"`model` must hold layers that Keras 3 has as well. Received: layer {name!r} of class "
+            f"{class_name}; those that are converted are {', '.join(DROPPED)}"
+        )
+    if refused := [key for key in REFUSED if config.get(key)]:
+        raise ValueError(
+            f"`model` must not use arguments that Keras 3 lacks. Received: layer {name!r} of class "
+            f"{class_name} with {refused[0]}={config[refused[0]]!r}"
+        )
+    converted = {
+        "module": "keras.layers",
+        "class_name": class_name,
+        "config": _arguments(class_name, config),
+        "registered_name": None,
+    }
+    try:
+        keras.layers.deserialize(copy.deepcopy(converted))  # wrappers take their layers out of the config
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`model` must hold layers that Keras 3 can make. Received: layer {name!r} of class "
+            f"{class_name}, with arguments that it refuses: {error}"
+        ) from error
+    return converted
+
+
+def _arguments(class_name, config):
+    renamed = RENAMED.get(class_name, {})
+    dropped = {*DROPPED[class_name], *REFUSED, "batch_input_shape"} - renamed.keys()
+    arguments = {renamed.get(key, key): _value(v) for key, v in config.items() if key not in dropped}
+    if isinstance(arguments.get("dtype"), dict):
+        arguments["dtype"] = arguments["dtype"]["config"]["name"]
+    if class_name == "BatchNormalization" and isinstance(arguments["axis"], (list, tuple)):
+        (arguments["axis"],) = arguments["axis"]
+    return arguments
+
+
+def _value(value):
+    """An argument; layers among them, such as a wrapper's or cells, are converted."""
+    if isinstance(value, (list, tuple)):
+        return [_value(one) for one in value]
+    if isinstance(value, dict) and value.get("class_name") in {*DROPPED, *MODELS, WRAPPER}:
+        return _layer_config(value)
+    return value
+
+
+def _node(references, class_name):
+    """Keras 3's form of a call of a layer, from a list of [layer, call, output, keywords]."""
+    tensors = [_tensors(reference[:3]) for reference in references]
+    keywords = _tensors(references[0][3]) if len(references[0]) > 3 else {}
+    if class_name in RECURRENT and len(tensors) > 1:  # Keras 2 makes inputs of initial states
+        tensors, keywords["initial_state"] = tensors[:1], tensors[1:]
+    return {"args": tensors if len(tensors) == 1 else [tensors], "kwargs": keywords}
+
+
+def _tensors(nodes):
+    """Replaces references to outputs of layers, [layer, call, output], within lists and dicts."""
+    if isinstance(nodes, dict):
+        return {key: _tensors(value) for key, value in nodes.items()}
+    if not isinstance(nodes, list):
+        return nodes
+    if [type(part) for part in nodes] == [str, int, int]:
+        # Keras looks the tensor up by its history alone.
+        config = {"shape": [], "dtype": "float32", "keras_history": nodes}
+        return {"class_name": "__keras_tensor__", "config": config}
+    return [_tensors(value) for value in nodes]
+
+
+def _first_call(layer):
+    """The name of a layer in Keras 3, and the number of its first call in a config of Keras 2."""
+    if layer["class_name"] == WRAPPER:
+        return layer["config"]["layer"]["config"]["name"], 0
+    # There a model that was made from its inputs counts that as its call number 0.
+    inside = layer["config"].get("layers") if layer["class_name"] in MODELS else None
+    return layer["config"]["name"], int(bool(inside) and inside[0]["class_name"] == "InputLayer")
+
+
+def _resolved(nodes, references):
+    """References [layer, call, output, ...], within lists and dicts, by names and calls in Keras 3."""
+    if isinstance(nodes, dict):
+        return {key: _resolved(value, references) for key, value in nodes.items()}
+    if not isinstance(nodes, (list, tuple)):
+        return nodes
+    if [type(part) for part in nodes[:3]] == [str, int, int] and nodes[0] in references:
+        name, first = references[nodes[0]]
+        return [name, nodes[1] - first, nodes[2], *_resolved(nodes[3:], references)]
+    return [_resolved(value, references) for value in nodes]

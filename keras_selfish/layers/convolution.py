@@ -1,0 +1,120 @@
+"""Sparse convolutions."""
+
+import keras
+
+from keras_selfish.layers.masked import MaskedAttribute, MaskedLayer
+
+
+class _SparseConvolution(MaskedLayer):
+    masked_names = {"kernel": ()}
+
+    def __init__(
+        self,
+        *args,
+        sparsity=0.67,
+        distribution="uniform",
+        block_shape=(1, 1),
+        n_of_m=None,
+        mask_seed=None,
+        **kwargs,
+    ):
+        super().__init__(*args, **kwargs)
+        self._init_masks(sparsity, distribution, block_shape, mask_seed, n_of_m)
+
+    def input_channels(self, input_shape):
+        """Number of channels of an input of this shape."""
+        return input_shape[1 if self.data_format == "channels_first" else -1]
+
+    def call(self, inputs):
+        with self.effective_weights():
+            return super().call(inputs)
+
+
+class _SparseConv(_SparseConvolution):
+    saves_named_weights_only = True
+
+    def masked_shapes(self, input_shape):
+        return {"kernel": (*self.kernel_size, self.input_channels(input_shape) // self.groups, self.filters)}
+
+    @property
+    def kernel(self):
+        return self.weight_to_use("kernel", super().kernel)
+
+
+@keras.saving.register_keras_serializable(package="keras_selfish")
+class SparseConv1D(_SparseConv, keras.layers.Conv1D):
+    """`keras.layers.Conv1D` whose kernel (steps, channels, filters) is sparse from the first step on.
+
+    Args: see `SparseConv2D` for `sparsity`, `distribution`, `block_shape`, `n_of_m` and `mask_seed`; the
+        others are
+        those of `keras.layers.Conv1D`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> SparseConv1D(8, 3, padding="causal")(np.ones((2, 5, 4), "float32")).shape == (2, 5, 8)
+    True
+    """
+
+    keras_layer = keras.layers.Conv1D
+
+
+@keras.saving.register_keras_serializable(package="keras_selfish")
+class SparseConv2D(_SparseConv, keras.layers.Conv2D):
+    """`keras.layers.Conv2D` whose kernel is sparse from the first step on; the bias is dense.
+
+    The kernel (height, width, channels, filters) has a matrix (input weights, units) for each place of the
+    window: its last two axes. At sparsity 0 the layer makes no mask and is Keras's.
+
+    Args:
+        filters: Number of filters, the units of this layer.
+        kernel_size: Height and width of the window.
+        sparsity: Fraction of zeros in the kernel, in [0, 1). Default 0.67.
+        distribution: `"uniform"` (default), `"erdos_renyi"` or `"erk"`; with one kernel they agree.
+        block_shape: (channels, filters) of the blocks in which connections come and go; it must divide
+            the kernel's last two axes. Default `(1, 1)`.
+        n_of_m: `(n, m)` for exactly n of each m consecutive channels of a filter at a place of the window,
+            such as `(2, 4)`; it fixes the sparsity. Default None.
+        mask_seed: Integer seed of the initial mask; None (default) draws one.
+        *args: As in `keras.layers.Conv2D`.
+        **kwargs: As in `keras.layers.Conv2D`.
+
+    Raises:
+        ValueError: for an argument out of range, or a block shape that does not divide the kernel.
+
+    Example:
+
+    >>> import numpy as np
+    >>> layer = SparseConv2D(8, 3, sparsity=0.75, block_shape=(4, 1))
+    >>> layer(np.ones((2, 6, 6, 4), "float32")).shape == (2, 4, 4, 8)
+    True
+    >>> int(np.count_nonzero(layer.kernel))
+    72
+    """
+
+    keras_layer = keras.layers.Conv2D
+
+
+@keras.saving.register_keras_serializable(package="keras_selfish")
+class SparseDepthwiseConv2D(_SparseConvolution, keras.layers.DepthwiseConv2D):
+    """`keras.layers.DepthwiseConv2D` whose kernel is sparse from the first step on.
+
+    The kernel is (height, width, channels, depth multiplier): a filter reads one channel, so that a whole
+    filter of zeros silences a feature map. Such a kernel is a small part of its network; sparser than the
+    1x1 convolution beside it is seldom what one wants.
+
+    Args: see `SparseConv2D` for `sparsity`, `distribution`, `block_shape` (channels, multiplier), `n_of_m`
+        and `mask_seed`; the others are those of `keras.layers.DepthwiseConv2D`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> SparseDepthwiseConv2D(3)(np.ones((2, 6, 6, 4), "float32")).shape == (2, 4, 4, 4)
+    True
+    """
+
+    keras_layer = keras.layers.DepthwiseConv2D
+    kernel = MaskedAttribute()
+
+    def masked_shapes(self, input_shape):
+        return {"kernel": (*self.kernel_size, self.input_channels(input_shape), self.depth_multiplier)}

@@ -1,0 +1,191 @@
+"""Sparse long short-term memory with ordered neurons."""
+
+import itertools
+
+import keras
+from keras import ops
+
+from keras_selfish.layers.masked import MaskedAttribute
+from keras_selfish.layers.sparse_hoisted import SparseHoistedCell, SparseHoistedRNN
+
+
+@keras.saving.register_keras_serializable(package="keras_selfish")
+class SparseONLSTMCell(SparseHoistedCell):
+    """The cell of `SparseONLSTM`.
+
+    The kernel (inputs, width) and the recurrent kernel (units, width) each concatenate, in the order of the
+    published code, the gates `master_input` and `master_forget` of units / chunk_size columns each, and
+    o (output), c (cell candidate), i (input) and f (forget) of `units` columns each. The bias is dense.
+
+    Args: see `SparseONLSTM`; those of the cell are all but `return_distances` and the ones of
+        `keras.layers.RNN`. `weight_drop` needs the layer, which draws once per sequence.
+    """
+
+    gates = ("master_input", "master_forget", "o", "c", "i", "f")
+    kernel = MaskedAttribute()
+    recurrent_kernel = MaskedAttribute()
+    # The loop gives back one tensor a step: for a layer that returns them, the distances stand behind h, in
+    # the state, too, since on JAX the output of a padded step is the first state.
+    appends_distances = False
+
+    def __init__(self, units, chunk_size=10, **kwargs):
+        is_integer = isinstance(chunk_size, int) and not isinstance(chunk_size, bool)
+        if not is_integer or chunk_size < 1 or units % chunk_size:
+            raise ValueError(
+                "`chunk_size` must be a positive integer that divides `units`. "
+                f"Received: chunk_size={chunk_size!r}, units={units}"
+            )
+        super().__init__(units, **kwargs)
+        self.chunk_size = chunk_size
+        self.state_size = [units, units]
+
+    @property
+    def gate_sizes(self):
+        return (self.units // self.chunk_size,) * 2 + (self.units,) * 4
+
+    def masked_shapes(self, input_shape):
+        width = sum(self.gate_sizes)
+        return {"kernel": (input_shape[-1], width), "recurrent_kernel": (self.units, width)}
+
+    @property
+    def bias_shape(self):
+        return (sum(self.gate_sizes),)
+
+    def step(self, projected, states, training=False):
+        h, c = states[0][:, : self.units], states[1]
+        gates = projected + ops.matmul(self.visible(h, training), self.in_use("recurrent_kernel"))
+        gates = ops.cast(gates, c.dtype)
+        if self.use_bias:
+            gates = gates + ops.cast(self.in_use("bias"), c.dtype)
+        ends = list(itertools.accumulate(self.gate_sizes[:-1]))
+        master_input, master_forget, *gates = ops.split(gates, ends, axis=-1)
+        master_input, master_forget = 1 - cumax(master_input), cumax(master_forget)
+        distances = [1 - ops.mean(master_forget, -1), ops.mean(master_input, -1)]
+        # A chunk of units shares its entry of the master gates.
+        master_input, master_forget = master_input[..., None], master_forget[..., None]
+        chunks = (-1, self.units // self.chunk_size, self.chunk_size)
+        output, candidate, input_, forget, c = (ops.reshape(tensor, chunks) for tensor in (*gates, c))
+        overlap = master_input * master_forget
+        forget = self.recurrent_activation(forget) * overlap + (master_forget - overlap)
+        input_ = self.recurrent_activation(input_) * overlap + (master_input - overlap)
+        c = forget * c + input_ * self.activation(candidate)
+        h = self.recurrent_activation(output) * self.activation(c)
+        h, c = (ops.reshape(tensor, (-1, self.units)) for tensor in (h, c))
+        if self.appends_distances:
+            h = ops.concatenate([h, ops.stack(distances, -1)], -1)
+        return ops.cast(h, self.compute_dtype), [h, c]
+
+    def get_config(self):
+        return {**super().get_config(), "chunk_size": self.chunk_size}
+
+
+@keras.saving.register_keras_serializable(package="keras_selfish")
+class SparseONLSTM(SparseHoistedRNN):
+    """LSTM with ordered neurons whose kernels are sparse from the first step on.
+
+    Two master gates, cumulative sums of a softmax over chunks of units, order the cell state: of each
+    state a lower part is written anew and an upper part kept, so that units high up remember for longer.
+    With cumax(x) = cumsum(softmax(x)), logistic gates i, f, o and the candidate c~ of an LSTM:
+
+        m_f = cumax(...)     m_i = 1 - cumax(...)     w = m_f * m_i
+        c <- (f * w + m_f - w) * c + (i * w + m_i - w) * c~          h = o * tanh(c)
+
+    The input is projected once per sequence. In half precision states and gates are float32. At sparsity 0
+    the layer makes no mask.
+
+    Args:
+        units: Number of units.
+        chunk_size: How many units share an entry of the master gates; it must divide `units`. Default 10.
+        activation: Activation of the candidate and of the cell state. Default `"tanh"`.
+        recurrent_activation: Activation of the gates i, f, o. Default `"sigmoid"`.
+        use_bias: Whether the gates have a bias. Default True.
+        weight_drop: Fraction of the recurrent kernel's weights dropped in training, drawn once per call
+            (DropConnect). Default 0. The others are multiplied by 1 / (1 - weight_drop), and nothing is
+            dropped in inference; the published code multiplies all by 1 - weight_drop there instead.
+        dropout: Fraction of the input features dropped in training. Default 0.
+        recurrent_dropout: Fraction of the state h dropped, where the recurrent kernel sees it, in training.
+            Default 0. Both draw one mask per sequence, for all time steps and gates.
+        return_distances: Whether to return, after outputs and states, two tensors (batch, time steps): the
+            forget distance 1 - mean(m_f), high where a constituent ends, and the input distance mean(m_i).
+            Needs `return_sequences`; not within a `Bidirectional`. Default False.
+        seed: Integer seed of dropout.
+        sparsity: Fraction of zeros in the two kernels, in [0, 1). Default 0.67.
+        distribution: How the kernels share the connections: `"uniform"` (default), `"erdos_renyi"` or
+            `"erk"`.
+        block_shape: (input weights, units) of the blocks in which connections come and go; they must
+            divide both kernels. Default `(1, 1)`, single weights.
+        n_of_m: `(n, m)` for exactly n of each m consecutive input weights of a unit, such as `(2, 4)`; it
+            fixes the sparsity. Default None.
+        mask_seed: Integer seed of the initial masks; None (default) draws one.
+        **kwargs: Initializers, regularizers and constraints as in `keras.layers.SimpleRNN`, and the
+            arguments of `keras.layers.RNN`.
+
+    Call arguments: as in `keras.layers.RNN`: inputs (batch, time steps, features); outputs (batch, units),
+        or (batch, time steps, units) with `return_sequences`; two states h and c (batch, units).
+
+    Raises:
+        ValueError: for an argument out of range, or a block shape that does not divide a kernel.
+
+    Example:
+
+    >>> import numpy as np
+    >>> layer = SparseONLSTM(8, chunk_size=4, sparsity=0.75, return_sequences=True, return_distances=True)
+    >>> outputs, forget_distance, input_distance = layer(np.ones((2, 3, 4), "float32"))
+    >>> outputs.shape == (2, 3, 8), forget_distance.shape == (2, 3)
+    (True, True)
+    >>> from keras_selfish.masks import masked_weights
+    >>> [(weight.shape, weight.active) for weight in masked_weights(layer)]
+    [((4, 36), 36), ((8, 36), 72)]
+
+    Reference: Shen et al. 2019, "Ordered Neurons", arXiv 1810.09536, equations 9 to 14.
+    """
+
+    cell_class = SparseONLSTMCell
+    cell_name = "on_lstm_cell"
+
+    def __init__(self, units, *args, return_distances=False, **kwargs):
+        super().__init__(units, *args, **kwargs)
+        if return_distances and not self.return_sequences:
+            raise ValueError(
+                "`return_distances` needs return_sequences=True, since each time step has its distances. "
+                "Received: return_distances=True, return_sequences=False"
+            )
+        self.return_distances = bool(return_distances)
+        self.cell.appends_distances = self.return_distances
+
+    def inner_loop(self, sequences, initial_state, mask, training=False):
+        if not self.return_distances:
+            return super().inner_loop(sequences, initial_state, mask, training=training)
+        h, c = initial_state
+        initial_state = [ops.pad(h, [[0, 0], [0, 2]]), c]
+        last, outputs, (h, c) = super().inner_loop(sequences, initial_state, mask, training=training)
+        return last, outputs, [h[:, : self.units], c]
+
+    def call(self, sequences, initial_state=None, mask=None, training=False):
+        results = super().call(sequences, initial_state=initial_state, mask=mask, training=training)
+        if not self.return_distances:
+            return results
+        outputs, *states = results if self.return_state else [results]
+        outputs, forget, input_ = ops.split(outputs, [self.units, self.units + 1], axis=-1)
+        return outputs, *states, ops.squeeze(forget, -1), ops.squeeze(input_, -1)
+
+    def compute_output_shape(self, sequences_shape, initial_state_shape=None):
+        shape = super().compute_output_shape(sequences_shape)
+        if not self.return_distances:
+            return shape
+        distances = tuple(sequences_shape[:2])
+        return (*(shape if self.return_state else [shape]), distances, distances)
+
+    def compute_mask(self, inputs, mask):
+        output_mask = super().compute_mask(inputs, mask)
+        if not self.return_distances:
+            return output_mask
+        return [*(output_mask if self.return_state else [output_mask]), None, None]
+
+    def get_config(self):
+        return {**super().get_config(), "return_distances": self.return_distances}
+
+
+def cumax(logits):
+    """Cumulative sum of a softmax over the last axis: a soft step from 0 to 1."""
+    return ops.cumsum(ops.softmax(logits, axis=-1), axis=-1)

@@ -1,0 +1,147 @@
+"""Sparse recurrent highway network."""
+
+import keras
+from keras import ops
+
+from keras_selfish.layers.masked import MaskedAttribute
+from keras_selfish.layers.sparse_hoisted import SparseHoistedCell, SparseHoistedRNN
+
+
+@keras.saving.register_keras_serializable(package="keras_selfish")
+class SparseRHNCell(SparseHoistedCell):
+    """The cell of `SparseRHN`.
+
+    The kernel (inputs, gates * units) and one recurrent kernel (units, gates * units) for each depth each
+    concatenate the gates h (candidate), t (transform) and, unless coupled, c (carry); in each matrix they
+    compete for its connections. The bias (depth, gates * units) is dense.
+
+    Args: see `SparseRHN`; those of the cell are all but the ones of `keras.layers.RNN`.
+    """
+
+    kernel = MaskedAttribute()
+
+    def __init__(self, units, depth=10, *, coupled=True, transform_bias=-2.0, **kwargs):
+        if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
+            raise ValueError(f"`depth` must be a positive integer. Received: depth={depth!r}")
+        super().__init__(units, **kwargs)
+        self.depth = depth
+        self.coupled = bool(coupled)
+        self.transform_bias = None if transform_bias is None else float(transform_bias)
+
+    @property
+    def gates(self):
+        return ("h", "t") if self.coupled else ("h", "t", "c")
+
+    @property
+    def masked_names(self):
+        return dict.fromkeys(["kernel", *self._recurrent_names], self.gates)
+
+    @property
+    def dropped_names(self):
+        return self._recurrent_names
+
+    @property
+    def _recurrent_names(self):
+        return [f"recurrent_kernel_{index}" for index in range(self.depth)]
+
+    def masked_shapes(self, input_shape):
+        width = len(self.gates) * self.units
+        return {
+            "kernel": (input_shape[-1], width),
+            **dict.fromkeys(self._recurrent_names, (self.units, width)),
+        }
+
+    @property
+    def bias_shape(self):
+        return (self.depth, len(self.gates) * self.units)
+
+    def initial_bias(self, shape, dtype=None):
+        bias = self.bias_initializer(shape, dtype=dtype)
+        if self.transform_bias is None:
+            return bias
+        before, _, after = ops.split(bias, [self.units, 2 * self.units], axis=1)
+        transform = ops.full((self.depth, self.units), self.transform_bias, dtype=dtype)
+        return ops.concatenate([before, transform, after], axis=1)
+
+    def step(self, projected, states, training=False):
+        state = states[0]
+        for index, name in enumerate(self._recurrent_names):
+            gates = ops.matmul(self.visible(state, training), self.in_use(name))
+            if index == 0:
+                gates = gates + projected
+            gates = ops.cast(gates, state.dtype)
+            if self.use_bias:
+                gates = gates + ops.cast(self.in_use("bias")[index], state.dtype)
+            candidate, transform, *carry = ops.split(gates, len(self.gates), axis=-1)
+            candidate, transform = self.activation(candidate), self.recurrent_activation(transform)
+            carry = 1 - transform if self.coupled else self.recurrent_activation(carry[0])
+            state = candidate * transform + state * carry
+        return ops.cast(state, self.compute_dtype), [state]
+
+    def get_config(self):
+        config = {"depth": self.depth, "coupled": self.coupled, "transform_bias": self.transform_bias}
+        return {**super().get_config(), **config}
+
+
+@keras.saving.register_keras_serializable(package="keras_selfish")
+class SparseRHN(SparseHoistedRNN):
+    """Recurrent highway network whose kernels are sparse from the first step on.
+
+    Within a time step the state s passes through `depth` highway layers, of which the first one sees the
+    input, too:
+
+        h = tanh(x W_h + s R_h + b_h)        t = sigmoid(x W_t + s R_t + b_t)
+        s <- h * t + s * c                   c = 1 - t, or a gate of its own
+
+    Each depth has a recurrent kernel of its own, and so a mask and a budget of connections of its own,
+    which its gates share as rewiring goes on. The input is projected once per sequence. In half precision
+    the state is kept in float32. At sparsity 0 the layer makes no mask.
+
+    Args:
+        units: Number of units.
+        depth: Number of highway layers in a time step. Default 10.
+        coupled: Whether the carry gate is 1 - t (default) or has weights of its own.
+        activation: Activation of the candidate h. Default `"tanh"`.
+        recurrent_activation: Activation of the gates. Default `"sigmoid"`.
+        use_bias: Whether each depth adds a bias. Default True.
+        transform_bias: Initial bias of the transform gate: below zero the state is carried on at first.
+            Default -2.0, the published one on the Penn Treebank (-4.0 on enwik8); None draws it from
+            `bias_initializer`, as the biases of the other gates.
+        weight_drop: Fraction of the connections of the recurrent kernels dropped in training, drawn once per
+            call. Default 0.
+        dropout: Fraction of the input features dropped in training. Default 0.
+        recurrent_dropout: Fraction of the state dropped, where the recurrent kernels see it, in training.
+            Default 0. Both draw one mask per sequence, for all time steps, depths and gates.
+        seed: Integer seed of dropout.
+        sparsity: Fraction of zeros in the kernels, in [0, 1). Default 0.67.
+        distribution: How the kernels share the connections: `"uniform"` (default), `"erdos_renyi"` or
+            `"erk"`.
+        block_shape: (input weights, units) of the blocks in which connections come and go; they must
+            divide all kernels. Default `(1, 1)`, single weights.
+        n_of_m: `(n, m)` for exactly n of each m consecutive input weights of a unit, such as `(2, 4)`; it
+            fixes the sparsity. Default None.
+        mask_seed: Integer seed of the initial masks; None (default) draws one.
+        **kwargs: Initializers, regularizers and constraints as in `keras.layers.SimpleRNN`
+            (`recurrent_*` holds for each depth), and the arguments of `keras.layers.RNN`.
+
+    Call arguments: as in `keras.layers.RNN`: inputs (batch, time steps, features); outputs (batch, units),
+        or (batch, time steps, units) with `return_sequences`; one state (batch, units).
+
+    Raises:
+        ValueError: for an argument out of range, or a block shape that does not divide a kernel.
+
+    Example:
+
+    >>> import numpy as np
+    >>> layer = SparseRHN(8, depth=2, sparsity=0.75, mask_seed=1)
+    >>> layer(np.ones((2, 3, 4), "float32")).shape == (2, 8)
+    True
+    >>> from keras_selfish.masks import masked_weights
+    >>> [(weight.shape, weight.gates, weight.active) for weight in masked_weights(layer)]
+    [((4, 16), ('h', 't'), 16), ((8, 16), ('h', 't'), 32), ((8, 16), ('h', 't'), 32)]
+
+    Reference: Zilly et al. 2017, "Recurrent Highway Networks", arXiv 1607.03474, equations 6 to 9.
+    """
+
+    cell_class = SparseRHNCell
+    cell_name = "rhn_cell"

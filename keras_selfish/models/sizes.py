@@ -1,0 +1,51 @@
+"""Dense models as small as sparse ones."""
+
+from keras_selfish.analysis import report
+from keras_selfish.models.language_models import LanguageModel
+
+
+def small_dense(vocabulary_size, **settings):
+    """The settings of a dense language model with as many parameters as a sparse one.
+
+    All its layers are narrowed by the same factor.
+
+    Args:
+        vocabulary_size: Number of tokens in the vocabulary.
+        **settings: Arguments of the sparse `LanguageModel`.
+
+    Returns:
+        A dict: `settings` with sparsity 0 and fewer units, whose model has at most as many parameters as the
+        sparse one has connections and biases, and with one unit more in its first layer would have more.
+
+    Raises:
+        ValueError: for settings that `LanguageModel` refuses.
+
+    Example:
+
+    >>> small_dense(1000, units=64, layers=1, sparsity=0.75)["units"]
+    18
+    """
+    limit = report(LanguageModel(vocabulary_size, **settings)).parameters.sparse
+    units = settings["units"]
+    low, high = 1, units if isinstance(units, int) else units[0]
+    while high - low > 1:
+        middle = (low + high) // 2
+        if report(LanguageModel(vocabulary_size, **_narrowed(settings, middle))).parameters.dense > limit:
+            high = middle
+        else:
+            low = middle
+    return _narrowed(settings, low)
+
+
+def _narrowed(settings, first):
+    """Settings whose first layer has `first` units, and all else in proportion."""
+    units = settings["units"]
+    factor = first / (units if isinstance(units, int) else units[0])
+
+    def narrow(number):
+        return max(1, round(factor * number))
+
+    narrowed = {"units": first if isinstance(units, int) else list(map(narrow, units))}
+    if settings.get("embedding_units"):
+        narrowed["embedding_units"] = narrow(settings["embedding_units"])
+    return {**settings, **narrowed, "sparsity": 0.0}

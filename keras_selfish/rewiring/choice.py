@@ -1,0 +1,107 @@
+"""One rewiring of a whole model: how its matrices share what goes and what comes."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from keras_selfish import masks
+from keras_selfish.rewiring.counts import common_threshold, rewired_count, share_out
+from keras_selfish.rewiring.rewire import (
+    active_blocks,
+    choose_change,
+    choose_dropped,
+    choose_grown,
+    drop_scores,
+    make_change,
+    not_a_number,
+)
+
+__all__ = ["DROP_SCOPES", "check_equal_blocks", "choose_changes", "lost_together"]
+
+DROP_SCOPES = ("matrix", "model")
+
+
+def choose_changes(
+    matrices, each=map, *, rate, drop, grow, drop_scope="matrix", redistribution=None, reset_regrown=False
+):
+    """Chooses the connections of all matrices that go and come; their total stays exactly the same.
+
+    Args:
+        matrices: List of `rules.Matrix`, each with its generator.
+        each: `map`, or one that works in parallel.
+        rate: Fraction of the connections to rewire, in [0, 1].
+        drop: Drop rule (see `rules`).
+        grow: Grow rule.
+        drop_scope: `"matrix"`: the fraction of each matrix; `"model"`: the fraction of all connections, those
+            with the smallest scores anywhere. No matrix then loses its last connection.
+        redistribution: Redistribution rule; None for as many as the matrix has lost.
+        reset_regrown: Whether a connection that is dropped and regrown counts as new.
+
+    Returns:
+        A list of `Change`, or of None where nothing changes.
+
+    Raises:
+        ValueError: if a connection has no score, for its weight is NaN, or blocks of different sizes would be
+            exchanged.
+    """
+    if drop_scope == "matrix" and redistribution is None:
+        return list(each(lambda m: choose_change(m, rate, drop, grow, m.generator, reset_regrown), matrices))
+    check_equal_blocks(matrices)
+    lost = _lost(matrices, each, rate, drop, drop_scope)
+    kept = list(each(lambda m, count: active_blocks(m) > choose_dropped(m, count, drop), matrices, lost))
+    gained = lost if redistribution is None else _gained(matrices, kept, sum(lost), redistribution)
+
+    def complete(matrix, kept, lost, gained):
+        if lost == gained == 0:
+            return None
+        return make_change(matrix, kept, choose_grown(matrix, kept, gained, grow), reset_regrown)
+
+    return list(each(complete, matrices, kept, lost, gained))
+
+
+def _lost(matrices, each, rate, drop, drop_scope):
+    active = [active_blocks(matrix) for matrix in matrices]
+    counts = [rewired_count(rate, np.count_nonzero(blocks), blocks.size) for blocks in active]
+    return counts if drop_scope == "matrix" else lost_together(matrices, each, sum(counts), drop)
+
+
+def lost_together(matrices, each, count, drop):
+    """How many connections each matrix loses if the `count` with the smallest scores of all go.
+
+    Raises:
+        ValueError: if a connection has no score, for its weight is NaN.
+    """
+
+    def scores(matrix):
+        # Where several arrays share the count, an infinite score is that of no candidate.
+        lowest = np.minimum.reduce(drop_scores(matrix, drop))
+        found = lowest.reshape(-1).take(np.flatnonzero(active_blocks(matrix)))
+        if np.isnan(found).any():
+            raise not_a_number(matrix)
+        return found
+
+    return common_threshold(list(each(scores, matrices)), count)
+
+
+def _gained(matrices, kept, total, redistribution):
+    """How many each matrix grows: by its share of all, at least one connection, at most its free places."""
+    left = [np.count_nonzero(blocks) for blocks in kept]
+    shares = []
+    for matrix, blocks in zip(matrices, kept, strict=True):
+        mask = masks.expand_blocks(blocks, matrix.masked_weight.block_shape)
+        weight = np.where(mask, matrix.weight, 0)
+        shares.append(redistribution(dataclasses.replace(matrix, mask=mask, weight=weight)))
+    floors = [int(count == 0) for count in left]
+    ceilings = [blocks.size - count for blocks, count in zip(kept, left, strict=True)]
+    return share_out(total, shares, floors, ceilings)
+
+
+def check_equal_blocks(matrices):
+    """Raises `ValueError` if the blocks of some weights are larger than those of others."""
+    sizes = {math.prod(matrix.masked_weight.block_shape) for matrix in matrices}
+    if len(sizes) > 1:
+        raise ValueError(
+            "`block_shape` must have the same size in all layers if connections move from one weight to "
+            f"another. Received: blocks of {sorted(sizes)} weights"
+        )

@@ -1,0 +1,111 @@
+"""How many connections each matrix loses and gets: whole numbers with an exact total."""
+
+import math
+
+import numpy as np
+
+__all__ = ["common_threshold", "rewired_count", "share_out", "target_count"]
+
+
+def rewired_count(rate, active, total):
+    """How many of `active` blocks are rewired: `rate * active` rounded to the nearest, halves up.
+
+    In a matrix that is over 80% dense the rate is capped by the sparsity, as published.
+    """
+    if active > 0.8 * total:
+        rate = min(rate, 1.0 - active / total)
+    return int(rate * active + 0.5)
+
+
+def target_count(sparsity, total):
+    """How many of `total` blocks exist at a sparsity: rounded to the nearest, halves up, at least one."""
+    return max(1, math.floor((1.0 - sparsity) * total + 0.5 + 1e-9))
+
+
+def common_threshold(scores, count):
+    """How many connections each of several matrices loses if those with the smallest scores of all go.
+
+    Every matrix keeps one connection. Of equal scores those of the first matrices go.
+
+    Args:
+        scores: A list of one-dimensional arrays: the scores of the connections of each matrix.
+        count: How many go in all; fewer where the matrices would be left without any.
+
+    Returns:
+        A list of integers.
+
+    Example:
+
+    >>> common_threshold([np.array([1.0, 2.0, 7.0]), np.array([3.0, 4.0])], count=3)
+    [2, 1]
+    """
+    scores = [np.delete(each, each.argmax()) for each in scores]
+    together = np.concatenate([*scores, []])
+    count = min(count, together.size)
+    if count == 0:
+        return [0] * len(scores)
+    limit = np.partition(together, count - 1)[count - 1]
+    counts = [int(np.count_nonzero(each < limit)) for each in scores]
+    left = count - sum(counts)
+    for index, each in enumerate(scores):
+        ties = min(left, int(np.count_nonzero(each == limit)))
+        counts[index] += ties
+        left -= ties
+    return counts
+
+
+def share_out(total, shares, floors, ceilings):
+    """Divides a number among matrices in proportion to their shares.
+
+    What a matrix cannot take is handed on to the others in the same proportions, and once those with a share
+    are full, to the others by the room they have.
+
+    Args:
+        total: Whole number, between the sums of the floors and of the ceilings.
+        shares: A number of zero or more for each matrix.
+        floors: The least that each matrix gets.
+        ceilings: The most that each matrix gets.
+
+    Returns:
+        A list of integers that add up to `total`.
+
+    Raises:
+        ValueError: if a share is negative or not a number, or no division is possible.
+
+    Example: the second can take only 5 of the 15 that are its part.
+
+    >>> share_out(20, shares=[1.0, 3.0], floors=[0, 0], ceilings=[100, 5])
+    [15, 5]
+    """
+    shares = np.asarray(shares, float)
+    floors, ceilings = np.asarray(floors, np.int64), np.asarray(ceilings, np.int64)
+    if not (np.isfinite(shares).all() and (shares >= 0).all()):
+        raise ValueError(f"`shares` must be numbers of zero or more. Received: shares={shares.tolist()}")
+    if (floors > ceilings).any() or not floors.sum() <= total <= ceilings.sum():
+        raise ValueError(
+            f"`total` must lie between the sums of floors and ceilings. Received: total={total}, "
+            f"floors={floors.tolist()}, ceilings={ceilings.tolist()}"
+        )
+    room = ceilings - floors
+    exact = _filled(total - floors.sum(), shares, room)
+    counts = np.minimum(np.floor(exact + 1e-9).astype(np.int64), room)
+    for index in np.argsort(counts - exact, kind="stable"):
+        if counts.sum() + floors.sum() == total:
+            break
+        counts[index] += counts[index] < room[index]
+    return (floors + counts).tolist()
+
+
+def _filled(total, shares, room):
+    """Real numbers in proportion to the shares, none over its room, that add up to `total`."""
+    full = np.zeros(len(shares), bool)
+    while True:
+        rest = np.where(full, 0.0, shares)
+        if not rest.any():
+            rest = np.where(full, 0, room)
+        left = total - room[full].sum()
+        exact = np.where(full, room, left * (rest / max(rest.sum(), 1e-300)))
+        over = (exact > room) & ~full
+        if not over.any():
+            return exact
+        full |= over

@@ -1,0 +1,104 @@
+"""Gradients of connections that do not exist, taken on a batch when a rule asks for them.
+
+Ordinary training steps compute none: the layers mask them. Here the loss is differentiated once more on some
+batches of the training data, and everything the forward pass changed (carried states, seeds of dropout,
+metrics) is put back, so that training goes on as if nothing had happened.
+"""
+
+import contextlib
+import itertools
+
+import keras
+from keras import ops
+
+if keras.backend.backend() == "tensorflow":
+    from keras_selfish.rewiring.gradients_tensorflow import make_gradients
+elif keras.backend.backend() == "jax":
+    from keras_selfish.rewiring.gradients_jax import make_gradients
+else:
+    from keras_selfish.rewiring.gradients_torch import make_gradients
+
+__all__ = ["DenseGradients"]
+
+
+class DenseGradients:
+    """The gradients of a model's loss with respect to masked weights, those that do not exist included.
+
+    Args:
+        data: What the model is trained on: one batch as a tuple `(x, y)` or `(x, y, sample_weight)`; a
+            `keras.utils.PyDataset` or other sequence of batches; an iterable of them such as a
+            `tf.data.Dataset`, whose first ones serve; or a function from the training step to a batch.
+
+    Raises:
+        ValueError: if `data` is none of these.
+    """
+
+    def __init__(self, data):
+        is_sequence = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+        if not (callable(data) or is_sequence or hasattr(data, "__iter__")):
+            raise ValueError(
+                "`gradient_data` must be a batch, a sequence or an iterable of batches, or a function from a "
+                f"step to a batch. Received: gradient_data={data!r}"
+            )
+        self.data = data
+        self._model = None
+        self._gradients = None
+
+    def __call__(self, model, weights, step, batches):
+        """The mean gradient over some batches.
+
+        Args:
+            model: The compiled model.
+            weights: List of `MaskedWeight`.
+            step: Training step, which decides on the batches.
+            batches: How many of them.
+
+        Returns:
+            A list of NumPy arrays of the weights' shapes.
+        """
+        if self._model is not model:
+            self._model, self._gradients = model, make_gradients(model)
+        variables = [masked_weight.weight for masked_weight in weights]
+        total, count = None, 0
+        with _dense(weights), _unchanged(model):
+            for batch in self._batches(step, batches):
+                batch = keras.utils.unpack_x_y_sample_weight(batch)
+                gradients = self._gradients(batch, variables)
+                total = gradients if total is None else [a + b for a, b in zip(total, gradients, strict=True)]
+                count += 1
+        if not count:
+            raise ValueError("`gradient_data` must hold at least one batch. Received: none")
+        return [each / count for each in total] if count > 1 else total
+
+    def _batches(self, step, count):
+        if isinstance(self.data, tuple):
+            return [self.data]
+        if hasattr(self.data, "__getitem__") and hasattr(self.data, "__len__"):
+            return (self.data[(step + k) % len(self.data)] for k in range(min(count, len(self.data))))
+        if callable(self.data):
+            return (self.data(step + k) for k in range(count))
+        return itertools.islice(self.data, count)
+
+
+@contextlib.contextmanager
+def _dense(weights):
+    """Within the block the gradients of these weights are not masked."""
+    for masked_weight in weights:
+        masked_weight.dense_gradient = True
+    try:
+        yield
+    finally:
+        for masked_weight in weights:
+            masked_weight.dense_gradient = False
+
+
+@contextlib.contextmanager
+def _unchanged(model):
+    """After the block all that training steps change beside the weights is as it was before it."""
+    variables = [*model.non_trainable_variables, *model.metrics_variables]
+    before = [ops.copy(ops.convert_to_tensor(variable)) for variable in variables]
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)

@@ -1,0 +1,35 @@
+"""Gradients of a model's loss on JAX."""
+
+import jax
+import keras
+import numpy as np
+
+
+def make_gradients(model):
+    """A function from a batch and a list of variables to the gradients of the loss, NumPy arrays."""
+
+    def loss(values, variables, others, x, y, sample_weight):
+        mapping = [*zip(variables, values, strict=True), *others]
+        with keras.StatelessScope(state_mapping=mapping):
+            predictions = model(x, training=True)
+            return model.compute_loss(
+                x=x, y=y, y_pred=predictions, sample_weight=sample_weight, training=True
+            )
+
+    compiled = {}
+
+    def compute(batch, variables):
+        names = tuple(id(variable) for variable in variables)
+        rest = [*model.variables, *model.metrics_variables]
+        rest = [variable for variable in rest if id(variable) not in names]
+        if names not in compiled:
+
+            def gradients(values, rest_values, x, y, sample_weight):
+                others = list(zip(rest, rest_values, strict=True))
+                return jax.grad(loss)(values, variables, others, x, y, sample_weight)
+
+            compiled[names] = jax.jit(gradients)
+        found = compiled[names]([v.value for v in variables], [v.value for v in rest], *batch)
+        return [np.asarray(gradient, np.float32) for gradient in found]
+
+    return compute

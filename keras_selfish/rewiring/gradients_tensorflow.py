@@ -1,0 +1,54 @@
+"""Gradients of a model's loss on TensorFlow, on one device or on all replicas of a strategy."""
+
+import numpy as np
+import tensorflow as tf
+
+
+def make_gradients(model):
+    """A function from a batch and a list of variables to the gradients of the loss, NumPy arrays."""
+    strategy = model.distribute_strategy
+
+    @tf.function(reduce_retracing=True)
+    def gradients(x, y, sample_weight, variables):
+        with tf.GradientTape() as tape:
+            predictions = model(x, training=True)
+            loss = model.compute_loss(
+                x=x, y=y, y_pred=predictions, sample_weight=sample_weight, training=True
+            )
+        found = tape.gradient(loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        return [tf.cast(tf.convert_to_tensor(gradient), tf.float32) for gradient in found]
+
+    @tf.function(reduce_retracing=True)
+    def summed(x, y, sample_weight, variables):
+        found = strategy.run(gradients.python_function, args=(x, y, sample_weight, variables))
+        # Keras divides the loss of a replica by the number of replicas.
+        return [strategy.reduce(tf.distribute.ReduceOp.SUM, gradient, axis=None) for gradient in found]
+
+    def compute(batch, variables):
+        values = [variable.value for variable in variables]
+        batch = [
+            None if part is None else tf.nest.map_structure(tf.convert_to_tensor, part) for part in batch
+        ]
+        replicas = strategy.num_replicas_in_sync
+        if replicas == 1:
+            found = gradients(*batch, values)
+        else:
+            found = summed(*(_divided(part, strategy, replicas) for part in batch), values)
+        return [np.asarray(gradient) for gradient in found]
+
+    return compute
+
+
+def _divided(part, strategy, replicas):
+    """The rows of each tensor in one part of a batch, in equal numbers for each replica."""
+
+    def divide(tensor):
+        rows = tensor.shape[0] // replicas
+
+        def slice_of(context):
+            start = context.replica_id_in_sync_group * rows
+            return tensor[start : start + rows]
+
+        return strategy.experimental_distribute_values_from_function(slice_of)
+
+    return None if part is None else tf.nest.map_structure(divide, part)

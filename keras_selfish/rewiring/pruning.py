@@ -1,0 +1,170 @@
+"""Methods that begin with all connections and only take away: pruning while training, and once before it."""
+
+import numpy as np
+
+from keras_selfish import masks
+from keras_selfish.rewiring import rules
+from keras_selfish.rewiring.choice import check_equal_blocks, lost_together
+from keras_selfish.rewiring.counts import target_count
+from keras_selfish.rewiring.rewire import active_blocks, choose_dropped, drop_scores, make_change
+from keras_selfish.rewiring.selection import largest_of_groups
+from keras_selfish.rewiring.updates import MaskUpdates
+
+__all__ = ["GMP", "SNIP"]
+
+
+class GMP(MaskUpdates):
+    """Gradual magnitude pruning: training begins with all connections, the smallest go little by little.
+
+    Whatever the masks of the model are, all its connections exist when training begins. At each step that
+    the schedule names, the weights of smallest magnitude are taken from every masked weight until its
+    sparsity is the schedule's; they do not come back.
+
+    Args:
+        schedule: When and how far: `schedules.PolynomialDecay`, or a schedule of TensorFlow Model
+            Optimization as it is (`tfmot.sparsity.keras.PolynomialDecay`, `ConstantSparsity`): an object with
+            `begin_step`, `end_step` (-1 for no end) and `frequency` that returns `(whether, sparsity)` when
+            called with a step.
+        drop: Which connections go: `"magnitude"` (default), `"sensitivity"`, or a drop rule.
+        gradient_data: See `Rewiring`.
+        seed: Integer seed.
+
+    Raises:
+        ValueError: if the schedule is no such object; when training begins, for what `Rewiring` refuses too,
+            a model that is not built, or weights with an n-of-m pattern.
+
+    Reference: Zhu and Gupta 2017, "To prune, or not to prune", arXiv 1710.01878, section 3.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> from keras_selfish.layers import SparseDense
+    >>> from keras_selfish.rewiring.schedules import PolynomialDecay
+    >>> model = keras.Sequential([keras.Input((8,)), SparseDense(4, sparsity=0.75)])
+    >>> model.compile("sgd", "mse")
+    >>> schedule = PolynomialDecay(0.0, 0.75, begin_step=0, end_step=4, frequency=2)
+    >>> history = model.fit(np.ones((8, 8)), np.ones((8, 4)), batch_size=2, epochs=2, verbose=0,
+    ...                     callbacks=[GMP(schedule)])
+    >>> history.history["sparsity"]
+    [0.65625, 0.75]
+    """
+
+    starts_dense = True
+
+    def __init__(self, schedule, drop="magnitude", gradient_data=None, seed=0):
+        super().__init__(gradient_data, seed)
+        missing = [name for name in ("begin_step", "end_step", "frequency") if not hasattr(schedule, name)]
+        if missing or not callable(schedule):
+            raise ValueError(
+                "`schedule` must be a pruning schedule with begin_step, end_step and frequency, such as "
+                f"PolynomialDecay. Received: schedule={schedule!r}"
+            )
+        self.schedule = schedule
+        self.drop = rules.resolve("drop", drop, rules.DROP_RULES)
+        self._gradient_batches = rules.batches_needed(self.drop)
+        self.check_gradient_data(self._gradient_batches)
+
+    def is_due(self, last, step):
+        return self._updates_until(step) > self._updates_until(last)
+
+    def _updates_until(self, step):
+        """How many updates the schedule has had at a step; the end, where there is one, is always one."""
+        begin, end = self.schedule.begin_step, self.schedule.end_step
+        if step < begin:
+            return 0
+        ended = end != -1 and step >= end
+        return 1 + ((end if ended else step) - begin) // self.schedule.frequency + ended
+
+    def update(self, step):
+        end = self.schedule.end_step
+        _, sparsity = self.schedule(step if end == -1 else min(step, end))
+        self.prune(float(sparsity), step)
+
+    def prune(self, sparsity, step):
+        """Takes connections from every masked weight until it has this sparsity.
+
+        Args:
+            sparsity: Fraction of zeros, in [0, 1). A weight that is sparser already stays as it is.
+            step: Training step, which decides on the batches of gradients if the rule needs any.
+        """
+        masks.check_sparsity(sparsity)
+
+        def choose(matrix):
+            active = active_blocks(matrix)
+            count = np.count_nonzero(active) - target_count(sparsity, active.size)
+            if count <= 0:
+                return None
+            kept = active > choose_dropped(matrix, count, self.drop)
+            return make_change(matrix, kept, np.zeros_like(kept))
+
+        matrices = self.matrices(step, self._gradient_batches)
+        self.change(matrices, lambda matrices, each: each(choose, matrices))
+
+    def check_weight(self, masked_weight):
+        if masked_weight.n_of_m:
+            raise ValueError(
+                f"`n_of_m` fixes the number of connections of {masked_weight.name!r}, which gradual pruning "
+                f"changes. Received: n_of_m={masked_weight.n_of_m}; use SNIP or a rewiring method"
+            )
+
+
+class SNIP(MaskUpdates):
+    """Prunes once, before the first step, what changes the loss least; nothing moves afterwards.
+
+    All connections are opened, the gradient of one batch is taken, and of all masked weights together as many
+    connections stay as the masks of the model had, those with the largest |weight * gradient|. A weight keeps
+    at least one. Weights with an n-of-m pattern keep their n largest in each group of m.
+
+    Args:
+        gradient_data: The training data: one batch, a `PyDataset`, a `tf.data.Dataset`, or a function from
+            the step to a batch. A larger batch gives a better estimate.
+        drop: The rule that scores; `"sensitivity"` by default.
+        seed: Integer seed.
+
+    Raises:
+        ValueError: when training begins, for what `Rewiring` refuses too, or a model that is not built.
+
+    Reference: Lee et al. 2019, "SNIP: single-shot network pruning based on connection sensitivity",
+    arXiv 1810.02340, algorithm 1.
+    """
+
+    def __init__(self, gradient_data=None, drop="sensitivity", seed=0):
+        super().__init__(gradient_data, seed)
+        self.drop = rules.resolve("drop", drop, rules.DROP_RULES)
+        self._gradient_batches = rules.batches_needed(self.drop)
+        self.check_gradient_data(self._gradient_batches)
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        if not self.model.built:
+            raise ValueError(
+                "`model` must be built before training with SNIP, which prunes before the first step. "
+                f"Received: model={self.model.name!r}; begin it with a `keras.Input`"
+            )
+
+    def is_due(self, last, step):
+        return step == 0 and last < 0
+
+    def update(self, step):
+        free = [matrix for matrix in self.matrices(step) if not matrix.masked_weight.n_of_m]
+        count = sum(np.count_nonzero(active_blocks(matrix)) for matrix in free)
+        masks.densify(self.model)
+        self.align()
+
+        def choose(matrices, each):
+            free = [matrix for matrix in matrices if not matrix.masked_weight.n_of_m]
+            check_equal_blocks(free)
+            total = sum(active_blocks(matrix).size for matrix in free)
+            lost = iter(lost_together(free, each, total - count, self.drop))
+            counts = [None if matrix.masked_weight.n_of_m else next(lost) for matrix in matrices]
+            return each(self._pruned, matrices, counts)
+
+        self.change(self.matrices(step, self._gradient_batches), choose)
+
+    def _pruned(self, matrix, count):
+        nothing = np.zeros_like(active_blocks(matrix))
+        if count is not None:
+            return make_change(matrix, ~choose_dropped(matrix, count, self.drop), nothing)
+        scores = np.minimum.reduce(drop_scores(matrix, self.drop))
+        kept = largest_of_groups(scores, ~nothing, matrix.masked_weight.n_of_m, kept=nothing)
+        return make_change(matrix, kept, nothing)

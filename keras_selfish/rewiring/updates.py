@@ -1,0 +1,215 @@
+"""The callback that changes masks while a model trains: when it does, and what it reports."""
+
+import concurrent.futures
+import dataclasses
+import math
+import os
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_selfish import masks
+from keras_selfish.optimizers import state
+from keras_selfish.rewiring.gradients import DenseGradients
+from keras_selfish.rewiring.rewire import apply_change, read_matrix
+
+__all__ = ["MaskUpdates"]
+
+
+class MaskUpdates(keras.callbacks.Callback):
+    """Changes the masks of a model between two training steps; base of all methods.
+
+    A subclass says when in `is_due(last, step)` and what in `update(step)`, which calls `change` with a
+    function that chooses. Everything it decides follows from `seed`, the step and the place of the weight in
+    the model, so that it is the same on every replica and when training is resumed.
+
+    At the end of each epoch the callback adds to the `logs`: `sparsity` (the fraction of zeros over all
+    masked weights) and `density/<weight>/<gate>`. Callbacks that read logs, such as `CSVLogger`, stand after
+    it in the list.
+
+    Args:
+        gradient_data: Where gradients come from if a rule needs them (see `DenseGradients`).
+        seed: Integer seed.
+    """
+
+    # Methods that begin with all connections open them when training begins.
+    starts_dense = False
+
+    def __init__(self, gradient_data=None, seed=0):
+        super().__init__()
+        masks.check_seed(seed)
+        self.gradients = None if gradient_data is None else DenseGradients(gradient_data)
+        self.seed = seed
+        self._forget_training()
+
+    def _forget_training(self):
+        self._prepared = False
+        self._epoch = 0
+        self._last_step = None
+        self._statistics = None
+
+    # What a subclass says.
+
+    def is_due(self, last, step):
+        """Whether the masks change at `step`; they were looked at last at the step `last`, before it."""
+        raise ValueError(f"{type(self).__name__} must define `is_due`.")
+
+    def update(self, step):
+        """Changes the masks."""
+        raise ValueError(f"{type(self).__name__} must define `update`.")
+
+    # When.
+
+    def on_train_begin(self, logs=None):
+        self._forget_training()
+        if self.model.built:
+            self._check_model()
+        elif self.starts_dense:
+            raise ValueError(
+                f"`model` must be built before training with {type(self).__name__}, which opens its "
+                f"connections first. Received: model={self.model.name!r}; begin it with a `keras.Input`"
+            )
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+
+    def on_train_batch_begin(self, batch, logs=None):
+        # Not when training begins: callbacks that restore weights may stand after this one in the list, and
+        # a model without an input shape, like its optimizer, is built by the first batch.
+        if not self._prepared and self.model.built:
+            self._prepare()
+        if not self.is_awaited():
+            return
+        self._sync()
+        step = self._step()
+        last = step - self._steps_of_last_execution() if self._last_step is None else self._last_step
+        self._last_step = step
+        if self.is_due(last, step):
+            self.update(step)
+
+    def is_awaited(self):
+        """Whether it may be due before this batch; if not, the training step is not read from the device."""
+        return True
+
+    def _steps_of_last_execution(self):
+        """Training steps of the last call of the training function before this epoch.
+
+        Where training is resumed it tells whether a step at which an update is due, at or before the present
+        one, was passed by that call, so that its update is still to come.
+        """
+        together, batches = self.model.steps_per_execution, self.params.get("steps")
+        if batches is None:
+            return together
+        executed = (batches - 1) % together + 1
+        before, accumulated = self._epoch * batches, self.accumulated_batches()
+        return before // accumulated - (before - executed) // accumulated
+
+    def accumulated_batches(self):
+        """Batches of one update of the optimizer."""
+        return state.innermost(self.model.optimizer).gradient_accumulation_steps or 1
+
+    def on_epoch_end(self, epoch, logs=None):
+        if not self._prepared:
+            self._prepare()
+        if logs is not None:
+            logs.update(self.statistics())
+
+    # What.
+
+    def matrices(self, step, gradient_batches=0):
+        """The trainable masked weights as `rules.Matrix`, with gradients over so many batches."""
+        weights = [(i, w) for i, w in enumerate(masks.masked_weights(self.model)) if w.weight.trainable]
+        gradients = [None] * len(weights)
+        if gradient_batches and weights:
+            self._sync()
+            gradients = self.gradients(self.model, [w for _, w in weights], step, gradient_batches)
+        return [
+            dataclasses.replace(
+                read_matrix(masked_weight, self.model.optimizer),
+                gradient=gradient,
+                generator=np.random.default_rng([self.seed, step, index]),
+            )
+            for (index, masked_weight), gradient in zip(weights, gradients, strict=True)
+        ]
+
+    def change(self, matrices, choose):
+        """Chooses a `Change` (None for none) of each matrix and applies it.
+
+        Args:
+            matrices: List of `rules.Matrix`.
+            choose: A function of the matrices and a parallel `map`; nothing is changed before it returns.
+        """
+        # NumPy works outside the interpreter's lock.
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            changes = choose(matrices, lambda *arguments: list(pool.map(*arguments)))
+        for matrix, change in zip(matrices, changes, strict=True):
+            if change is not None:
+                apply_change(matrix.masked_weight, change, self.model.optimizer)
+        self._statistics = None
+
+    def check_gradient_data(self, batches):
+        """Raises `ValueError` if rules need gradients of some batches and there is no data for them."""
+        if batches and self.gradients is None:
+            raise ValueError(
+                f"`gradient_data` must be given to {type(self).__name__}: a rule needs the gradients of "
+                "connections that do not exist. Received: gradient_data=None; pass the training data"
+            )
+
+    def statistics(self):
+        """The sparsity of all masked weights together and the density of each gate, as a dict of floats."""
+        if self._statistics is None:  # masks change in updates only
+            self._statistics = _measure(masks.masked_weights(self.model))
+        return self._statistics
+
+    def _prepare(self):
+        self._sync()
+        self._check_model()
+        if self.starts_dense and self._step() == 0:
+            masks.densify(self.model)
+        self.align()
+        self._prepared = self.model.optimizer.built
+
+    def align(self):
+        """Makes weights and optimizer agree with masks that were changed by others than `change`."""
+        for masked_weight in masks.masked_weights(self.model):
+            masked_weight.project()
+        for leaf in state.leaves(self.model.optimizer):
+            if leaf.built and hasattr(leaf, "align_masks"):
+                leaf.align_masks()
+
+    def _check_model(self):
+        """Raises `ValueError` for a model or optimizer whose masks cannot change."""
+        weights = masks.masked_weights(self.model)
+        if not weights:
+            raise ValueError(
+                "`model` must have masked weights to rewire, but has none. Received: "
+                f"model={self.model.name!r}; give its layers a `sparsity` over 0"
+            )
+        for masked_weight in weights:
+            # Until it is built, a `MultiOptimizer` does not know which of its optimizers holds a weight.
+            for leaf in state.holders(self.model.optimizer, masked_weight.weight):
+                state.check_elementwise(leaf)
+            self.check_weight(masked_weight)
+
+    def check_weight(self, masked_weight):
+        """Raises `ValueError` for a masked weight that this method has no meaning for."""
+
+    def _step(self):
+        return int(ops.convert_to_numpy(state.innermost(self.model.optimizer).iterations))
+
+    def _sync(self):
+        # On JAX the trainer carries the variables' values until someone asks for them.
+        if hasattr(self.model, "jax_state_sync"):
+            self.model.jax_state_sync()
+
+
+def _measure(weights):
+    statistics = {}
+    active = total = 0
+    for masked_weight in weights:
+        active += masked_weight.active
+        total += math.prod(masked_weight.shape)
+        for gate, density in masked_weight.gate_densities().items():
+            statistics[f"density/{masked_weight.name}/{gate}"] = density
+    return {"sparsity": 1.0 - active / total, **statistics}

@@ -1,0 +1,88 @@
+"""Whole numbers with an exact total: by hand, against plain loops, and their invariants."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keras_selfish.rewiring.counts import common_threshold, share_out, target_count
+
+
+@pytest.mark.parametrize(
+    ("total", "shares", "floors", "ceilings", "expected"),
+    [
+        (10, [1, 1], [0, 0], [10, 10], [5, 5]),
+        (10, [3, 1], [0, 0], [10, 10], [8, 2]),  # 7.5 and 2.5: of equal remainders the first
+        (20, [1, 3], [0, 0], [100, 5], [15, 5]),
+        (20, [1, 1, 2], [0, 0, 0], [100, 100, 4], [8, 8, 4]),
+        (9, [1, 1, 1], [0, 0, 0], [1, 2, 100], [1, 2, 6]),
+        (4, [0, 5], [1, 0], [10, 10], [1, 3]),
+        (4, [0, 0], [0, 0], [3, 1], [3, 1]),  # without shares: by the room there is
+        (6, [0, 1, 0], [0, 0, 0], [4, 2, 8], [1, 2, 3]),  # 1.33 and 2.67
+        (0, [1, 2], [0, 0], [3, 1], [0, 0]),
+    ],
+)
+def test_share_out_by_hand(total, shares, floors, ceilings, expected):
+    assert share_out(total, shares, floors, ceilings) == expected
+
+
+@given(st.data())
+def test_share_out_is_exact_and_within_bounds(data):
+    number = data.draw(st.integers(1, 6))
+    floors = data.draw(st.lists(st.integers(0, 5), min_size=number, max_size=number))
+    room = data.draw(st.lists(st.integers(0, 1000), min_size=number, max_size=number))
+    shares = data.draw(st.lists(st.floats(0, 1e9), min_size=number, max_size=number))
+    ceilings = [low + more for low, more in zip(floors, room, strict=True)]
+    total = data.draw(st.integers(sum(floors), sum(ceilings)))
+    counts = share_out(total, shares, floors, ceilings)
+    assert sum(counts) == total
+    assert all(low <= n <= high for low, n, high in zip(floors, counts, ceilings, strict=True))
+    # Where both have room left, a larger share never gets less (beyond rounding and floors).
+    for i in range(number):
+        for j in range(number):
+            if shares[i] >= shares[j] and counts[i] < ceilings[i]:
+                assert counts[i] - floors[i] >= counts[j] - floors[j] - 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            (5, [1.0, -1.0], [0, 0], [9, 9]),
+            r"`shares` must be numbers of zero or more. Received: shares=\[1.0, -1",
+        ),
+        ((5, [float("nan")], [0], [9]), "`shares` must be numbers"),
+        ((5, [1.0], [0], [4]), "`total` must lie between the sums of floors and ceilings. Received: total=5"),
+        ((1, [1.0, 1.0], [1, 1], [4, 4]), "`total` must lie between"),
+    ],
+)
+def test_share_out_of_the_impossible(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        share_out(*arguments)
+
+
+@given(st.data())
+def test_common_threshold_against_a_loop(data):
+    sizes = data.draw(st.lists(st.integers(1, 8), min_size=1, max_size=4))
+    scores = [
+        np.array(data.draw(st.lists(st.integers(0, 6), min_size=n, max_size=n)), np.float32) for n in sizes
+    ]
+    count = data.draw(st.integers(0, sum(sizes)))
+    kept = [list(each) for each in scores]
+    expected = [0] * len(sizes)
+    for _ in range(count):
+        # The smallest of all, of equal ones that of the first matrix; the last of a matrix stays.
+        candidates = [(min(each), index) for index, each in enumerate(kept) if len(each) > 1]
+        if candidates:
+            value, index = min(candidates)
+            kept[index].remove(value)
+            expected[index] += 1
+    assert common_threshold(scores, count) == expected
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "total", "count"),
+    [(0.67, 100, 33), (0.5, 5, 3), (0.99, 10, 1), (0.0, 7, 7), (0.9, 1000, 100), (0.875, 4, 1)],
+)
+def test_target_count(sparsity, total, count):
+    assert target_count(sparsity, total) == count

@@ -1,0 +1,287 @@
+"""Every method in `model.fit`: counts exact, weights zero outside the mask, the same again when resumed."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_selfish import masks
+from keras_selfish.layers import SparseDense, SparseEmbedding, SparseLSTM
+from keras_selfish.masks import masked_weights
+from keras_selfish.optimizers import SNTASGD
+from keras_selfish.rewiring import GMP, METHODS, SNIP, PolynomialDecay, Rewiring
+
+GENERATOR = np.random.default_rng(0)
+TOKENS, TARGETS = GENERATOR.integers(0, 12, (16, 5)), GENERATOR.integers(0, 8, (16, 5))
+STEPS = 4  # batches of an epoch
+REWIRING = [
+    name for name, method in METHODS.items() if method.callback and issubclass(method.callback, Rewiring)
+]
+
+
+def sequence_model(optimizer=None, **arguments):
+    model = keras.Sequential(
+        [
+            keras.Input((None,), dtype="int32"),
+            SparseEmbedding(12, 8, sparsity=0.5, mask_seed=1),
+            SparseLSTM(8, return_sequences=True, mask_seed=2, **{"sparsity": 0.5, **arguments}),
+            SparseDense(8, mask_seed=3, **{"sparsity": 0.5, **arguments}),
+        ]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer or keras.optimizers.SGD(0.5), loss)
+    return model
+
+
+def callback(name, **arguments):
+    if name == "gmp":
+        return GMP(PolynomialDecay(0.0, 0.5, begin_step=1, end_step=8, frequency=2))
+    if METHODS[name].callback is SNIP:
+        return SNIP(gradient_data=(TOKENS, TARGETS))
+    return METHODS[name].callback(0.5, gradient_data=(TOKENS, TARGETS), **arguments)
+
+
+def fit(model, *callbacks, epochs=4, **arguments):
+    arguments = {"batch_size": 4, "shuffle": False, "verbose": 0, **arguments}
+    return model.fit(TOKENS, TARGETS, epochs=epochs, callbacks=callbacks, **arguments)
+
+
+def state_of(model):
+    """All but the seeds of dropout, of which a copy draws its own."""
+    variables = [*model.variables, *model.optimizer.variables]
+    return [ops.convert_to_numpy(v).copy() for v in variables if "seed_generator" not in v.path]
+
+
+def assert_zero_outside(model):
+    for masked_weight in masked_weights(model):
+        weight, mask = (ops.convert_to_numpy(v) for v in (masked_weight.weight, masked_weight.mask))
+        assert not weight[~mask].any()
+
+
+@pytest.mark.parametrize("name", REWIRING)
+@pytest.mark.parametrize("frequency", ["epoch", 3])
+def test_rewiring_keeps_the_number_of_connections(name, frequency):
+    model = sequence_model()
+    before = [masked_weight.active for masked_weight in masked_weights(model)]
+    old = [ops.convert_to_numpy(masked_weight.mask).copy() for masked_weight in masked_weights(model)]
+    history = fit(model, callback(name, frequency=frequency)).history
+    after = [masked_weight.active for masked_weight in masked_weights(model)]
+    assert sum(after) == sum(before)
+    assert name in ("dsr", "snfs") or after == before
+    moved = any(
+        (one != ops.convert_to_numpy(w.mask)).any() for one, w in zip(old, masked_weights(model), strict=True)
+    )
+    assert moved == (name != "static")
+    assert history["sparsity"] == pytest.approx([0.5] * 4)
+    assert history["loss"][-1] < history["loss"][0]
+    assert_zero_outside(model)
+
+
+@pytest.mark.parametrize("name", [*REWIRING, "gmp", "snip"])
+def test_interrupted_and_resumed_training_is_the_same(name, tmp_path):
+    models = []
+    for _ in range(2):
+        keras.utils.set_random_seed(5)
+        models.append(sequence_model(SNTASGD(0.5)))
+    whole, parts = models
+    fit(whole, callback(name), epochs=4)
+    arguments = {} if METHODS[name].callback in (GMP, SNIP) else {"total_steps": 4 * STEPS}
+    fit(parts, callback(name, **arguments), epochs=2)
+    parts.save(tmp_path / "model.keras")
+    resumed = keras.models.load_model(tmp_path / "model.keras")
+    fit(resumed, callback(name, **arguments), epochs=4, initial_epoch=2)
+    for one, other in zip(state_of(whole), state_of(resumed), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", [name for name in REWIRING if name not in ("dsr", "snfs")])
+def test_with_a_pattern(name):
+    model = sequence_model(sparsity=0.5, n_of_m=(2, 4))
+    fit(model, callback(name))
+    for masked_weight in masked_weights(model)[1:]:
+        mask = ops.convert_to_numpy(masked_weight.mask)
+        assert (mask.reshape(-1, 4, mask.shape[1]).sum(axis=1) == 2).all()
+    assert_zero_outside(model)
+
+
+@pytest.mark.parametrize("name", ["dsr", "snfs", "gmp"])
+def test_a_pattern_with_a_method_that_moves_connections_elsewhere_is_refused(name):
+    model = sequence_model(sparsity=0.5, n_of_m=(2, 4))
+    with pytest.raises(ValueError, match=r"`n_of_m` fixes the number .* Received: n_of_m=\(2, 4\)"):
+        fit(model, callback(name))
+
+
+@pytest.mark.parametrize("name", [*REWIRING, "gmp", "snip"])
+def test_with_blocks(name):
+    model = sequence_model(block_shape=(4, 1))
+    if name in ("dsr", "snfs", "snip"):  # the embedding has single weights
+        with pytest.raises(ValueError, match=r"same size in all layers .* blocks of \[1, 4\] weights"):
+            fit(model, callback(name))
+        return
+    fit(model, callback(name))
+    for masked_weight in masked_weights(model)[1:]:
+        mask = ops.convert_to_numpy(masked_weight.mask)
+        blocks = masks.expand_blocks(masks.block_mask(mask, (4, 1)), (4, 1))
+        np.testing.assert_array_equal(blocks, mask)
+
+
+class Watched(keras.callbacks.Callback):
+    """The sparsity of each masked weight after each training step."""
+
+    def __init__(self):
+        super().__init__()
+        self.sparsities = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.sparsities.append([1 - w.active / np.prod(w.shape) for w in masked_weights(self.model)])
+
+
+def test_rigl_grows_where_the_gradient_is_largest_and_stops():
+    model = keras.Sequential([keras.Input((6,)), SparseDense(8, sparsity=0.5, mask_seed=1)])
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    inputs, targets = GENERATOR.normal(size=(8, 6)), GENERATOR.normal(size=(8, 8))
+    rewiring = METHODS["rigl"].callback(
+        0.25, frequency=1, gradient_data=(inputs, targets), schedule="constant"
+    )
+    (masked_weight,) = masked_weights(model)
+    weight, mask = (ops.convert_to_numpy(v).copy() for v in (masked_weight.weight, masked_weight.mask))
+    steps = []
+    original = rewiring.rewire
+    rewiring.rewire = lambda rate, step: (steps.append(step), original(rate, step))
+    model.fit(inputs, targets, batch_size=8, epochs=8, verbose=0, callbacks=[rewiring])
+    assert steps == [1, 2, 3, 4, 5, 6]
+    for _ in steps:
+        gradient = inputs.T @ (inputs @ weight - targets)  # up to a factor; the bias is zero
+        kept = mask.copy().reshape(-1)
+        active = np.flatnonzero(kept)
+        kept[active[np.argsort(np.abs(weight.reshape(-1)[active]), kind="stable")[:6]]] = False
+        free = np.flatnonzero(~kept)
+        mask = kept.copy()
+        mask[free[np.argsort(-np.abs(gradient.reshape(-1)[free]), kind="stable")[:6]]] = True
+        mask = mask.reshape(6, 8)
+        weight = np.where(mask, weight, 0)
+    np.testing.assert_array_equal(ops.convert_to_numpy(masked_weight.mask), mask)
+    np.testing.assert_array_equal(ops.convert_to_numpy(masked_weight.weight), weight)
+
+
+def test_gmp_begins_dense_and_follows_the_schedule():
+    model, watched = sequence_model(), Watched()
+    schedule = PolynomialDecay(0.2, 0.75, begin_step=3, end_step=12, frequency=4)
+    fit(model, GMP(schedule), watched, epochs=4)
+
+    def at(step):
+        return 0.75 + (0.2 - 0.75) * (1 - (step - 3) / 9) ** 3
+
+    expected = [0, 0, 0, *[at(3)] * 4, *[at(7)] * 4, at(11), *[0.75] * 4]  # exact at the end
+    for sizes, sparsity in zip(watched.sparsities, expected, strict=True):
+        assert sizes == pytest.approx([sparsity] * 4, abs=1 / 96)
+    assert_zero_outside(model)
+
+
+def test_gmp_takes_the_smallest_and_they_stay_away():
+    model = keras.Sequential([keras.Input((2,)), SparseDense(4, sparsity=0.25)])
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    (masked_weight,) = masked_weights(model)
+
+    class Assign(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            if batch == 0:
+                masked_weight.weight.assign([[1, -2, 3, -4], [5, 6, -7, 8]])
+
+    pruning = GMP(PolynomialDecay(0.0, 0.5, begin_step=1, end_step=2, frequency=1))
+    model.fit(np.ones((4, 2)), np.ones((4, 4)), batch_size=1, verbose=0, callbacks=[pruning, Assign()])
+    np.testing.assert_array_equal(ops.convert_to_numpy(masked_weight.mask), [[0] * 4, [1] * 4])
+
+
+@pytest.mark.parametrize("kind", ["PolynomialDecay", "ConstantSparsity"])
+@pytest.mark.parametrize("together", [1, 3])
+def test_schedules_of_tensorflow_model_optimization(kind, together):
+    tfmot = pytest.importorskip("tensorflow_model_optimization")
+    if kind == "PolynomialDecay":
+        theirs = tfmot.sparsity.keras.PolynomialDecay(0.1, 0.6, begin_step=2, end_step=11, frequency=3)
+        ours = PolynomialDecay(0.1, 0.6, begin_step=2, end_step=11, frequency=3)
+        for step in range(16):
+            due, sparsity = theirs(step)
+            assert bool(due) == ours(step)[0]
+            assert float(sparsity) == pytest.approx(ours(step)[1], abs=1e-6)
+    else:
+        theirs = tfmot.sparsity.keras.ConstantSparsity(0.6, begin_step=5, frequency=3)
+    model, watched = sequence_model(), Watched()
+    model.compile("sgd", model.loss, steps_per_execution=together)
+    fit(model, GMP(theirs), watched, epochs=4)
+    sparsities = [each[1] for each in watched.sparsities]
+    assert sparsities[0] == 0
+    assert sparsities == sorted(sparsities)
+    assert sparsities[-1] == pytest.approx(0.6, abs=1 / 256)
+    if kind == "ConstantSparsity" and together == 1:
+        assert [round(each, 2) for each in sparsities] == [0.0] * 5 + [0.6] * 11
+
+
+@pytest.mark.parametrize("schedule", [0.5, lambda step: (True, 0.5)])
+def test_what_is_no_pruning_schedule(schedule):
+    with pytest.raises(ValueError, match="`schedule` must be a pruning schedule with begin_step"):
+        GMP(schedule)
+
+
+def test_a_pruning_schedule_out_of_range():
+    with pytest.raises(ValueError, match=r"`final_sparsity` .* Received: final_sparsity=1.0"):
+        PolynomialDecay(0.0, 1.0, 0, 10)
+    with pytest.raises(ValueError, match=r"`begin_step` must come before .* begin_step=10, end_step=10"):
+        PolynomialDecay(0.0, 0.5, 10, 10)
+
+
+def opened(model):
+    """The weights of a model whose connections all exist; the model stays as it is."""
+    before = model.get_weights()
+    masks.densify(model)
+    weights = [ops.convert_to_numpy(masked_weight.weight).copy() for masked_weight in masked_weights(model)]
+    model.set_weights(before)
+    return weights
+
+
+def test_snip_keeps_what_the_loss_is_most_sensitive_to():
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            SparseDense(8, sparsity=0.6, mask_seed=0),
+            SparseDense(3, sparsity=0.6, mask_seed=1),
+        ]
+    )
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    count = sum(masked_weight.active for masked_weight in masked_weights(model))
+    inputs, targets = GENERATOR.normal(size=(8, 6)), GENERATOR.normal(size=(8, 3))
+    first, second = opened(model)
+    hidden = inputs @ first
+    error = hidden @ second - targets
+    scores = [np.abs(first * (inputs.T @ (error @ second.T))), np.abs(second * (hidden.T @ error))]
+    limit = np.sort(np.concatenate([each.reshape(-1) for each in scores]))[-count]
+    snip = SNIP(gradient_data=(inputs, targets))
+    history = model.fit(inputs, targets, epochs=2, verbose=0, callbacks=[snip]).history
+    for masked_weight, each in zip(masked_weights(model), scores, strict=True):
+        np.testing.assert_array_equal(ops.convert_to_numpy(masked_weight.mask), each >= limit)
+    assert history["sparsity"] == pytest.approx([1 - count / 72] * 2)
+
+
+def test_snip_with_a_pattern():
+    model = keras.Sequential([keras.Input((8,)), SparseDense(3, n_of_m=(1, 4), mask_seed=0)])
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    inputs, targets = GENERATOR.normal(size=(8, 8)), GENERATOR.normal(size=(8, 3))
+    (kernel,) = opened(model)
+    scores = np.abs(kernel * (inputs.T @ (inputs @ kernel - targets))).reshape(2, 4, 3)
+    model.fit(inputs, targets, verbose=0, callbacks=[SNIP(gradient_data=(inputs, targets))])
+    (masked_weight,) = masked_weights(model)
+    expected = (scores == scores.max(axis=1, keepdims=True)).reshape(8, 3)
+    np.testing.assert_array_equal(ops.convert_to_numpy(masked_weight.mask), expected)
+
+
+@pytest.mark.parametrize("name", ["gmp", "snip"])
+def test_pruning_needs_a_built_model(name):
+    model = keras.Sequential([SparseDense(4)])
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="`model` must be built before training with"):
+        model.fit(np.ones((2, 4)), np.ones((2, 4)), verbose=0, callbacks=[callback(name)])
+
+
+@pytest.mark.jax
+def test_methods_on_jax(run_tests):
+    run_tests(__file__, "resumed and (snfs or snip) or rigl_grows or snip_keeps or gmp_begins", "jax")
