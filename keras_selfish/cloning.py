@@ -26,7 +26,8 @@ def clone(model, copy_layer):
 
     Args:
         model: A built Functional or Sequential `keras.Model`.
-        copy_layer: Function of a layer (no model) that returns the layer that takes its place.
+        copy_layer: Function of a layer (no model) that returns the layer that takes its place. Its second
+            argument is a function that gives the copy of any other layer of the model.
 
     Returns:
         The copy, a `keras.Sequential` if the model is one, else a Functional `keras.Model`, not compiled; and
@@ -42,7 +43,7 @@ def clone(model, copy_layer):
 def _clone(model, copy_layer, copies):
     def copy_of(layer):
         if id(layer) not in copies:
-            copied = _clone(layer, copy_layer, copies) if is_model(layer) else copy_layer(layer)
+            copied = _clone(layer, copy_layer, copies) if is_model(layer) else copy_layer(layer, copy_of)
             copies[id(layer)] = (layer, copied)
         return copies[id(layer)][1]
 
@@ -55,15 +56,30 @@ def _clone(model, copy_layer, copies):
         # `clone_model` would compile its result as the model is compiled, and keep the class of a subclass
         # of Functional; this one is not compiled and of Keras's own class.
         plain = keras.Model(model.input, model.output, name=model.name)
-        copy = keras.models.clone_model(plain, input_tensors=inputs, clone_function=copy_of)
+        copy = keras.models.clone_model(
+            plain, input_tensors=inputs, clone_function=copy_of, call_function=_call
+        )
     if not model.trainable:
         copy.trainable = False
     return copy
 
 
+def shared_layers(layer, copy_of):
+    """The arguments of a layer that are layers of the model, in the copy: a dict by name."""
+    shared = {name: getattr(layer, name) for name in getattr(layer, "shared_layers", ())}
+    return {name: copy_of(other) for name, other in shared.items() if other is not None}
+
+
 def is_model(layer):
     """Whether a layer is a model whose layers are known."""
     return isinstance(layer, (keras.Function, keras.Sequential))
+
+
+def _call(layer, *args, **kwargs):
+    # A layer that does something in training only has a Keras form that is not told of it.
+    if "training" not in inspect.signature(layer.call).parameters:
+        kwargs.pop("training", None)
+    return layer(*args, **kwargs)
 
 
 def _new_input(tensor, optional=()):

@@ -58,8 +58,9 @@ def inference_flops(model):
     """Operations of one forward pass per token, time step or example (see `unit_of`).
 
     Every kernel of a fully connected or recurrent layer costs two operations per connection; so does the
-    matrix of a reversible embedding, which serves as the decoder. A convolution's kernel is applied at every
-    position of its output (input, if transposed) and costs as many times more. Looking up an
+    matrix of a reversible embedding, which serves as the decoder; the decoder of a mixture of softmaxes
+    costs as much for each expert. A convolution's kernel is applied at every position of its output (input,
+    if transposed) and costs as many times more. Looking up an
     embedding costs nothing. Biases, activation functions, normalisation and products of activations
     with each other are not counted, nor that a layer may be called more than once.
 
@@ -80,8 +81,9 @@ def inference_flops(model):
     Comparison(dense=160, sparse=40)
     """
     dense = sparse = 0
+    repeated = _repeated(model)
     for variable, layer in weight_matrices(model):
-        products = 2 * products_per_position(variable, layer)
+        products = 2 * repeated.get(id(variable), products_per_position(variable, layer))
         dense += products * math.prod(variable.shape)
         sparse += products * non_zeros(variable)
     return Comparison(dense, sparse)
@@ -166,6 +168,12 @@ def non_zeros(variable):
     if masked_weight is not None:  # a connection that has just been grown is still zero
         return masked_weight.active
     return int(np.count_nonzero(ops.convert_to_numpy(variable)))
+
+
+def _repeated(model):
+    """By id, how often a token is multiplied by weights of layers that say so: `repeated_weights`."""
+    pairs = (pair for layer in _layers(model) for pair in getattr(layer, "repeated_weights", ()))
+    return {id(variable): times for variable, times in pairs}
 
 
 def products_per_position(variable, layer):

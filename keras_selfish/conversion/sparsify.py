@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_selfish import layers as sparse_layers
 from keras_selfish import masks
-from keras_selfish.cloning import check_model, clone, from_config
+from keras_selfish.cloning import check_model, clone, from_config, shared_layers
 
 SPARSE_CLASSES = {
     sparse_class.keras_layer: sparse_class
@@ -133,12 +133,12 @@ def sparse_twin(model, arguments_of):
         are masked in the copy only, in the order of the copy's variables.
     """
 
-    def copy_layer(layer):
+    def copy_layer(layer, copy_of):
         # Functional models also hold operations such as `x + 1`, which are no layers.
         arguments = arguments_of(layer) if isinstance(layer, keras.Layer) else None
         if arguments is None:
-            return from_config(type(layer), layer.get_config())
-        config = _sparse_config(layer.get_config(), arguments)
+            return from_config(type(layer), {**layer.get_config(), **shared_layers(layer, copy_of)})
+        config = {**_sparse_config(layer.get_config(), arguments), **shared_layers(layer, copy_of)}
         if type(layer) in SPARSE_CLASSES:
             return SPARSE_CLASSES[type(layer)].from_config({**config, **arguments})
         return from_config(type(layer), config)

@@ -5,8 +5,8 @@ import inspect
 import keras
 from keras import ops
 
-from keras_selfish.cloning import check_model, clone, from_config
-from keras_selfish.layers.masked import SparseLayer
+from keras_selfish.cloning import check_model, clone, from_config, shared_layers
+from keras_selfish.layers.plain import PlainForm
 from keras_selfish.masks import masked_weights
 
 
@@ -50,11 +50,12 @@ def strip(model):
     return stripped
 
 
-def _strip_layer(layer):
+def _strip_layer(layer, copy_of):
     config = _strip_config(layer.get_config())
     keras_class = type(layer)
-    if isinstance(layer, SparseLayer):
+    if isinstance(layer, PlainForm):
         keras_class, config = layer.without_masks(config) or _refuse(layer)
+        config |= shared_layers(layer, copy_of)
     return from_config(keras_class, config)
 
 
@@ -66,7 +67,7 @@ def _strip_config(config):
         return config
     config = {key: _strip_config(value) for key, value in config.items()}
     registered = keras.saving.get_registered_object(config.get("registered_name"))
-    if inspect.isclass(registered) and issubclass(registered, SparseLayer):
+    if inspect.isclass(registered) and issubclass(registered, PlainForm):
         plain = registered.without_masks(config["config"])
         if plain is not None:
             keras_class, plain_config = plain

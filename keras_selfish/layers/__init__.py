@@ -3,19 +3,24 @@
 from keras_selfish.layers.carried_state import CarriedState
 from keras_selfish.layers.convolution import SparseConv1D, SparseConv2D, SparseDepthwiseConv2D
 from keras_selfish.layers.dense import SparseDense
+from keras_selfish.layers.dropout import ActivationRegularization, LockedDropout
 from keras_selfish.layers.einsum_dense import SparseEinsumDense
 from keras_selfish.layers.embedding import SparseEmbedding, SparseReversibleEmbedding
 from keras_selfish.layers.gru import SparseGRU, SparseGRUCell
 from keras_selfish.layers.hoisted import HoistedCell, HoistedRNN
 from keras_selfish.layers.lstm import SparseLSTM, SparseLSTMCell
+from keras_selfish.layers.mixture_of_softmaxes import MixtureOfSoftmaxes
 from keras_selfish.layers.on_lstm import SparseONLSTM, SparseONLSTMCell
 from keras_selfish.layers.rhn import SparseRHN, SparseRHNCell
 from keras_selfish.layers.simple_rnn import SparseSimpleRNN, SparseSimpleRNNCell
 
 __all__ = [
+    "ActivationRegularization",
     "CarriedState",
     "HoistedCell",
     "HoistedRNN",
+    "LockedDropout",
+    "MixtureOfSoftmaxes",
     "SparseConv1D",
     "SparseConv2D",
     "SparseDense",

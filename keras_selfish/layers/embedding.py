@@ -3,10 +3,12 @@
 import keras
 from keras import ops
 
-from keras_selfish.layers.masked import MaskedLayer, mask_gradient
+from keras_selfish.layers.dropout import check_rate, drop_words
+from keras_selfish.layers.masked import MASK_ARGUMENTS, MaskedLayer, mask_gradient
 
 
 class _SparseEmbeddingBase(MaskedLayer):
+    further_arguments = (*MASK_ARGUMENTS, "embedding_dropout", "seed")
     masked_names = {"embeddings": ()}
     saves_named_weights_only = True
 
@@ -20,11 +22,17 @@ class _SparseEmbeddingBase(MaskedLayer):
         block_shape=(1, 1),
         n_of_m=None,
         mask_seed=None,
+        embedding_dropout=0.0,
+        seed=None,
         weights=None,
         **kwargs,
     ):
         super().__init__(input_dim, output_dim, *args, **kwargs)
         self._init_masks(sparsity, distribution, block_shape, mask_seed, n_of_m)
+        self.embedding_dropout = check_rate(embedding_dropout, "embedding_dropout")
+        self.seed = seed
+        if self.embedding_dropout:
+            self.seed_generator = keras.random.SeedGenerator(seed)
         if weights is not None:  # Keras would assign them before there is a mask
             self.build()
             self._embeddings.assign(
@@ -40,10 +48,21 @@ class _SparseEmbeddingBase(MaskedLayer):
     def embeddings(self):
         return self.weight_to_use("embeddings", super().embeddings)
 
-    def _look_up(self, inputs):
+    def compute_output_spec(self, inputs, *args, training=False, **kwargs):
+        return super().compute_output_spec(inputs, *args, **kwargs)
+
+    def _look_up(self, inputs, training):
         """Embeds tokens; masks the gathered rows only, so that the gradient stays one of rows."""
-        masked_weight = self._masked["embeddings"]
         inputs = ops.cast(inputs, "int32")
+        rows = self._rows(inputs)
+        if training and self.embedding_dropout:
+            rows = drop_words(rows, inputs, self.input_dim, self.embedding_dropout, self.seed_generator)
+        return rows
+
+    def _rows(self, inputs):
+        masked_weight = self._masked.get("embeddings")
+        if masked_weight is None:
+            return ops.cast(ops.take(super().embeddings, inputs, axis=0), self.compute_dtype)
         rows = ops.cast(ops.take(masked_weight.weight, inputs, axis=0), self.compute_dtype)
         mask = ops.take(ops.convert_to_tensor(masked_weight.mask), inputs, axis=0)
         return mask_gradient(rows, mask, masked_weight)
@@ -63,8 +82,18 @@ class SparseEmbedding(_SparseEmbeddingBase, keras.layers.Embedding):
         n_of_m: `(n, m)` for exactly n of each m consecutive input weights of a unit, such as `(2, 4)`; it
             fixes the sparsity. Default None.
         mask_seed: Integer seed of the initial mask; None (default) draws one.
+        embedding_dropout: Fraction of the vocabulary that each call in training does without, in [0, 1): a
+            word that is dropped is zero wherever it occurs in the batch, the others are scaled by
+            1 / (1 - embedding_dropout). Default 0. It is an argument and not a layer because the layer that
+            looks up has both the words and their rows: it draws one number a word and never passes over the
+            matrix, a decoder tied to the matrix sees all of it, and nothing is left of it to strip.
+        seed: Integer seed of the words to drop; None (default) draws one.
         *args: As in `keras.layers.Embedding`.
         **kwargs: As in `keras.layers.Embedding`.
+
+    Call arguments:
+        inputs: Integer tensor (...,).
+        training: Whether to drop words.
 
     Raises:
         ValueError: for an argument out of range, or a block shape that does not divide the matrix.
@@ -75,12 +104,15 @@ class SparseEmbedding(_SparseEmbeddingBase, keras.layers.Embedding):
     >>> layer = SparseEmbedding(100, 8, sparsity=0.75)
     >>> layer(np.array([[1, 2, 3]])).shape == (1, 3, 8)
     True
+
+    Reference: Gal and Ghahramani 2016, arXiv 1512.05287 (`embedding_dropout`).
     """
 
     keras_layer = keras.layers.Embedding
 
-    def call(self, inputs):
-        return self._look_up(inputs) if self._masked else super().call(inputs)
+    def call(self, inputs, training=False):
+        drops = training and self.embedding_dropout
+        return self._look_up(inputs, training) if self._masked or drops else super().call(inputs)
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
@@ -114,11 +146,12 @@ class SparseReversibleEmbedding(_SparseEmbeddingBase, keras.layers.ReversibleEmb
             )
         super().__init__(input_dim, output_dim, tie_weights, *args, **kwargs)
 
-    def call(self, inputs, reverse=False):
-        if reverse or not self._masked:
+    def call(self, inputs, reverse=False, training=False):
+        drops = training and self.embedding_dropout
+        if reverse or not (self._masked or drops):
             with self.effective_weights():
                 return super().call(inputs, reverse=reverse)
-        outputs = self._look_up(inputs)
+        outputs = self._look_up(inputs, training)
         if self.mask_zero:
             # As in Keras 3.15, which has no public name for it: the call, not `compute_mask`, marks padding.
             keras.src.backend.set_keras_mask(outputs, ops.not_equal(inputs, 0))

@@ -10,8 +10,8 @@ from keras_selfish.layers.recurrent import SparseCell, SparseRecurrent
 class SparseGRUCell(SparseCell, keras.layers.GRUCell):
     """`keras.layers.GRUCell` with masked kernels; the gates are z (update), r (reset) and h (candidate).
 
-    Args: see `SparseLSTMCell` for `sparsity`, `distribution`, `block_shape`, `n_of_m` and `mask_seed`; the
-        others are those of `keras.layers.GRUCell`.
+    Args: see `SparseLSTMCell` for `sparsity`, `distribution`, `block_shape`, `n_of_m`, `mask_seed` and
+        `weight_drop`; the others are those of `keras.layers.GRUCell`.
     """
 
     keras_layer = keras.layers.GRUCell
@@ -24,8 +24,8 @@ class SparseGRUCell(SparseCell, keras.layers.GRUCell):
 class SparseGRU(SparseRecurrent, keras.layers.GRU):
     """`keras.layers.GRU` whose kernels are sparse from the first step on.
 
-    Args: see `SparseLSTM` for `sparsity`, `distribution`, `block_shape`, `n_of_m` and `mask_seed`; the others
-        are those of `keras.layers.GRU`.
+    Args: see `SparseLSTM` for `sparsity`, `distribution`, `block_shape`, `n_of_m`, `mask_seed` and
+        `weight_drop`; the others are those of `keras.layers.GRU`.
 
     Example:
 

@@ -24,6 +24,7 @@ class SparseLSTMCell(SparseCell, keras.layers.LSTMCell):
         n_of_m: `(n, m)` for exactly n of each m consecutive input weights of a unit, such as `(2, 4)`; it
             fixes the sparsity. Default None.
         mask_seed: Integer seed of the initial masks; None (default) draws one.
+        weight_drop: See `SparseLSTM`, which draws the dropped connections; by itself the cell does not.
         *args: As in `keras.layers.LSTMCell`.
         **kwargs: As in `keras.layers.LSTMCell`.
 
@@ -57,6 +58,8 @@ class SparseLSTM(SparseRecurrent, keras.layers.LSTM):
         n_of_m: `(n, m)` for exactly n of each m consecutive input weights of a unit, such as `(2, 4)`; it
             fixes the sparsity. Default None.
         mask_seed: Integer seed of the initial masks; None (default) draws one.
+        weight_drop: Fraction of recurrent connections that each call in training does without, in [0, 1);
+            the others are scaled by 1 / (1 - weight_drop). Default 0.
         *args: As in `keras.layers.LSTM`.
         **kwargs: As in `keras.layers.LSTM`.
 
@@ -76,7 +79,8 @@ class SparseLSTM(SparseRecurrent, keras.layers.LSTM):
     >>> [(weight.shape, weight.active) for weight in masked_weights(layer)]
     [((4, 32), 32), ((8, 32), 64)]
 
-    Reference: Liu et al. 2021, "Selfish Sparse RNN Training", arXiv 2101.09048.
+    Reference: Liu et al. 2021, "Selfish Sparse RNN Training", arXiv 2101.09048; Merity et al. 2018,
+        arXiv 1708.02182 (`weight_drop`).
     """
 
     keras_layer = keras.layers.LSTM

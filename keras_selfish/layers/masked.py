@@ -12,6 +12,7 @@ import keras
 from keras import ops
 
 from keras_selfish import masks
+from keras_selfish.layers.plain import PlainForm
 
 if keras.backend.backend() == "jax":
     from keras_selfish.layers.mask_gradient_jax import mask_gradient
@@ -24,34 +25,16 @@ MASK_ARGUMENTS = ("sparsity", "distribution", "block_shape", "n_of_m", "mask_see
 DEFAULT_SPARSITY = 0.67  # that of the published models
 
 
-class SparseLayer:
+class SparseLayer(PlainForm):
     """Mixin of all sparse layers and cells: the mask arguments, and the way back to plain Keras."""
 
-    # The Keras class that computes the same from the same weights once no mask is needed any more.
-    keras_layer = None
+    further_arguments = MASK_ARGUMENTS
 
     def get_config(self):
-        mask_config = {name: getattr(self, name) for name in MASK_ARGUMENTS}
-        mask_config["block_shape"] = list(self.block_shape)
-        n_of_m = mask_config.pop("n_of_m")
-        if n_of_m is not None:
-            mask_config["n_of_m"] = list(n_of_m)
-        return {**super().get_config(), **mask_config}
-
-    @classmethod
-    def without_masks(cls, config):
-        """What becomes of a layer of this class when a model is stripped.
-
-        Args:
-            config: What `get_config` returned.
-
-        Returns:
-            A Keras layer class and its config; None where the class does not name its own `keras_layer`
-            (a subclass may compute something else than the class it derives from).
-        """
-        if cls.__dict__.get("keras_layer") is None:
-            return None
-        return cls.keras_layer, {key: value for key, value in config.items() if key not in MASK_ARGUMENTS}
+        config = {**super().get_config(), "block_shape": list(self.block_shape)}
+        if config.pop("n_of_m") is not None:
+            config["n_of_m"] = list(self.n_of_m)
+        return config
 
 
 class MaskedLayer(SparseLayer):
@@ -158,7 +141,7 @@ class MaskedLayer(SparseLayer):
         if name in self._effective:
             return self._effective[name]
         masked_weight = self._masked.get(name)
-        if masked_weight is None or not _inside_a_call():
+        if masked_weight is None or current_call() is None:
             return variable
         return masked(masked_weight, self.compute_dtype)
 
@@ -269,6 +252,7 @@ class _OfConnections(keras.regularizers.Regularizer):
         return self.regularizer(mask_gradient(ops.convert_to_tensor(weight), mask, self.masked_weight))
 
 
-def _inside_a_call():
-    # Keras 3.15 tells only in private whether a layer is being called in this thread.
-    return keras.src.backend.common.global_state.get_global_attribute("current_call_ctx") is not None
+def current_call():
+    """Context of the call of a layer that runs in this thread, with its `training`; None if none does."""
+    # Keras 3.15 tells it in private only.
+    return keras.src.backend.common.global_state.get_global_attribute("current_call_ctx")

@@ -1,6 +1,5 @@
 """Sparse long short-term memory with ordered neurons."""
 
-import contextlib
 import itertools
 
 import keras
@@ -29,18 +28,15 @@ class SparseONLSTMCell(SparseHoistedCell):
     # the state, too, since on JAX the output of a padded step is the first state.
     appends_distances = False
 
-    def __init__(self, units, chunk_size=10, *, weight_drop=0.0, **kwargs):
+    def __init__(self, units, chunk_size=10, **kwargs):
         is_integer = isinstance(chunk_size, int) and not isinstance(chunk_size, bool)
         if not is_integer or chunk_size < 1 or units % chunk_size:
             raise ValueError(
                 "`chunk_size` must be a positive integer that divides `units`. "
                 f"Received: chunk_size={chunk_size!r}, units={units}"
             )
-        if not 0.0 <= weight_drop < 1.0:
-            raise ValueError(f"`weight_drop` must be in [0, 1). Received: weight_drop={weight_drop!r}")
         super().__init__(units, **kwargs)
         self.chunk_size = chunk_size
-        self.weight_drop = float(weight_drop)
         self.state_size = [units, units]
 
     @property
@@ -54,23 +50,6 @@ class SparseONLSTMCell(SparseHoistedCell):
     @property
     def bias_shape(self):
         return (sum(self.gate_sizes),)
-
-    @contextlib.contextmanager
-    def effective_weights(self, training=False):
-        with super().effective_weights(training=training):
-            if training and self.weight_drop:
-                self._effective["recurrent_kernel"] = keras.random.dropout(
-                    self._effective["recurrent_kernel"], self.weight_drop, seed=self.seed_generator
-                )
-            yield
-
-    def call(self, inputs, states, training=False):
-        if training and self.weight_drop and not self._effective:
-            raise ValueError(
-                "`weight_drop` must be 0 in a loop that is not ours, which would draw at each time step. "
-                f"Received: weight_drop={self.weight_drop}; use `SparseONLSTM`"
-            )
-        return super().call(inputs, states, training=training)
 
     def step(self, projected, states, training=False):
         h, c = states[0][:, : self.units], states[1]
@@ -97,7 +76,7 @@ class SparseONLSTMCell(SparseHoistedCell):
         return ops.cast(h, self.compute_dtype), [h, c]
 
     def get_config(self):
-        return {**super().get_config(), "chunk_size": self.chunk_size, "weight_drop": self.weight_drop}
+        return {**super().get_config(), "chunk_size": self.chunk_size}
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")

@@ -1,5 +1,6 @@
 """What the sparse forms of Keras's recurrent layers share."""
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
@@ -7,10 +8,12 @@ import inspect
 import keras
 from keras import ops
 
-from keras_selfish.layers.masked import MaskedLayer, SparseLayer
+from keras_selfish.layers.dropout import check_rate, drop_connections
+from keras_selfish.layers.masked import MASK_ARGUMENTS, MaskedLayer, SparseLayer, current_call
 from keras_selfish.masks import check_seed
 
 BACKEND = keras.backend.backend()
+ARGUMENTS = (*MASK_ARGUMENTS, "weight_drop")
 
 
 def _module_of_backend(name):
@@ -23,9 +26,15 @@ sequence = _module_of_backend("sequence")
 
 
 class SparseCell(MaskedLayer):
-    """Mixin for a Keras recurrent cell that masks its kernel and its recurrent kernel."""
+    """Mixin for a Keras recurrent cell that masks its kernel and its recurrent kernel.
 
+    `weight_drop` drops connections of the weights in `dropped_names`: in training, once per call of the
+    layer that runs the cell, so that all time steps see the same ones.
+    """
+
+    further_arguments = ARGUMENTS
     gates = ()
+    dropped_names = ("recurrent_kernel",)
 
     def __init__(
         self,
@@ -36,10 +45,12 @@ class SparseCell(MaskedLayer):
         block_shape=(1, 1),
         n_of_m=None,
         mask_seed=None,
+        weight_drop=0.0,
         **kwargs,
     ):
         super().__init__(units, *args, **kwargs)
         self._init_masks(sparsity, distribution, block_shape, mask_seed, n_of_m)
+        self.weight_drop = check_rate(weight_drop, "weight_drop")
 
     @property
     def masked_names(self):
@@ -54,8 +65,35 @@ class SparseCell(MaskedLayer):
         # place but the time step itself.
         if self._effective:
             return super().call(inputs, states, training=training)
+        if training and self.weight_drop:
+            raise ValueError(
+                "`weight_drop` must be 0 in a cell that its own sparse layer does not run: other connections "
+                f"would be dropped at each time step. Received: weight_drop={self.weight_drop}; use a layer "
+                "such as `SparseLSTM`"
+            )
         with self.effective_weights():
             return super().call(inputs, states, training=training)
+
+    @contextlib.contextmanager
+    def effective_weights(self, training=False):
+        """As in `MaskedLayer`; in training some connections are dropped."""
+        with super().effective_weights():
+            if training and self.weight_drop:
+                self._effective |= {name: self._dropped(name) for name in self.dropped_names}
+            yield
+
+    def _dropped(self, name):
+        attributes = self.__dict__
+        weight = super().weight_to_use(name, attributes.get(f"_raw_{name}", attributes.get(name)))
+        weight = ops.cast(ops.convert_to_tensor(weight), self.compute_dtype)
+        return drop_connections(weight, self.weight_drop, self.seed_generator)
+
+    def weight_to_use(self, name, variable):
+        # `Bidirectional` may hand the kernels of its layers to cuDNN without calling the layers.
+        unseen = name in self.dropped_names and name not in self._effective
+        if unseen and self.weight_drop and getattr(current_call(), "training", False):
+            return self._dropped(name)
+        return super().weight_to_use(name, variable)
 
 
 class SparseRecurrent(SparseLayer):
@@ -65,6 +103,7 @@ class SparseRecurrent(SparseLayer):
     the backend has a function over a whole sequence for, name it: `sequence_function`.
     """
 
+    further_arguments = ARGUMENTS
     keras_layer = None
     cell_class = None
     cell_name = None
@@ -79,6 +118,7 @@ class SparseRecurrent(SparseLayer):
         block_shape=(1, 1),
         n_of_m=None,
         mask_seed=None,
+        weight_drop=0.0,
         **kwargs,
     ):
         mask_seed = None if mask_seed is None else check_seed(mask_seed, "mask_seed")
@@ -96,6 +136,7 @@ class SparseRecurrent(SparseLayer):
             block_shape=block_shape,
             n_of_m=n_of_m,
             mask_seed=None if mask_seed is None else 2 * mask_seed + backwards,
+            weight_drop=weight_drop,
             dtype=layer_arguments.get("dtype"),
             trainable=layer_arguments.get("trainable", True),
             name=self.cell_name,
@@ -119,7 +160,7 @@ class SparseRecurrent(SparseLayer):
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
         # Masked here, once per call: inside the loop it would be done at every time step.
-        with self.cell.effective_weights():
+        with self.cell.effective_weights(training):
             return self._inner_loop(sequences, initial_state, mask, training)
 
     def _inner_loop(self, sequences, initial_state, mask, training):
@@ -206,11 +247,16 @@ class SparseRecurrent(SparseLayer):
         return self.cell.block_shape
 
     @property
+    def weight_drop(self):
+        return self.cell.weight_drop
+
+    @property
     def n_of_m(self):
         return self.cell.n_of_m
 
     def get_config(self):
         config = super().get_config()
+        config["seed"] = self.cell.seed  # which Keras 3.15 forgets in its SimpleRNN
         if hasattr(self, "use_cudnn"):
             config["use_cudnn"] = self.use_cudnn
         return config

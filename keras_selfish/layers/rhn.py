@@ -37,6 +37,10 @@ class SparseRHNCell(SparseHoistedCell):
         return dict.fromkeys(["kernel", *self._recurrent_names], self.gates)
 
     @property
+    def dropped_names(self):
+        return self._recurrent_names
+
+    @property
     def _recurrent_names(self):
         return [f"recurrent_kernel_{index}" for index in range(self.depth)]
 
@@ -103,6 +107,8 @@ class SparseRHN(SparseHoistedRNN):
         transform_bias: Initial bias of the transform gate: below zero the state is carried on at first.
             Default -2.0, the published one on the Penn Treebank (-4.0 on enwik8); None draws it from
             `bias_initializer`, as the biases of the other gates.
+        weight_drop: Fraction of the connections of the recurrent kernels dropped in training, drawn once per
+            call. Default 0.
         dropout: Fraction of the input features dropped in training. Default 0.
         recurrent_dropout: Fraction of the state dropped, where the recurrent kernels see it, in training.
             Default 0. Both draw one mask per sequence, for all time steps, depths and gates.

@@ -10,8 +10,8 @@ from keras_selfish.layers.recurrent import SparseCell, SparseRecurrent
 class SparseSimpleRNNCell(SparseCell, keras.layers.SimpleRNNCell):
     """`keras.layers.SimpleRNNCell` with masked kernels; it has no gates.
 
-    Args: see `SparseLSTMCell` for `sparsity`, `distribution`, `block_shape`, `n_of_m` and `mask_seed`; the
-        others are those of `keras.layers.SimpleRNNCell`.
+    Args: see `SparseLSTMCell` for `sparsity`, `distribution`, `block_shape`, `n_of_m`, `mask_seed` and
+        `weight_drop`; the others are those of `keras.layers.SimpleRNNCell`.
     """
 
     keras_layer = keras.layers.SimpleRNNCell
@@ -23,8 +23,8 @@ class SparseSimpleRNNCell(SparseCell, keras.layers.SimpleRNNCell):
 class SparseSimpleRNN(SparseRecurrent, keras.layers.SimpleRNN):
     """`keras.layers.SimpleRNN` whose kernels are sparse from the first step on.
 
-    Args: see `SparseLSTM` for `sparsity`, `distribution`, `block_shape`, `n_of_m` and `mask_seed`; the others
-        are those of `keras.layers.SimpleRNN`.
+    Args: see `SparseLSTM` for `sparsity`, `distribution`, `block_shape`, `n_of_m`, `mask_seed` and
+        `weight_drop`; the others are those of `keras.layers.SimpleRNN`.
 
     Example:
 

@@ -106,7 +106,7 @@ class SparseHoistedCell(SparseCell, _OwnCell):
     @contextlib.contextmanager
     def effective_weights(self, training=False):
         """Within the block all weights are masked and cast once, not at each use."""
-        with super().effective_weights():
+        with super().effective_weights(training=training):
             names = [*self.masked_names, *(["bias"] if self.use_bias else [])]
             self._effective = {name: self.in_use(name) for name in names}
             yield

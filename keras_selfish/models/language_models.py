@@ -184,9 +184,10 @@ class LanguageModel(keras.Model):
         """As in `keras.Model`; the loss is that of the mean token.
 
         Keras averages the loss over windows, and a short last window would count as much as a full one.
+        Penalties that layers add, such as `ActivationRegularization`, are trained on but not reported.
         """
         results = super().get_metrics_result()
-        if "perplexity" in results and not self.losses:
+        if "perplexity" in results:
             results["loss"] = ops.log(results["perplexity"])
         return results
 
