@@ -8,7 +8,9 @@ Example:
 """
 
 import contextlib
+import dataclasses
 import importlib.util
+import json
 import os
 import sys
 import time
@@ -16,7 +18,8 @@ import time
 from absl import app, flags, logging
 
 from keras_selfish import masks
-from keras_selfish.data import DATASETS, Windows, load_corpus
+from keras_selfish.data import DATASETS, RandomWindows, Windows, load_corpus
+from keras_selfish.models.architecture import CELLS, Architecture
 from keras_selfish.models.presets import PRESETS, preset
 from keras_selfish.rewiring.registry import METHODS
 from keras_selfish.rewiring.rules import REDISTRIBUTION_RULES
@@ -35,11 +38,28 @@ flags.DEFINE_enum(
     "Corpus; text is all UTF-8 files in --data_dir, python_docs needs none.",
 )
 flags.DEFINE_string("data_dir", None, "Folder with the corpus's files; without it, they are downloaded.")
-flags.DEFINE_integer("units", None, "Units of each recurrent layer.", lower_bound=1)
+flags.DEFINE_list(
+    "units", None, "Units of each recurrent layer, one number or one for each, such as 256,200."
+)
 flags.DEFINE_integer("layers", None, "Number of recurrent layers.", lower_bound=1)
 flags.DEFINE_integer("embedding_units", None, "Features of a token; --units by default.", lower_bound=1)
 flags.DEFINE_bool("tied", None, "Whether the decoder is the transposed embedding.")
+flags.DEFINE_enum("cell", None, CELLS, "Kind of the recurrent layers.")
+flags.DEFINE_string(
+    "cell_options",
+    None,
+    'Further arguments of the recurrent layers, as JSON: {"depth": 10}, {"weight_drop": 0.5}.',
+)
+flags.DEFINE_integer("experts", None, "Number of softmaxes that are mixed.", lower_bound=1)
 flags.DEFINE_float("dropout", None, "Fraction of inputs of each layer dropped in training, in [0, 1).")
+flags.DEFINE_float("input_dropout", None, "--dropout after the embedding.")
+flags.DEFINE_float("hidden_dropout", None, "--dropout between recurrent layers.")
+flags.DEFINE_float("output_dropout", None, "--dropout before the decoder.")
+flags.DEFINE_bool("locked", None, "Whether dropout takes the same features at all time steps.")
+flags.DEFINE_float("embedding_dropout", None, "Fraction of the words that a step does without, in [0, 1).")
+flags.DEFINE_float("latent_dropout", None, "Fraction of the experts' features dropped, in [0, 1).")
+flags.DEFINE_float("ar", None, "Penalty of large activations.", lower_bound=0.0)
+flags.DEFINE_float("tar", None, "Penalty of changing activations.", lower_bound=0.0)
 flags.DEFINE_float("sparsity", None, "Fraction of zeros in every weight matrix, in [0, 1).")
 flags.DEFINE_enum("distribution", None, masks.DISTRIBUTIONS, "How the matrices share the connections.")
 flags.DEFINE_list("block_shape", None, "Input weights and units of a block of connections, such as 4,1.")
@@ -67,6 +87,7 @@ flags.DEFINE_bool("reset_regrown", False, "Whether a weight dropped and regrown 
 flags.DEFINE_integer("epochs", None, "Epochs of training, in all.", lower_bound=1)
 flags.DEFINE_integer("batch_size", None, "Columns the corpus is read in, over all replicas.", lower_bound=1)
 flags.DEFINE_integer("bptt", None, "Time steps of a window, through which gradients flow.", lower_bound=1)
+flags.DEFINE_bool("random_lengths", None, "Whether windows vary in length, and learning rates with them.")
 flags.DEFINE_float("learning_rate", None, "Learning rate of SNT-ASGD.", lower_bound=0.0)
 flags.DEFINE_float("clipnorm", None, "Largest global norm of the gradient; 0 does not clip.", lower_bound=0.0)
 flags.DEFINE_enum(
@@ -89,22 +110,18 @@ flags.DEFINE_bool(
     "export_text", False, "Whether the SavedModel also scores strings, for which it needs TensorFlow Text."
 )
 
-_MODEL_FLAGS = (
-    "units",
-    "layers",
-    "embedding_units",
-    "tied",
-    "dropout",
-    "sparsity",
-    "distribution",
-    "block_shape",
-    "n_of_m",
+# Of the vocabulary's size and the reference length the data decides.
+_MODEL_FLAGS = tuple(
+    field.name
+    for field in dataclasses.fields(Architecture)
+    if field.name not in ("vocabulary_size", "reference_length")
 )
 _TRAINING_FLAGS = (
     "dataset",
     "epochs",
     "batch_size",
     "bptt",
+    "random_lengths",
     "learning_rate",
     "clipnorm",
     "weight_decay",
@@ -131,7 +148,8 @@ _RUN_FLAGS = (
 def settings_from_flags():
     """All settings of the run in one dict: the preset's, overridden by the flags given."""
     parts = preset(FLAGS.preset)
-    settings = {**parts["model"], **parts["training"], "embedding_units": None, "n_of_m": None}
+    defaults = {field.name: field.default for field in dataclasses.fields(Architecture)}
+    settings = {name: defaults[name] for name in _MODEL_FLAGS} | parts["model"] | parts["training"]
     for name in (*_MODEL_FLAGS, *_TRAINING_FLAGS):
         value = getattr(FLAGS, name)
         if value is not None:
@@ -139,11 +157,41 @@ def settings_from_flags():
     settings.update({name: getattr(FLAGS, name) for name in _RUN_FLAGS})
     if settings["data_dir"] is not None:
         settings["data_dir"] = os.path.abspath(settings["data_dir"])
+    settings["units"] = _units(settings["units"])
+    settings["cell_options"] = _cell_options(settings["cell_options"])
     settings["block_shape"] = list(masks.check_block_shape(_pair("block_shape", settings["block_shape"])))
     if settings["n_of_m"]:
         settings["n_of_m"] = list(masks.check_n_of_m(_pair("n_of_m", settings["n_of_m"])))
     _check(settings)
     return settings
+
+
+def _units(words):
+    if isinstance(words, int):
+        return words
+    try:
+        units = [int(word) for word in words]
+    except ValueError as error:
+        raise ValueError(
+            "--units must be a whole number or several, such as 256,200. "
+            f"Received: --units={','.join(map(str, words))}"
+        ) from error
+    return units[0] if len(units) == 1 else units
+
+
+def _cell_options(options):
+    if not isinstance(options, str):
+        return options
+    try:
+        options = json.loads(options)
+        if not isinstance(options, dict):
+            raise TypeError("no dict")
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            '--cell_options must be a JSON object, such as {"depth": 10}. '
+            f"Received: --cell_options={options}"
+        ) from error
+    return options
 
 
 def _pair(flag, words):
@@ -159,8 +207,7 @@ def _pair(flag, words):
 
 def _check(settings):
     masks.check_sparsity(settings["sparsity"], "--sparsity")
-    if not 0.0 <= settings["dropout"] < 1.0:
-        raise ValueError(f"--dropout must be in [0, 1). Received: --dropout={settings['dropout']}")
+    Architecture(vocabulary_size=1, **{name: settings[name] for name in _MODEL_FLAGS})
     if settings["method"] != "dense" and not settings["sparsity"]:
         raise ValueError(
             f"--sparsity must be over 0 with --method={settings['method']}. Received: --sparsity=0.0; "
@@ -195,6 +242,8 @@ def make_strategy(settings):
 def model_arguments(settings, vocabulary_size):
     """The model's arguments; those of a dense method with all connections, and units to fit."""
     arguments = {name: settings[name] for name in _MODEL_FLAGS}
+    if settings["random_lengths"]:
+        arguments["reference_length"] = settings["bptt"]
     if settings["method"] == "dense_small":
         from keras_selfish.models import small_dense
 
@@ -245,6 +294,8 @@ def make_callbacks(settings, workdir, train, checkpoint):
     from trainers.callbacks import ProgressBar, Recorder, RemainingTime, StopOnNaN
 
     callbacks = [StopOnNaN(workdir), RemainingTime()]
+    if settings["random_lengths"]:
+        callbacks.append(train.callback())
     callbacks += mask_updates(settings, train)
     if settings["averaging"]:
         callbacks.append(NonMonotonicAveraging(monitor="val_perplexity", patience=settings["patience"]))
@@ -295,7 +346,7 @@ def train(settings, workdir):
     # Data and checkpoint first: what is wrong with them is said before a backend is loaded.
     corpus = load_corpus(settings["dataset"], data_dir=settings["data_dir"])
     windows = {
-        "train": Windows(corpus.train, settings["batch_size"], settings["bptt"]),
+        "train": training_windows(corpus.train, settings),
         "validation": Windows(corpus.validation, settings["batch_size"], settings["bptt"]),
         "test": Windows(corpus.test, settings["batch_size"], settings["bptt"]),
         "test, one column": Windows(corpus.test, 1, 10 * settings["bptt"]),
@@ -326,6 +377,15 @@ def train(settings, workdir):
     logging.info("%r\n%s", corpus, report(model).table())
     fit(model, windows, settings, workdir, checkpoint)
     return finish(model, corpus, windows, workdir)
+
+
+def training_windows(tokens, settings):
+    """The windows that a model is trained on, of one length or of random ones."""
+    if not settings["random_lengths"]:
+        return Windows(tokens, settings["batch_size"], settings["bptt"])
+    # JAX compiles a step for each length.
+    multiple = 5 if os.environ.get("KERAS_BACKEND") == "jax" else 1
+    return RandomWindows(tokens, settings["batch_size"], settings["bptt"], settings["seed"], multiple)
 
 
 def fit(model, windows, settings, workdir, checkpoint):

@@ -4,6 +4,7 @@ from keras_selfish._lazy import lazy_attributes
 
 __all__ = [
     "PRESETS",
+    "Architecture",
     "LanguageModel",
     "Perplexity",
     "TokenCrossEntropy",
@@ -15,6 +16,7 @@ __all__ = [
 __getattr__ = lazy_attributes(
     __name__,
     {
+        "Architecture": "architecture",
         "LanguageModel": "language_models",
         "PRESETS": "presets",
         "Perplexity": "perplexity",

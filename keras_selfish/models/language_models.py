@@ -5,7 +5,10 @@ from keras import ops
 
 from keras_selfish import masks
 from keras_selfish.layers import (
+    ActivationRegularization,
     CarriedState,
+    LockedDropout,
+    MixtureOfSoftmaxes,
     SparseDense,
     SparseEmbedding,
     SparseLSTM,
@@ -14,6 +17,8 @@ from keras_selfish.layers import (
     SparseRHN,
 )
 from keras_selfish.models import presets
+from keras_selfish.models.architecture import Architecture
+from keras_selfish.optimizers.state import innermost
 
 # The recurrent layers by name, and what they are given to begin as published.
 CELLS = {
@@ -28,29 +33,17 @@ class LanguageModel(keras.Model):
     """A stack of sparse recurrent layers between a sparse embedding and a sparse decoder.
 
     The state of each layer is carried from window to window (see `CarriedState`). Initial weights are the
-    published ones: embedding and decoder uniform in ±0.1, kernels and biases of the recurrent layers uniform
-    in ±1/sqrt(units), decoder bias zero. Dropout stands after the embedding and after each recurrent layer.
+    published ones: embedding and decoder uniform in ±0.1, all other kernels and biases uniform in
+    ±1/sqrt(units), decoder bias zero.
 
     Args:
         vocabulary_size: Number of tokens in the vocabulary.
-        units: Units of each recurrent layer. Default 256.
-        layers: Number of recurrent layers. Default 2.
-        embedding_units: Features of a token; None (default) for `units`.
-        dropout: Fraction of inputs of each layer dropped in training. Default 0.25.
-        sparsity: Fraction of zeros in every weight matrix, in [0, 1); 0 makes no masks. Default 0.67.
-        distribution: How the matrices share the connections: `"uniform"` (default) gives all the same
-            density, `"erdos_renyi"` and `"erk"` divide one budget over the whole model.
-        block_shape: (input weights, units) of the blocks in which connections come and go. Default (1, 1).
-        n_of_m: `(n, m)` for exactly n of each m consecutive input weights of a unit, such as (2, 4), in the
-            LSTM kernels and the decoder; the embedding, which no product reads, has single weights at the
-            same density. It fixes the sparsity. Default None.
-        tied: Whether the decoder is the transposed embedding; then `embedding_units` must be `units`.
+        units: Units of each recurrent layer, a number or a list with one for each. Default 256.
         batch_size: Largest number of batch columns per replica, for the carried states. Default 20.
         seed: Integer seed of initial weights, masks and dropout. Default 0.
-        cell: Kind of the recurrent layers: `"lstm"` (default), `"rhn"` or `"on_lstm"`.
-        cell_options: Dict of further arguments of each recurrent layer, such as `{"depth": 10}` of a
-            `SparseRHN`. Default None.
-        **kwargs: As in `keras.Model`, and `dtype`: a dtype or policy such as `"mixed_bfloat16"`.
+        dtype: A dtype or policy such as `"mixed_bfloat16"`.
+        name: Name of the model.
+        **architecture: Layers, dropout, sparsity and all else: see `Architecture`.
 
     Call arguments:
         inputs: Dict of `"tokens"`, integers (batch, time steps), and `"first"`, integers (batch,): 1
@@ -62,123 +55,49 @@ class LanguageModel(keras.Model):
     Raises:
         ValueError: for an argument out of range.
 
-    Reference: Liu et al. 2021, arXiv 2101.09048; Zaremba et al. 2014, arXiv 1409.2329 (the stacked LSTM).
+    Reference: Liu et al. 2021, arXiv 2101.09048; Zaremba et al. 2014, arXiv 1409.2329 (the stacked LSTM);
+        Merity et al. 2018, arXiv 1708.02182 (locked and word dropout, AR and TAR, random lengths); Yang et
+        al. 2018, arXiv 1711.03953 (experts).
     """
 
     def __init__(
-        self,
-        vocabulary_size,
-        units=256,
-        layers=2,
-        embedding_units=None,
-        dropout=0.25,
-        sparsity=0.67,
-        distribution="uniform",
-        block_shape=(1, 1),
-        n_of_m=None,
-        tied=False,
-        batch_size=20,
-        seed=0,
-        cell="lstm",
-        cell_options=None,
-        dtype=None,
-        **kwargs,
+        self, vocabulary_size, units=256, *, batch_size=20, seed=0, dtype=None, name=None, **architecture
     ):
-        embedding_units = embedding_units or units
-        _check(vocabulary_size, units, layers, embedding_units, dropout, tied)
-        if n_of_m is not None and sparsity:
-            sparsity = _sparsity_of_pattern(n_of_m, tied)
-        if cell not in CELLS:
-            raise ValueError(f"`cell` must be one of {', '.join(CELLS)}. Received: cell={cell!r}")
-        layer_class, cell_defaults = CELLS[cell]
-        masks.check_sparsity(sparsity)
-        masks.check_distribution(distribution)
-        block_shape = masks.check_block_shape(block_shape)
-        seeds = iter(range(1000 * seed, 1000 * seed + 1000))
-
-        def sparse():
-            return {"sparsity": sparsity, "mask_seed": next(seeds), "dtype": dtype}
-
-        def of_cell():
-            # Without options no seed is taken, so that those of all else stay as they are.
-            drawn = {"seed": next(seeds)} if cell_options else {}
-            return {**cell_defaults, **drawn, **(cell_options or {})}
-
-        def uniform(limit):
-            return keras.initializers.RandomUniform(-limit, limit, seed=next(seeds))
-
-        # Layers
-        embedding_class = SparseReversibleEmbedding if tied else SparseEmbedding
-        embedding = embedding_class(
-            vocabulary_size,
-            embedding_units,
-            embeddings_initializer=uniform(0.1),
-            # A block groups features of one token: in the decoder these are input weights of one unit.
-            block_shape=block_shape[::-1],
-            name="embedding",
-            **sparse(),
-        )
-        recurrent = [
-            layer_class(
-                units,
-                kernel_initializer=uniform(units**-0.5),
-                recurrent_initializer=uniform(units**-0.5),
-                bias_initializer=uniform(units**-0.5),
-                block_shape=block_shape,
-                n_of_m=n_of_m,
-                return_sequences=True,
-                return_state=True,
-                name=f"{cell}_{index}",
-                **sparse(),
-                **of_cell(),
-            )
-            for index in range(layers)
-        ]
-        decoder = None
-        if not tied:
-            decoder = SparseDense(
-                vocabulary_size,
-                kernel_initializer=uniform(0.1),
-                block_shape=block_shape,
-                n_of_m=n_of_m,
-                name="decoder",
-                **sparse(),
-            )
-        dropouts = [
-            keras.layers.Dropout(dropout, seed=next(seeds), name=f"dropout_{index}", dtype=dtype)
-            for index in range(layers + 1)
-        ]
-
-        # Functional
+        architecture = Architecture(vocabulary_size, units, **architecture)
+        parts = _Parts(architecture, seed, dtype)
         tokens = keras.Input((None,), dtype="int32", name="tokens")
         # Not boolean: Keras 3.15 adds up the first batch over replicas to learn its shape.
         first = keras.Input((), dtype="int32", name="first")
-        features = dropouts[0](embedding(tokens))
-        for layer, after in zip(recurrent, dropouts[1:], strict=True):
+        features = parts.dropouts[0](parts.embedding(tokens))
+        for layer, after in zip(parts.recurrent, parts.dropouts[1:], strict=True):
             carried = CarriedState(layer, batch_size, name=f"{layer.name}_carried", dtype=dtype)
-            features = after(carried(features, first))
-        logits = embedding(features, reverse=True) if tied else decoder(features)
-        super().__init__({"tokens": tokens, "first": first}, logits, **kwargs)
-
-        # Config
-        self.vocabulary_size = vocabulary_size
-        self.units = units
-        self.num_layers = layers
-        self.embedding_units = embedding_units
-        self.dropout = dropout
-        self.sparsity = sparsity
-        self.distribution = distribution
-        self.block_shape = block_shape
-        self.n_of_m = n_of_m
-        self.tied = tied
+            features = carried(features, first)
+            if layer is parts.recurrent[-1] and architecture.tar:
+                features = ActivationRegularization(tar=architecture.tar, name="tar", dtype=dtype)(features)
+            features = after(features)
+        if architecture.ar:
+            features = ActivationRegularization(ar=architecture.ar, name="ar", dtype=dtype)(features)
+        super().__init__({"tokens": tokens, "first": first}, parts.decode(features), name=name)
+        self.architecture = architecture
         self.batch_size = batch_size
         self.seed = seed
-        self.cell = cell
-        self.cell_options = cell_options and dict(cell_options)
         self._policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
-        self.embedding, self.recurrent, self.dropouts, self.decoder = embedding, recurrent, dropouts, decoder
-        if sparsity and distribution != "uniform":
-            masks.distribute(self, sparsity, distribution, seed)
+        self.embedding, self.recurrent, self.dropouts = parts.embedding, parts.recurrent, parts.dropouts
+        self.decoder = parts.decoder
+        if architecture.sparsity and architecture.distribution != "uniform":
+            masks.distribute(self, architecture.sparsity, architecture.distribution, seed)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """As in `keras.Model`; tells the optimizer by how much to scale the step (see `Architecture`)."""
+        if training and self.architecture.reference_length:
+            optimizer = innermost(self.optimizer)
+            if not hasattr(optimizer, "scale_step"):
+                raise ValueError(
+                    "`reference_length` needs an optimizer that can scale a single step, such as SNTASGD. "
+                    f"Received: {type(optimizer).__name__}"
+                )
+            optimizer.scale_step(ops.shape(y)[1] / self.architecture.reference_length)
+        return super().compute_loss(x, y, y_pred, sample_weight, training)
 
     def get_metrics_result(self):
         """As in `keras.Model`; the loss is that of the mean token.
@@ -196,39 +115,28 @@ class LanguageModel(keras.Model):
 
         Returns:
             A `keras.Model` from `[tokens (batch, time), h_0, c_0, h_1, c_1, ...]`, states (batch, units), to
-            `[logits (batch, time, vocabulary), h_0, c_0, ...]`, which shares this model's weights. The layers
-            of a recurrent highway network have one state, h.
+            `[logits (batch, time, vocabulary), h_0, c_0, ...]`, which shares this model's weights.
         """
         tokens = keras.Input((None,), dtype="int32", name="tokens")
         states, finals = [], []
         features = self.embedding(tokens)
         for index, layer in enumerate(self.recurrent):
+            sizes = layer.state_size if isinstance(layer.state_size, (list, tuple)) else [layer.state_size]
             initial = [
                 keras.Input((size,), dtype=layer.compute_dtype, name=f"{name}_{index}")
-                for name, size in zip("hc", layer.state_size, strict=False)
+                for name, size in zip("hc", sizes, strict=False)
             ]
             features, *final = layer(features, initial_state=initial)
             states += initial
             finals += final
-        logits = self.embedding(features, reverse=True) if self.tied else self.decoder(features)
+        logits = self.decoder(features) if self.decoder else self.embedding(features, reverse=True)
         return keras.Model([tokens, *states], [logits, *finals], name=f"{self.name}_stepwise")
 
     def get_config(self):
         return {
-            "vocabulary_size": self.vocabulary_size,
-            "units": self.units,
-            "layers": self.num_layers,
-            "embedding_units": self.embedding_units,
-            "dropout": self.dropout,
-            "sparsity": self.sparsity,
-            "distribution": self.distribution,
-            "block_shape": list(self.block_shape),
-            "n_of_m": self.n_of_m and list(self.n_of_m),
-            "tied": self.tied,
+            **self.architecture.get_config(),
             "batch_size": self.batch_size,
             "seed": self.seed,
-            "cell": self.cell,
-            "cell_options": self.cell_options,
             "dtype": keras.dtype_policies.serialize(self._policy),
             "name": self.name,
         }
@@ -238,13 +146,114 @@ class LanguageModel(keras.Model):
         return cls(**config)
 
 
-def language_model(preset=None, vocabulary_size=10_000, **overrides):
+class _Parts:
+    """The layers of a language model. Their seeds follow from one, in the order in which they are drawn."""
+
+    def __init__(self, architecture, seed, dtype):
+        self.architecture = architecture
+        self.dtype = dtype
+        self._seeds = iter(range(1000 * seed, 1000 * seed + 1000))
+        self.embedding = self._embedding()
+        self.recurrent = [
+            self._recurrent(index, units) for index, units in enumerate(architecture.layer_units)
+        ]
+        self.decoder = self._decoder()
+        dropout_class = LockedDropout if architecture.locked else keras.layers.Dropout
+        self.dropouts = [
+            dropout_class(rate, seed=next(self._seeds), name=f"dropout_{index}", dtype=dtype)
+            for index, rate in enumerate(architecture.dropout_rates())
+        ]
+
+    def _uniform(self, limit):
+        return keras.initializers.RandomUniform(-limit, limit, seed=next(self._seeds))
+
+    def _sparse(self):
+        sparsity = self.architecture.sparsity
+        return {"sparsity": sparsity, "mask_seed": next(self._seeds), "dtype": self.dtype}
+
+    def _seed_if(self, needed):
+        # Where it is not needed no seed is taken, so that those of all else stay as they are.
+        return {"seed": next(self._seeds)} if needed else {}
+
+    def _embedding(self):
+        settings = self.architecture
+        embedding_class = SparseReversibleEmbedding if settings.tied else SparseEmbedding
+        return embedding_class(
+            settings.vocabulary_size,
+            settings.token_units,
+            embeddings_initializer=self._uniform(0.1),
+            # A block groups features of one token: in the decoder these are input weights of one unit.
+            block_shape=settings.block_shape[::-1],
+            embedding_dropout=settings.embedding_dropout,
+            name="embedding",
+            **self._sparse(),
+            **self._seed_if(settings.embedding_dropout),
+        )
+
+    def _recurrent(self, index, units):
+        settings = self.architecture
+        layer_class, published = CELLS[settings.cell]
+        return layer_class(
+            units,
+            kernel_initializer=self._uniform(units**-0.5),
+            recurrent_initializer=self._uniform(units**-0.5),
+            bias_initializer=self._uniform(units**-0.5),
+            block_shape=settings.block_shape,
+            n_of_m=settings.n_of_m,
+            return_sequences=True,
+            return_state=True,
+            name=f"{settings.cell}_{index}",
+            **self._sparse(),
+            **published,
+            **self._seed_if(settings.cell_options),
+            **(settings.cell_options or {}),
+        )
+
+    def _decoder(self):
+        """The layer after the last dropout; None where it is the embedding itself."""
+        settings = self.architecture
+        if settings.experts > 1:
+            return self._mixture()
+        if settings.tied:
+            return None
+        return SparseDense(
+            settings.vocabulary_size,
+            kernel_initializer=self._uniform(0.1),
+            block_shape=settings.block_shape,
+            n_of_m=settings.n_of_m,
+            name="decoder",
+            **self._sparse(),
+        )
+
+    def _mixture(self):
+        settings = self.architecture
+        return MixtureOfSoftmaxes(
+            settings.vocabulary_size,
+            settings.experts,
+            settings.token_units,
+            embedding=self.embedding if settings.tied else None,
+            latent_dropout=settings.latent_dropout,
+            kernel_initializer=self._uniform(settings.layer_units[-1] ** -0.5),
+            decoder_initializer=self._uniform(0.1),
+            block_shape=settings.block_shape,
+            name="decoder",
+            **self._sparse(),
+            **self._seed_if(settings.latent_dropout),
+        )
+
+    def decode(self, features):
+        """The logits of features (batch, time steps, units)."""
+        return self.decoder(features) if self.decoder else self.embedding(features, reverse=True)
+
+
+def language_model(preset=None, vocabulary_size=None, **overrides):
     """A `LanguageModel` with the settings of a preset, any of which can be overridden.
 
     Args:
         preset: Name of a preset, such as `"ptb_lstm"` or `"quick"`; None (default) for the defaults of
             `LanguageModel`.
-        vocabulary_size: Number of tokens in the vocabulary. Default 10,000, that of the Penn Treebank.
+        vocabulary_size: Number of tokens in the vocabulary. Default 10,000, that of the Penn Treebank; of a
+            preset for WikiText-2 33,278.
         **overrides: Arguments of `LanguageModel`.
 
     Returns:
@@ -256,37 +265,10 @@ def language_model(preset=None, vocabulary_size=10_000, **overrides):
     Example:
 
     >>> model = language_model("quick", vocabulary_size=1000, units=32)
-    >>> model.units, model.sparsity
+    >>> model.architecture.units, model.architecture.sparsity
     (32, 0.67)
     """
-    settings = presets.preset(preset)["model"] if preset is not None else {}
-    return LanguageModel(vocabulary_size, **{**settings, **overrides})
-
-
-def _sparsity_of_pattern(n_of_m, tied):
-    if tied:
-        raise ValueError(
-            "`n_of_m` needs a decoder of its own: a tied one is read along the other axis of the embedding. "
-            f"Received: n_of_m={n_of_m}, tied=True"
-        )
-    n, m = masks.check_n_of_m(n_of_m)
-    return 1.0 - n / m
-
-
-def _check(vocabulary_size, units, layers, embedding_units, dropout, tied):
-    sizes = {
-        "vocabulary_size": vocabulary_size,
-        "units": units,
-        "layers": layers,
-        "embedding_units": embedding_units,
-    }
-    for name, value in sizes.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"`dropout` must be in [0, 1). Received: dropout={dropout!r}")
-    if tied and embedding_units != units:
-        raise ValueError(
-            "`embedding_units` must equal `units` in a tied model. Received: "
-            f"embedding_units={embedding_units}, units={units}"
-        )
+    settings = presets.preset(preset) if preset is not None else {"model": {}, "training": {}}
+    if vocabulary_size is None:
+        vocabulary_size = presets.VOCABULARY_SIZES.get(settings["training"].get("dataset"), 10_000)
+    return LanguageModel(vocabulary_size, **{**settings["model"], **overrides})

@@ -27,25 +27,28 @@ def small_dense(vocabulary_size, **settings):
     """
     limit = report(LanguageModel(vocabulary_size, **settings)).parameters.sparse
     units = settings["units"]
-    low, high = 1, units if isinstance(units, int) else units[0]
+    # Chunks of ordered neurons must stay whole.
+    step = (settings.get("cell_options") or {}).get("chunk_size", 1)
+    low, high = 1, (units if isinstance(units, int) else units[0]) // step
     while high - low > 1:
         middle = (low + high) // 2
-        if report(LanguageModel(vocabulary_size, **_narrowed(settings, middle))).parameters.dense > limit:
+        narrowed = _narrowed(settings, middle, step)
+        if report(LanguageModel(vocabulary_size, **narrowed)).parameters.dense > limit:
             high = middle
         else:
             low = middle
-    return _narrowed(settings, low)
+    return _narrowed(settings, low, step)
 
 
-def _narrowed(settings, first):
-    """Settings whose first layer has `first` units, and all else in proportion."""
+def _narrowed(settings, steps, step):
+    """Settings whose first layer has `steps * step` units, and all else in proportion."""
     units = settings["units"]
-    factor = first / (units if isinstance(units, int) else units[0])
+    factor = steps / (units if isinstance(units, int) else units[0])
 
     def narrow(number):
-        return max(1, round(factor * number))
+        return step * max(1, round(factor * number))
 
-    narrowed = {"units": first if isinstance(units, int) else list(map(narrow, units))}
+    narrowed = {"units": steps * step if isinstance(units, int) else list(map(narrow, units))}
     if settings.get("embedding_units"):
         narrowed["embedding_units"] = narrow(settings["embedding_units"])
     return {**settings, **narrowed, "sparsity": 0.0}

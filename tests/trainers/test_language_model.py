@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from keras_selfish.models.presets import PRESETS
 from keras_selfish.rewiring.registry import METHODS
 from trainers.workdir import RunError, replace
 
@@ -198,6 +199,40 @@ def test_options_of_methods(corpus, tmp_path):
     assert "Traceback" not in refused.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name.endswith("_small")])
+def test_every_small_preset(preset, corpus, tmp_path):
+    """The sizes are the preset's, the data a little: batches that it fills."""
+    flags = (f"--data_dir={corpus}", "--dataset=text", "--batch_size=4", "--bptt=20", "--epochs=1")
+    result = run(tmp_path, *flags, f"--preset={preset}")
+    assert result.returncode == 0, result.stderr
+    again = run(tmp_path, *flags[:-1], "--epochs=2", f"--preset={preset}")
+    assert again.returncode == 0, again.stderr
+    rows = history(tmp_path)
+    assert float(rows[1]["perplexity"]) < float(rows[0]["perplexity"])
+
+
+def test_an_architecture_by_flags(corpus, tmp_path):
+    flags = (
+        f"--data_dir={corpus}",
+        *(flag for flag in TINY if not flag.startswith(("--units", "--epochs"))),
+        "--units=20,12",
+        "--embedding_units=8",
+        "--cell=on_lstm",
+        '--cell_options={"chunk_size": 4, "weight_drop": 0.2}',
+        "--experts=2",
+        "--tied",
+        "--locked",
+        "--random_lengths",
+        "--epochs=2",
+    )
+    result = run(tmp_path, *flags)
+    assert result.returncode == 0, result.stderr
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["units"], config["cell"], config["experts"]) == ([20, 12], "on_lstm", 2)
+    assert len(history(tmp_path)) == 2
+
+
 def test_replicas_train_as_one_device(corpus, tmp_path):
     """Dropout differs between replicas, so without it."""
     flags = (f"--data_dir={corpus}", *TINY, "--epochs=2", "--dropout=0", "--noexport")
@@ -242,7 +277,10 @@ def test_a_full_disk_is_one_sentence(tmp_path):
         (("--preset=huge",), "huge"),
         (("--schedule=stepwise",), "stepwise"),
         (("--unitz=5",), "unitz"),
-        (("--dropout=1.0",), "Received: --dropout=1.0"),
+        (("--dropout=1.0",), "Received: dropout=1.0"),
+        (("--units=many",), "--units must be a whole number or several"),
+        (("--cell_options=[1]",), "--cell_options must be a JSON object"),
+        (("--cell=gru",), "gru"),
         (("--pruning_rate=1.5",), "Received: --pruning_rate=1.5"),
         (("--batch_size=100000",), "batch_size=100000"),
         (("--data_dir=/nowhere",), "/nowhere"),

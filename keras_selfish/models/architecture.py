@@ -1,0 +1,160 @@
+"""What a language model is made of, as data."""
+
+import dataclasses
+
+from keras_selfish import masks
+
+CELLS = ("lstm", "rhn", "on_lstm")
+# Where dropout stands.
+PLACES = ("input", "hidden", "output")
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """The settings of a `LanguageModel`.
+
+    Args:
+        vocabulary_size: Number of tokens in the vocabulary.
+        units: Units of each recurrent layer, a number or a list with one for each. Default 256.
+        layers: Number of recurrent layers; None (default) for the length of the list `units`, or 2.
+        embedding_units: Features of a token; None (default) for the units of the last layer.
+        dropout: Fraction of features dropped in training after the embedding, between recurrent layers and
+            before the decoder. Default 0.25.
+        input_dropout: That after the embedding; None (default) for `dropout`.
+        hidden_dropout: That between recurrent layers; None (default) for `dropout`.
+        output_dropout: That before the decoder; None (default) for `dropout`.
+        locked: Whether the same features are dropped at all time steps (`LockedDropout`). Default False.
+        embedding_dropout: Fraction of the vocabulary that a training step does without. Default 0.
+        ar: Factor of the penalty of large activations (`ActivationRegularization`). Default 0.
+        tar: Factor of the penalty of changing activations. Default 0.
+        sparsity: Fraction of zeros in every weight matrix, in [0, 1); 0 makes no masks. Default 0.67.
+        distribution: How the matrices share the connections: `"uniform"` (default) gives all the same
+            density, `"erdos_renyi"` and `"erk"` divide one budget over the whole model.
+        block_shape: (input weights, units) of the blocks in which connections come and go. Default (1, 1).
+        n_of_m: `(n, m)` for exactly n of each m consecutive input weights of a unit, such as (2, 4), in the
+            recurrent kernels and the decoder; the embedding, which no product reads, has single weights at
+            the same density. It fixes the sparsity. Default None.
+        tied: Whether the decoder is the transposed embedding; the units of the last layer (with several
+            experts: nothing) must then be the features of a token. Default False.
+        cell: Kind of the recurrent layers: `"lstm"` (default), `"rhn"` or `"on_lstm"`.
+        cell_options: Dict of further arguments of each recurrent layer, such as `{"depth": 10}` of a
+            `SparseRHN`, or `{"weight_drop": 0.5}`. Default None.
+        experts: Number of softmaxes that are mixed (`MixtureOfSoftmaxes`), each over as many features as a
+            token has. Default 1.
+        latent_dropout: Fraction of the experts' features dropped in training. Default 0.
+        reference_length: Number of time steps that the learning rate is meant for: a step of `SNTASGD` on
+            windows of another length is scaled by length / reference_length. Default None: none is.
+
+    Raises:
+        ValueError: for an argument out of range.
+    """
+
+    vocabulary_size: int
+    units: int | tuple = 256
+    layers: int = None
+    embedding_units: int = None
+    dropout: float = 0.25
+    input_dropout: float = None
+    hidden_dropout: float = None
+    output_dropout: float = None
+    locked: bool = False
+    embedding_dropout: float = 0.0
+    ar: float = 0.0
+    tar: float = 0.0
+    sparsity: float = 0.67
+    distribution: str = "uniform"
+    block_shape: tuple = (1, 1)
+    n_of_m: tuple = None
+    tied: bool = False
+    cell: str = "lstm"
+    cell_options: dict = None
+    experts: int = 1
+    latent_dropout: float = 0.0
+    reference_length: int = None
+
+    def __post_init__(self):
+        self._set("block_shape", masks.check_block_shape(self.block_shape))
+        if not isinstance(self.units, int):
+            self._set("units", tuple(self.units))
+        self._check_sizes()
+        self._check_fractions()
+        if self.cell not in CELLS:
+            raise ValueError(f"`cell` must be one of {', '.join(CELLS)}. Received: cell={self.cell!r}")
+        masks.check_sparsity(self.sparsity)
+        masks.check_distribution(self.distribution)
+        if self.n_of_m is not None and self.sparsity:
+            self._fix_pattern()
+
+    def _set(self, name, value):
+        object.__setattr__(self, name, value)  # a frozen dataclass settles its own fields
+
+    def _check_sizes(self):
+        for size in self.layer_units:
+            _check_size("units", size)
+        for name in ("vocabulary_size", "experts"):
+            _check_size(name, getattr(self, name))
+        for name in ("layers", "embedding_units", "reference_length"):
+            if getattr(self, name) is not None:
+                _check_size(name, getattr(self, name))
+        if not isinstance(self.units, int) and self.layers not in (None, len(self.units)):
+            raise ValueError(
+                "`layers` must be the length of the list `units`, or left out. "
+                f"Received: layers={self.layers}, units={list(self.units)}"
+            )
+        if self.tied and self.experts == 1 and self.token_units != self.layer_units[-1]:
+            raise ValueError(
+                "`embedding_units` must equal `units` (of the last layer) in a tied model. Received: "
+                f"embedding_units={self.embedding_units}, units={self.units}"
+            )
+
+    def _check_fractions(self):
+        for name in ("dropout", "embedding_dropout", "latent_dropout", *map("{}_dropout".format, PLACES)):
+            value = getattr(self, name)
+            if value is None and name.removesuffix("_dropout") in PLACES:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value < 1.0:
+                raise ValueError(f"`{name}` must be in [0, 1). Received: {name}={value!r}")
+
+    def _fix_pattern(self):
+        if self.tied:
+            raise ValueError(
+                "`n_of_m` needs a decoder of its own: a tied one is read along the other axis of the "
+                f"embedding. Received: n_of_m={self.n_of_m}, tied=True"
+            )
+        if self.experts > 1:
+            raise ValueError(
+                "`n_of_m` needs a single softmax, whose kernel has one pattern. "
+                f"Received: n_of_m={self.n_of_m}, experts={self.experts}"
+            )
+        n, m = masks.check_n_of_m(self.n_of_m)
+        self._set("n_of_m", (n, m))
+        self._set("sparsity", 1.0 - n / m)
+
+    @property
+    def layer_units(self):
+        """Units of each recurrent layer, a tuple."""
+        if isinstance(self.units, tuple):
+            return self.units
+        return (self.units,) * (2 if self.layers is None else self.layers)
+
+    @property
+    def token_units(self):
+        """Features of a token."""
+        return self.embedding_units or self.layer_units[-1]
+
+    def dropout_rates(self):
+        """The rates after the embedding, after each recurrent layer but the last, and after the last."""
+        rates = {place: getattr(self, f"{place}_dropout") for place in PLACES}
+        rates = {place: self.dropout if rate is None else rate for place, rate in rates.items()}
+        hidden = [rates["hidden"]] * (len(self.layer_units) - 1)
+        return [rates["input"], *hidden, rates["output"]]
+
+    def get_config(self):
+        """The settings as a dict of JSON values."""
+        config = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
+
+
+def _check_size(name, value):
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
