@@ -10,6 +10,7 @@ from keras_selfish._lazy import lazy_attributes
 from keras_selfish.version import __version__
 
 _SOURCES = {
+    "AlternatingOptimizer": "switcher",
     "CarriedState": "layers",
     "HoistedCell": "layers",
     "HoistedRNN": "layers",
@@ -29,6 +30,10 @@ _SOURCES = {
     "SparseReversibleEmbedding": "layers",
     "SparseSimpleRNN": "layers",
     "SparseSimpleRNNCell": "layers",
+    "SparsityConstraint": "switcher",
+    "SwitchedDense": "layers",
+    "SwitchedModel": "switcher",
+    "SwitcherNetwork": "switcher",
     "TokenCrossEntropy": "models",
     "language_model": "models",
     "masked_weights": "masks",

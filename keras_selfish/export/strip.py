@@ -5,6 +5,7 @@ import inspect
 import keras
 from keras import ops
 
+from keras_selfish.export.shrink import cuts
 from keras_selfish.layers.masked import SparseLayer
 from keras_selfish.masks import masked_weights
 
@@ -47,20 +48,23 @@ def strip(model):
         raise ValueError(f"`model` must be built. Received: model={model.name!r}; call it on data first")
     copies = {}
     stripped = _strip_model(model, copies)
-    for layer, copy in copies.values():
+    for layer, copy, cut in copies.values():
         if isinstance(layer, keras.Layer) and not _is_model(layer):  # not an operation such as `x + 1`
-            _copy_weights(layer, copy)
+            _copy_weights(layer, copy, cut)
     return stripped
 
 
 def _strip_model(model, copies):
-    """Copies a model; `copies` maps the id of every layer to (layer, copy), so that shared ones stay so."""
+    """Copies a model; `copies` maps each layer's id to (layer, copy, cut), so that shared ones stay so."""
+    model_cuts = cuts(model)
 
     def copy_of(layer):
         if id(layer) not in copies:
+            cut = model_cuts.get(id(layer))
             copies[id(layer)] = (
                 layer,
-                _strip_model(layer, copies) if _is_model(layer) else _strip_layer(layer),
+                _strip_model(layer, copies) if _is_model(layer) else _strip_layer(layer, cut),
+                cut,
             )
         return copies[id(layer)][1]
 
@@ -93,8 +97,10 @@ def _new_input(tensor, optional=()):
     )
 
 
-def _strip_layer(layer):
+def _strip_layer(layer, cut=None):
     config = _strip_config(layer.get_config())
+    if cut is not None and cut.units is not None:
+        config["units"] = len(cut.units)
     keras_class = type(layer)
     if isinstance(layer, SparseLayer):
         keras_class, config = layer.without_masks(config) or _refuse(layer)
@@ -119,22 +125,34 @@ def _strip_config(config):
     return config
 
 
-def _copy_weights(layer, copy):
+def _copy_weights(layer, copy, cut=None):
     if masked_weights(copy):
         _refuse(layer)
-    masks = {id(masked_weight.mask) for masked_weight in masked_weights(layer)}
-    weights = [weight for weight in layer.weights if id(weight) not in masks]
-    if [weight.shape for weight in weights] != [weight.shape for weight in copy.weights]:
+    values = layer.plain_weights() if hasattr(layer, "plain_weights") else _plain_weights(layer)
+    if cut is not None:
+        values = cut.apply([ops.convert_to_numpy(value) for value in values])
+    if [tuple(value.shape) for value in values] != [tuple(weight.shape) for weight in copy.weights]:
         raise ValueError(
             "`model` must consist of layers that their config describes in full. Received: layer "
             f"{layer.name!r} of class {type(layer).__name__}, whose copy has other weights"
         )
-    for weight, target in zip(weights, copy.weights, strict=True):
+    for value, target in zip(values, copy.weights, strict=True):
+        target.assign(value)
+
+
+def _plain_weights(layer):
+    """The weights of a layer but its masks, zero where their mask is False."""
+    masks = {id(masked_weight.mask) for masked_weight in masked_weights(layer)}
+    values = []
+    for weight in layer.weights:
+        if id(weight) in masks:
+            continue
         value = ops.convert_to_tensor(weight)
         if (masked_weight := getattr(weight, "masked_weight", None)) is not None:
             mask = ops.convert_to_tensor(masked_weight.mask)
             value = ops.where(mask, value, ops.zeros((), value.dtype))
-        target.assign(value)
+        values.append(value)
+    return values
 
 
 def _refuse(layer):

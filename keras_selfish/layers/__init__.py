@@ -7,6 +7,7 @@ from keras_selfish.layers.gru import SparseGRU, SparseGRUCell
 from keras_selfish.layers.hoisted import HoistedCell, HoistedRNN
 from keras_selfish.layers.lstm import SparseLSTM, SparseLSTMCell
 from keras_selfish.layers.simple_rnn import SparseSimpleRNN, SparseSimpleRNNCell
+from keras_selfish.layers.switched_dense import SwitchedDense
 
 __all__ = [
     "CarriedState",
@@ -21,4 +22,5 @@ __all__ = [
     "SparseReversibleEmbedding",
     "SparseSimpleRNN",
     "SparseSimpleRNNCell",
+    "SwitchedDense",
 ]

@@ -22,14 +22,17 @@ MASK_ARGUMENTS = ("sparsity", "distribution", "block_shape", "mask_seed")
 
 
 class SparseLayer:
-    """Mixin of all sparse layers and cells: the four mask arguments, and the way back to plain Keras."""
+    """Mixin of all sparse layers and cells: the arguments of the mask, and the way back to plain Keras."""
 
     # The Keras class that computes the same from the same weights once no mask is needed any more.
     keras_layer = None
+    # Arguments that this class does not have.
+    mask_arguments = MASK_ARGUMENTS
 
     def get_config(self):
-        mask_config = {name: getattr(self, name) for name in MASK_ARGUMENTS}
-        return {**super().get_config(), **mask_config, "block_shape": list(self.block_shape)}
+        values = ((name, getattr(self, name)) for name in self.mask_arguments)
+        mask_config = {name: list(value) if isinstance(value, tuple) else value for name, value in values}
+        return {**super().get_config(), **mask_config}
 
     @classmethod
     def without_masks(cls, config):
@@ -44,7 +47,7 @@ class SparseLayer:
         """
         if cls.__dict__.get("keras_layer") is None:
             return None
-        return cls.keras_layer, {key: value for key, value in config.items() if key not in MASK_ARGUMENTS}
+        return cls.keras_layer, {key: value for key, value in config.items() if key not in cls.mask_arguments}
 
 
 class MaskedLayer(SparseLayer):
