@@ -125,6 +125,25 @@ class SparsityConstraint(keras.layers.Layer):
         if advance:
             self.steps.assign(ops.convert_to_tensor(self.steps) + 1.0)
 
+    def place(self, logits, sizes):
+        """Puts the threshold where the fraction open is as near to the one wanted as whole units allow.
+
+        Args:
+            logits: A list of tensors (units,), one for each layer.
+            sizes: Number of connections of a unit of each.
+        """
+        every = ops.concatenate(logits)
+        connections = ops.concatenate(
+            [ops.full_like(logit, float(size)) for logit, size in zip(logits, sizes, strict=True)]
+        )
+        order = ops.argsort(every)
+        ranked = ops.take(every, order)
+        closed = ops.pad(ops.cumsum(ops.take(connections, order)), ((1, 0),))
+        wanted = (1.0 - self.density_wanted()) * closed[-1]
+        place = ops.argmin(ops.abs(closed - wanted))
+        bounds = ops.concatenate([ranked[:1] - 1.0, ranked, ranked[-1:] + 1.0])
+        self.threshold.assign((ops.take(bounds, place) + ops.take(bounds, place + 1)) / 2.0)
+
     def get_config(self):
         return {
             **super().get_config(),

@@ -12,9 +12,8 @@ from keras_selfish.switcher.gates import binary, uniform_noise
 # decided anew; the switcher.
 TASK, REFRESH, SWITCHER = PHASES = ("task", "refresh", "switcher")
 
-# Steps of the threshold before the last decision of a turn. It has followed the logits all along; units are few,
-# so that their number jumps, and cost next to nothing.
-NEWTON_STEPS = {"connection": 3, "neuron": 20}
+# Steps of the threshold before the last decision of a turn. It has followed the logits all along.
+NEWTON_STEPS = 3
 
 
 class Switching:
@@ -61,7 +60,10 @@ class Switching:
         if self.constraint is None:
             return
         kernels = [ops.convert_to_tensor(kernel) for kernel in kernels]
-        for _ in range(NEWTON_STEPS[self.switcher.granularity]):
+        if self.switcher.granularity == "neuron":  # units are few: they can be sorted, and their number jumps
+            logits = [self.switcher.units(kernel)[0] for kernel in kernels]
+            return self.constraint.place(logits, [kernel.shape[0] for kernel in kernels])
+        for _ in range(NEWTON_STEPS):
             state = self._threshold_and_width()
             counts = [self.switcher.count(kernel, *state) for kernel in kernels]
             self.constraint.update(together(counts), advance=False)

@@ -77,6 +77,21 @@ def test_reaches_the_target_for_any_logits(target, center, spread, shape):
     assert abs(sparsities[-1] - target) < 0.01
 
 
+@hypothesis.given(target=st.floats(0.0, 0.99), seed=st.integers(0, 100))
+def test_units_are_closed_as_near_to_the_target_as_can_be(target, seed):
+    generator = np.random.default_rng(seed)
+    logits = [generator.normal(size=size).astype("float32") for size in (7, 4)]
+    constraint = SparsityConstraint(target, ramp_steps=0)
+    constraint.build()
+    constraint.place([ops.convert_to_tensor(logit) for logit in logits], [3, 10])
+    total = 7 * 3 + 4 * 10
+    threshold = float(constraint.threshold)
+    closed = sum(size * (logit <= threshold).sum() for logit, size in zip(logits, (3, 10), strict=True))
+    flat = sorted([(logit, 3) for logit in logits[0]] + [(logit, 10) for logit in logits[1]])
+    possible = [sum(size for _, size in flat[:count]) for count in range(12)]
+    assert abs(closed - target * total) <= min(abs(one - target * total) for one in possible) + 1e-3
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
