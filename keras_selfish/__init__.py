@@ -35,6 +35,7 @@ _SOURCES = {
     "SwitchedModel": "switcher",
     "SwitcherNetwork": "switcher",
     "TokenCrossEntropy": "models",
+    "image_classifier": "models",
     "language_model": "models",
     "masked_weights": "masks",
     "strip": "export",

@@ -104,6 +104,7 @@ class SwitchedModel(AlternatingTraining, keras.Model):
 
         If training stopped in a turn of the switcher, it decides a last time.
         """
+        self._find_place()
         if self._steps_done and self.phase_of(self._steps_done - 1) == SWITCHER:
             self._decide()
         for layer in self.layers_to_switch():
