@@ -137,7 +137,8 @@ def _copy_weights(layer, copy, cut=None):
             f"{layer.name!r} of class {type(layer).__name__}, whose copy has other weights"
         )
     for value, target in zip(values, copy.weights, strict=True):
-        target.assign(value)
+        # On JAX a variable takes an array as it is, and a step of training deletes the arrays it was given.
+        target.assign(ops.copy(value))
 
 
 def _plain_weights(layer):

@@ -66,7 +66,7 @@ def test_the_artifact_needs_no_switcher(whole_run, run_python, tmp_path):
         model = keras.models.load_model(sys.argv[1] + "/final.keras")
         x = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1)).astype("float32")
         served = tf.saved_model.load(sys.argv[1] + "/saved_model")
-        print(np.allclose(served.serve(x), model.predict(x, verbose=0), rtol=1e-3, atol=1e-4),
+        print(np.allclose(served.serve(tf.constant(x)), model.predict(x, verbose=0), rtol=1e-3, atol=1e-4),
               any("switcher" in v.path for v in model.variables))
         """,
         whole_run[0],
