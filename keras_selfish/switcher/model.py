@@ -71,7 +71,11 @@ class SwitchedModel(AlternatingTraining, keras.Model):
     ):
         layers = switched_layers(network)
         _check(network, layers, switcher, task_steps, switcher_steps, warmup_steps, estimator)
-        super().__init__(network.inputs, network.outputs, **{"name": network.name, **kwargs})
+        # A Sequential has lists only, of one; a Functional keeps its structure, which serving shows.
+        sequential = isinstance(network, keras.Sequential)
+        inputs = network.inputs[0] if sequential else network.input
+        outputs = network.outputs[0] if sequential else network.output
+        super().__init__(inputs, outputs, **{"name": network.name, **kwargs})
         self.task_steps = task_steps
         self.switcher_steps = switcher_steps
         self.warmup_steps = task_steps if warmup_steps is None else warmup_steps
@@ -170,7 +174,7 @@ class SwitchedModel(AlternatingTraining, keras.Model):
     # Saving
 
     def get_config(self):
-        network = keras.Model(self.inputs, self.outputs, name=self.name)
+        network = keras.Model(self.input, self.output, name=self.name)
         return {
             "network": keras.saving.serialize_keras_object(network),
             "switcher": keras.saving.serialize_keras_object(self.switcher),

@@ -196,6 +196,7 @@ class SwitcherNetwork(keras.layers.Layer):
 
         Example:
 
+        >>> from keras_selfish import SwitchedDense
         >>> model = keras.Sequential([keras.Input((20,)), SwitchedDense(10), keras.layers.Dense(2)])
         >>> sparsity = SwitcherNetwork().prune(model, target_sparsity=0.9)
         >>> round(sparsity["switched_dense"], 3)
