@@ -18,8 +18,8 @@ from keras_selfish.switcher.tiling import map_tiles, part_of
 class SwitcherNetwork(keras.layers.Layer):
     """A small network that reads a weight matrix and returns a logit per connection, positive for on.
 
-    One switcher serves all layers of a model, of any size: its own parameters (about 150) do not grow with
-    them, and all it sees is relative to the scale of the matrix. A large matrix is read part by part.
+    One switcher serves all layers of a model, of any size: its own parameters (326 by default) do not grow
+    with them, and all it sees is relative to the scale of the matrix. A large matrix is read part by part.
 
     Args:
         architecture: What a logit depends on. `"contextual"` (default): the weight, its standing within its
