@@ -183,3 +183,47 @@ def _draw_speed(axes, history):
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.set_title("Training speed")
     axes.set_ylabel("tokens per second")
+
+
+def plot_classifier_history(csv_path, png_path):
+    """Draws accuracy and sparsity over the epochs of a run of the image trainer.
+
+    Args:
+        csv_path: A history with the columns `epoch`, `loss`, `accuracy` and `sparsity`, and perhaps
+            `val_accuracy`.
+        png_path: Where to write the picture (PNG, 150 dots per inch).
+
+    Returns:
+        The path of the picture as a `pathlib.Path`.
+
+    Raises:
+        ModuleNotFoundError: if matplotlib is not installed.
+        FileNotFoundError: if there is no such history.
+        ValueError: if the history has no rows or lacks a column, or an entry is no number.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "`plot_classifier_history` needs matplotlib, which is not installed: "
+            "pip install 'keras_selfish[plot]'"
+        ) from error
+    history = read_history(csv_path)
+    if not {"accuracy", "sparsity"} <= set(history):
+        raise ValueError(f"`csv_path` must have the columns accuracy and sparsity. Received: {csv_path}")
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    for column, label in (("accuracy", "training"), ("val_accuracy", "validation")):
+        if column in history:
+            above.plot(history["epoch"], history[column], marker="o", markersize=3, label=label)
+    above.set_ylabel("accuracy")
+    above.legend()
+    below.plot(history["epoch"], history["sparsity"], marker="o", markersize=3, color="0.3")
+    below.set_ylabel("sparsity")
+    below.set_xlabel("epoch")
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    path = pathlib.Path(png_path)
+    figure.savefig(path, format="png", dpi=150)
+    return path

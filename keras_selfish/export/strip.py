@@ -5,7 +5,8 @@ import inspect
 import keras
 from keras import ops
 
-from keras_selfish.cloning import check_model, clone, from_config, shared_layers
+from keras_selfish.cloning import check_model, clone, from_config, is_model, shared_layers
+from keras_selfish.export.shrink import cuts
 from keras_selfish.layers.plain import PlainForm
 from keras_selfish.masks import masked_weights
 
@@ -44,14 +45,29 @@ def strip(model):
     ['LSTM', 'Dense']
     """
     check_model(model, "strip the functional models that it is made of")
-    stripped, pairs = clone(model, _strip_layer)
+    cuts_of = _cuts_within(model)
+
+    def strip_layer(layer, copy_of):
+        return _strip_layer(layer, copy_of, cuts_of.get(id(layer)))
+
+    stripped, pairs = clone(model, strip_layer)
     for layer, copy in pairs:
-        _copy_weights(layer, copy)
+        _copy_weights(layer, copy, cuts_of.get(id(layer)))
     return stripped
 
 
-def _strip_layer(layer, copy_of):
+def _cuts_within(model):
+    """What is left of the dense layers of a model and of the models within it."""
+    found = cuts(model)
+    for layer in filter(is_model, model.layers):
+        found |= _cuts_within(layer)
+    return found
+
+
+def _strip_layer(layer, copy_of, cut):
     config = _strip_config(layer.get_config())
+    if cut is not None and cut.units is not None:
+        config["units"] = len(cut.units)
     keras_class = type(layer)
     if isinstance(layer, PlainForm):
         keras_class, config = layer.without_masks(config) or _refuse(layer)
@@ -76,22 +92,35 @@ def _strip_config(config):
     return config
 
 
-def _copy_weights(layer, copy):
+def _copy_weights(layer, copy, cut=None):
     if masked_weights(copy):
         _refuse(layer)
-    masks = {id(masked_weight.mask) for masked_weight in masked_weights(layer)}
-    weights = [weight for weight in layer.weights if id(weight) not in masks]
-    if [weight.shape for weight in weights] != [weight.shape for weight in copy.weights]:
+    values = layer.plain_weights() if hasattr(layer, "plain_weights") else _plain_weights(layer)
+    if cut is not None:
+        values = cut.apply([ops.convert_to_numpy(value) for value in values])
+    if [tuple(value.shape) for value in values] != [tuple(weight.shape) for weight in copy.weights]:
         raise ValueError(
             "`model` must consist of layers that their config describes in full. Received: layer "
             f"{layer.name!r} of class {type(layer).__name__}, whose copy has other weights"
         )
-    for weight, target in zip(weights, copy.weights, strict=True):
+    for value, target in zip(values, copy.weights, strict=True):
+        # On JAX a variable takes an array as it is, and a step of training deletes the arrays it was given.
+        target.assign(ops.copy(value))
+
+
+def _plain_weights(layer):
+    """The weights of a layer but its masks, zero where their mask is False."""
+    masks = {id(masked_weight.mask) for masked_weight in masked_weights(layer)}
+    values = []
+    for weight in layer.weights:
+        if id(weight) in masks:
+            continue
         value = ops.convert_to_tensor(weight)
         if (masked_weight := getattr(weight, "masked_weight", None)) is not None:
             mask = ops.convert_to_tensor(masked_weight.mask)
             value = ops.where(mask, value, ops.zeros((), value.dtype))
-        target.assign(value)
+        values.append(value)
+    return values
 
 
 def _refuse(layer):

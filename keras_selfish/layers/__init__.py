@@ -13,6 +13,7 @@ from keras_selfish.layers.mixture_of_softmaxes import MixtureOfSoftmaxes
 from keras_selfish.layers.on_lstm import SparseONLSTM, SparseONLSTMCell
 from keras_selfish.layers.rhn import SparseRHN, SparseRHNCell
 from keras_selfish.layers.simple_rnn import SparseSimpleRNN, SparseSimpleRNNCell
+from keras_selfish.layers.switched_dense import SwitchedDense
 
 __all__ = [
     "ActivationRegularization",
@@ -38,4 +39,5 @@ __all__ = [
     "SparseReversibleEmbedding",
     "SparseSimpleRNN",
     "SparseSimpleRNNCell",
+    "SwitchedDense",
 ]

@@ -3,11 +3,13 @@
 from keras_selfish._lazy import lazy_attributes
 
 __all__ = [
+    "NETWORKS",
     "PRESETS",
     "Architecture",
     "LanguageModel",
     "Perplexity",
     "TokenCrossEntropy",
+    "image_classifier",
     "language_model",
     "preset",
     "small_dense",
@@ -18,9 +20,11 @@ __getattr__ = lazy_attributes(
     {
         "Architecture": "architecture",
         "LanguageModel": "language_models",
+        "NETWORKS": "image_classifiers",
         "PRESETS": "presets",
         "Perplexity": "perplexity",
         "TokenCrossEntropy": "cross_entropy",
+        "image_classifier": "image_classifiers",
         "language_model": "language_models",
         "preset": "presets",
         "small_dense": "sizes",

@@ -1,0 +1,160 @@
+"""Steering the switches towards a given sparsity."""
+
+import functools
+import typing
+
+import keras
+from keras import ops
+
+from keras_selfish import masks
+
+# Width, in standard deviations of the logits, over which their number near the threshold is estimated.
+WIDTH = 0.3
+# Fraction of the logits within one width that is taken for granted, and the largest step, in widths.
+LEAST_SLOPE, LARGEST_STEP = 0.02, 2.0
+
+
+class Count(typing.NamedTuple):
+    """What a forward pass tells about the logits of some connections, as sums over them.
+
+    Args:
+        size: Number of connections.
+        is_open: Number of those that are on.
+        near: Estimate of minus the derivative of `is_open` by the threshold.
+        total: Sum of the logits.
+        squares: Sum of their squares.
+    """
+
+    size: float
+    is_open: object
+    near: object
+    total: object
+    squares: object
+
+
+def together(counts):
+    """The `Count` of the connections of several."""
+    return functools.reduce(lambda one, other: Count(*map(ops.add, one, other)), counts)
+
+
+def count(logits, threshold, width):
+    """The sums of a `Count` but its size, as a tuple of scalars without gradient.
+
+    Args:
+        logits: Float tensor.
+        threshold: Scalar; a connection is on where its logit is over it.
+        width: Scalar over 0, the width of the logistic function that smooths the count.
+    """
+    logits = ops.stop_gradient(logits)
+    gates = ops.sigmoid((logits - threshold) / width)
+    return (
+        ops.sum(ops.cast(ops.greater(logits, threshold), logits.dtype)),
+        ops.sum(gates * (1.0 - gates)) / width,
+        ops.sum(logits),
+        ops.sum(ops.square(logits)),
+    )
+
+
+@keras.saving.register_keras_serializable(package="keras_selfish")
+class SparsityConstraint(keras.layers.Layer):
+    """A threshold on the logits, the multiplier of the constraint that so many connections are open.
+
+    Among switches s that may lie between 0 and 1, those that maximise their logits' sum and their entropy
+    under the constraint that they add up to a number are sigmoid(logit - multiplier). So the multiplier of
+    the constraint is a threshold that all logits share: it decides how many connections are open, and the
+    task's loss, through the logits, which. The multiplier follows the violation by Newton's method on the
+    dual, a step each time the switcher decides: it moves by (fraction open - fraction wanted) over the
+    derivative of the fraction open, estimated from the logits near the threshold. It is at rest only where
+    the number of binary switches that are on is the number wanted.
+
+    The fraction wanted falls from 1 to the target over the first `ramp_steps` steps of the switcher, fast at
+    first, as a cube.
+
+    Args:
+        target_sparsity: Fraction of zeros over all switched layers, in [0, 1).
+        ramp_steps: Steps of the switcher over which the target is approached. Default 200.
+        **kwargs: As in `keras.layers.Layer`.
+
+    Raises:
+        ValueError: for an argument out of range.
+
+    Reference: Zhu and Gupta 2017, arXiv 1710.01878 (the cube).
+    """
+
+    def __init__(self, target_sparsity, ramp_steps=200, **kwargs):
+        masks.check_sparsity(target_sparsity, "target_sparsity")
+        if not isinstance(ramp_steps, int) or isinstance(ramp_steps, bool) or ramp_steps < 0:
+            raise ValueError(
+                f"`ramp_steps` must be a non-negative integer. Received: ramp_steps={ramp_steps!r}"
+            )
+        super().__init__(**{"dtype": "float32", **kwargs})
+        self.target_sparsity = float(target_sparsity)
+        self.ramp_steps = ramp_steps
+
+    def build(self, input_shape=None):
+        # All replicas count the same.
+        state = {"shape": (), "trainable": False, "autocast": False}
+        state["aggregation"] = "only_first_replica"
+        self.threshold = self.add_weight(name="threshold", initializer=_below_all, **state)
+        self.width = self.add_weight(name="width", initializer=_some_width, **state)
+        self.steps = self.add_weight(name="steps", initializer="zeros", **state)
+        self.built = True
+
+    def density_wanted(self):
+        """Fraction of connections that are to be open now, a scalar tensor."""
+        if not self.ramp_steps:
+            return 1.0 - self.target_sparsity
+        left = 1.0 - ops.minimum(ops.convert_to_tensor(self.steps) / float(self.ramp_steps), 1.0)
+        return 1.0 - self.target_sparsity * (1.0 - left**3)
+
+    def update(self, counted, advance):
+        """Moves the threshold.
+
+        Args:
+            counted: The `Count` of all switched connections at the present threshold and width.
+            advance: Whether this was a step of the switcher, which the approach to the target is counted in.
+        """
+        width = ops.convert_to_tensor(self.width)
+        excess = counted.is_open / counted.size - self.density_wanted()
+        slope = ops.maximum(counted.near / counted.size, LEAST_SLOPE / width)
+        step = ops.clip(excess / slope, -LARGEST_STEP * width, LARGEST_STEP * width)
+        mean = counted.total / counted.size
+        deviation = ops.sqrt(ops.maximum(counted.squares / counted.size - mean**2, 0.0))
+        self.threshold.assign(ops.convert_to_tensor(self.threshold) + step)
+        self.width.assign(WIDTH * deviation + 1e-3)
+        if advance:
+            self.steps.assign(ops.convert_to_tensor(self.steps) + 1.0)
+
+    def place(self, logits, sizes):
+        """Puts the threshold where the fraction open is as near to the one wanted as whole units allow.
+
+        Args:
+            logits: A list of tensors (units,), one for each layer.
+            sizes: Number of connections of a unit of each.
+        """
+        every = ops.concatenate(logits)
+        connections = ops.concatenate(
+            [ops.full_like(logit, float(size)) for logit, size in zip(logits, sizes, strict=True)]
+        )
+        order = ops.argsort(every)
+        ranked = ops.take(every, order)
+        closed = ops.pad(ops.cumsum(ops.take(connections, order)), ((1, 0),))
+        wanted = (1.0 - self.density_wanted()) * closed[-1]
+        place = ops.argmin(ops.abs(closed - wanted))
+        bounds = ops.concatenate([ranked[:1] - 1.0, ranked, ranked[-1:] + 1.0])
+        self.threshold.assign((ops.take(bounds, place) + ops.take(bounds, place + 1)) / 2.0)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "target_sparsity": self.target_sparsity,
+            "ramp_steps": self.ramp_steps,
+        }
+
+
+def _below_all(shape, dtype=None):
+    return ops.full(shape, -5.0, dtype)
+
+
+def _some_width(shape, dtype=None):
+    return ops.full(shape, WIDTH, dtype)

@@ -1,0 +1,103 @@
+"""What a `SwitchedDense` asks while its model trains: whether to decide, and how."""
+
+import threading
+
+import keras
+from keras import ops
+
+from keras_selfish.switcher.constraint import Count, count, together
+from keras_selfish.switcher.gates import binary, uniform_noise
+
+# What a step trains or does: the task network with switches as they are; the same after the switcher has
+# decided anew; the switcher.
+TASK, REFRESH, SWITCHER = PHASES = ("task", "refresh", "switcher")
+
+# Steps of the threshold before the last decision of a turn. It has followed the logits all along.
+NEWTON_STEPS = 3
+
+
+class Switching:
+    """Shared by a model and its switched layers.
+
+    Args:
+        switcher: The `SwitcherNetwork`.
+        constraint: The `SparsityConstraint`; None leaves the sparsity to the loss.
+        seed_generator: The `keras.random.SeedGenerator` of the hard concrete gates; None for
+            straight-through.
+
+    Attributes:
+        phase: The phase that a step being taken, or traced, is in.
+    """
+
+    def __init__(self, switcher, constraint=None, seed_generator=None):
+        self.switcher = switcher
+        self.constraint = constraint
+        self.seed_generator = seed_generator
+        self.phase = TASK
+        # Of this thread: under MirroredStrategy replicas are traced in threads that take turns.
+        self._local = threading.local()
+
+    @property
+    def decides(self):
+        """Whether the switcher is asked in this phase."""
+        return self.phase != TASK
+
+    @property
+    def learns(self):
+        """Whether gradients go to the switcher in this phase."""
+        return self.phase == SWITCHER
+
+    def begin(self):
+        """Forgets what was counted before a forward pass."""
+        self._local.counts = []
+
+    def settle(self, kernels):
+        """Moves the threshold to where as many connections are open as wanted, before a turn's last decision.
+
+        Args:
+            kernels: The kernels of all layers that are switched.
+        """
+        if self.constraint is None:
+            return
+        kernels = [ops.convert_to_tensor(kernel) for kernel in kernels]
+        if self.switcher.granularity == "neuron":  # units are few: they can be sorted, and their number jumps
+            logits = [self.switcher.units(kernel)[0] for kernel in kernels]
+            return self.constraint.place(logits, [kernel.shape[0] for kernel in kernels])
+        for _ in range(NEWTON_STEPS):
+            state = self._threshold_and_width()
+            counts = [self.switcher.count(kernel, *state) for kernel in kernels]
+            self.constraint.update(together(counts), advance=False)
+
+    def end(self):
+        """Lets the constraint see what was counted in a step of the switcher."""
+        if self.constraint is not None and self.learns and self._local.counts:
+            self.constraint.update(together(self._local.counts), advance=True)
+
+    def switch_connections(self, kernel):
+        """The kernel as the switches leave it and its mask, both (inputs, units)."""
+        noise = None
+        if self._draws():
+            noise = uniform_noise(kernel.shape, self.seed_generator)
+        switched, mask, counted = self.switcher.switched(
+            ops.convert_to_tensor(kernel), *self._threshold_and_width(), noise
+        )
+        self._local.counts.append(counted)
+        return switched, mask
+
+    def switch_units(self, kernel):
+        """Switches, 0 or 1 with a gradient, and scales, both (units,)."""
+        threshold, width = self._threshold_and_width()
+        logits, scale = self.switcher.units(ops.convert_to_tensor(kernel))
+        noise = keras.random.uniform(logits.shape, seed=self.seed_generator) if self._draws() else None
+        inputs, units = kernel.shape
+        sums = (inputs * one for one in count(logits, threshold, width))
+        self._local.counts.append(Count(float(inputs * units), *sums))
+        return binary(logits - threshold, noise), scale
+
+    def _draws(self):
+        return self.seed_generator is not None and self.learns
+
+    def _threshold_and_width(self):
+        if self.constraint is None:
+            return 0.0, 1.0
+        return ops.convert_to_tensor(self.constraint.threshold), ops.convert_to_tensor(self.constraint.width)

@@ -1,0 +1,159 @@
+"""Reading small images in every published form, and refusing what is damaged."""
+
+import gzip
+import hashlib
+import io
+import os
+import pickle
+import struct
+import tarfile
+
+import numpy as np
+import pytest
+
+from keras_selfish.data import images
+from keras_selfish.data.images import load_images
+
+GENERATOR = np.random.default_rng(0)
+GREY = [GENERATOR.integers(0, 256, (n, 28, 28)).astype("uint8") for n in (6, 4)]
+COLOUR = [GENERATOR.integers(0, 256, (n, 32, 32, 3)).astype("uint8") for n in (10, 3)]
+LABELS = [GENERATOR.integers(0, 10, n).astype("uint8") for n in (6, 4)]
+
+
+def write_npz(path, x, y, **change):
+    arrays = {"x_train": x[0], "y_train": y[0], "x_test": x[1], "y_test": y[1], **change}
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+
+
+def write_idx(folder, compress=False):
+    for name, array in zip(images._IDX, (GREY[0], LABELS[0], GREY[1], LABELS[1]), strict=True):
+        content = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+        path = folder / (f"{name}.gz" if compress else name)
+        path.write_bytes(gzip.compress(content) if compress else content)
+
+
+def batch(pixels, labels):
+    data = pixels.transpose(0, 3, 1, 2).reshape(len(pixels), -1)
+    return pickle.dumps({b"data": data, b"labels": labels, b"filenames": [b"a"]}, protocol=2)
+
+
+def cifar_batches():
+    parts = {f"data_batch_{i + 1}": batch(COLOUR[0][2 * i : 2 * i + 2], [i, i + 1]) for i in range(5)}
+    return {**parts, "test_batch": batch(COLOUR[1], [7, 8, 9])}
+
+
+def check_mnist(loaded):
+    np.testing.assert_array_equal(loaded.x_train, GREY[0][..., None])
+    np.testing.assert_array_equal(loaded.x_test, GREY[1][..., None])
+    np.testing.assert_array_equal(loaded.y_train, LABELS[0])
+    np.testing.assert_array_equal(loaded.y_test, LABELS[1])
+    assert loaded.y_train.dtype == np.int32
+    assert loaded.classes == 10
+
+
+@pytest.mark.parametrize("whole_path", [True, False])
+def test_npz(tmp_path, whole_path):
+    write_npz(tmp_path / "mnist.npz", GREY, [label[:, None] for label in LABELS])
+    check_mnist(load_images("mnist", tmp_path / "mnist.npz" if whole_path else tmp_path))
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_idx(tmp_path, compress):
+    write_idx(tmp_path, compress)
+    check_mnist(load_images("mnist", tmp_path))
+
+
+@pytest.mark.parametrize("archive", [True, False])
+def test_cifar_batches(tmp_path, archive):
+    if archive:
+        with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as file:
+            for name, content in cifar_batches().items():
+                member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+                member.size = len(content)
+                file.addfile(member, io.BytesIO(content))
+    else:
+        for name, content in cifar_batches().items():
+            (tmp_path / name).write_bytes(content)
+    loaded = load_images("cifar10", tmp_path)
+    np.testing.assert_array_equal(loaded.x_train, COLOUR[0])
+    np.testing.assert_array_equal(loaded.x_test, COLOUR[1])
+    assert loaded.y_train.tolist() == [0, 1, 1, 2, 2, 3, 3, 4, 4, 5]
+    assert loaded.y_test.tolist() == [7, 8, 9]
+
+
+def test_digits():
+    pytest.importorskip("sklearn")
+    loaded = load_images("digits")
+    assert (len(loaded.x_train), len(loaded.x_test)) == (1438, 359)
+    assert loaded.x_train.shape[1:] == (8, 8, 1)
+    assert loaded.x_train.max() == 255
+    assert set(loaded.y_test) == set(range(10))
+
+
+def test_download_is_checked(server, tmp_path, monkeypatch):
+    buffer = io.BytesIO()
+    write_npz(buffer, GREY, LABELS)
+    server.files["mnist.npz"] = buffer.getvalue()
+    sha256 = hashlib.sha256(buffer.getvalue()).hexdigest()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setitem(images.IMAGE_DATASETS, "mnist", (10, server.url("mnist.npz"), sha256))
+    check_mnist(load_images("mnist"))
+    monkeypatch.setitem(images.IMAGE_DATASETS, "mnist", (10, server.url("mnist.npz"), "0" * 64))
+    with pytest.raises(OSError, match="must have the SHA-256"):
+        load_images("mnist")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"y_test": None},
+        {"y_train": LABELS[0][:-1]},
+        {"y_train": np.full(6, 10)},
+        {"x_train": GREY[0].astype("float32")},
+        {"x_train": COLOUR[0][:6]},
+        {"x_test": GREY[1][:, :20]},
+    ],
+)
+def test_wrong_arrays(tmp_path, change):
+    write_npz(tmp_path / "mnist.npz", GREY, LABELS, **change)
+    with pytest.raises(ValueError, match=r"damaged or no such file. Received: .*mnist.npz"):
+        load_images("mnist", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mnist.npz", *images._IDX])
+@pytest.mark.parametrize("harm", ["cut", "beginning"])
+def test_damaged_files(tmp_path, name, harm):
+    if name.endswith("npz"):
+        write_npz(tmp_path / name, GREY, LABELS)
+    else:
+        write_idx(tmp_path)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: len(content) - 3] if harm == "cut" else b"xx" + content[2:])
+    with pytest.raises(ValueError, match=f"damaged or no such file. Received: .*{name}"):
+        load_images("mnist", tmp_path)
+
+
+def test_a_pickle_runs_nothing(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "evil"),)
+
+    for name, content in cifar_batches().items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "data_batch_2").write_bytes(pickle.dumps({b"data": Evil(), b"labels": [1]}, protocol=2))
+    with pytest.raises(ValueError, match="data_batch_2"):
+        load_images("cifar10", tmp_path)
+    assert not (tmp_path / "evil").exists()
+
+
+def test_partial_folders(tmp_path):
+    write_idx(tmp_path)
+    (tmp_path / images._IDX[1]).unlink()
+    with pytest.raises(ValueError, match=f"which lacks {images._IDX[1]}"):
+        load_images("mnist", tmp_path)
+    with pytest.raises(ValueError, match="which lacks data_batch_1"):
+        load_images("cifar10", tmp_path)
+    with pytest.raises(ValueError, match="`data_dir` must be a folder"):
+        load_images("mnist", tmp_path / "none")
+    with pytest.raises(ValueError, match="`name` must be one of"):
+        load_images("imagenet")

@@ -1,0 +1,147 @@
+"""The trainer of image classifiers, run as a user runs it, on real scans."""
+
+import csv
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("sklearn")
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+TINY = (
+    *("--epochs=6", "--finetune_epochs=1", "--batch_size=32", "--width=0.3", "--sparsity=0.7"),
+    *("--task_steps=10", "--switcher_steps=2", "--warmup_epochs=0.5"),
+)
+
+
+def run(workdir, *flags):
+    return subprocess.run(
+        [sys.executable, "-m", "trainers.image_classifier", f"--workdir={workdir}", *flags],
+        cwd=REPOSITORY,
+        env=dict(os.environ),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def history(workdir):
+    with open(workdir / "history.csv", newline="", encoding="utf-8") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    result = run(workdir, *TINY)
+    assert result.returncode == 0, result.stderr
+    return workdir, result
+
+
+def test_a_run_learns_and_leaves_everything_it_promises(whole_run):
+    workdir, result = whole_run
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["sparsity"] == pytest.approx(0.7, abs=0.01)
+    assert results["test_accuracy"] > 0.85
+    assert results["difference"] < 1e-4
+    rows = history(workdir)
+    assert [row["epoch"] for row in rows] == [str(epoch) for epoch in range(1, 8)]
+    assert {"loss", "accuracy", "val_accuracy", "sparsity"} <= set(rows[0])
+    assert {"config.json", "final.keras", "saved_model"} <= {path.name for path in workdir.iterdir()}
+    assert "test accuracy" in result.stdout
+
+
+def test_the_artifact_needs_no_switcher(whole_run, run_python, tmp_path):
+    printed = run_python(
+        """
+        import sys
+        sys.modules["keras_selfish"] = None
+        import keras, numpy as np, tensorflow as tf
+        model = keras.models.load_model(sys.argv[1] + "/final.keras")
+        x = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1)).astype("float32")
+        served = tf.saved_model.load(sys.argv[1] + "/saved_model")
+        print(np.allclose(served.serve(tf.constant(x)), model.predict(x, verbose=0), rtol=1e-3, atol=1e-4),
+              any("switcher" in v.path for v in model.variables))
+        """,
+        whole_run[0],
+        cwd=tmp_path,
+    )
+    assert printed == "True False\n"
+
+
+@pytest.mark.parametrize("stop", [3, 6])
+def test_a_resumed_run_is_the_whole_run(whole_run, tmp_path, stop):
+    """A run that stopped after an epoch, as its checkpoint and history say."""
+    script = f"""
+import sys
+from absl import app
+import trainers.image_classifier as trainer
+make = trainer.make_recorder
+def stopping(*args):
+    recorder = make(*args)
+    after = recorder.on_epoch_end
+    def on_epoch_end(epoch, logs=None):
+        after(epoch, logs)
+        if epoch + 1 == {stop}:
+            sys.exit(3)
+    recorder.on_epoch_end = on_epoch_end
+    return recorder
+trainer.make_recorder = stopping
+trainer.run()
+"""
+    command = [sys.executable, "-c", script, f"--workdir={tmp_path}", *TINY]
+    stopped = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert stopped.returncode == 3, stopped.stderr
+    assert len(history(tmp_path)) == stop
+    result = run(tmp_path, *TINY)
+    assert result.returncode == 0, result.stderr
+    for one, other in zip(history(tmp_path), history(whole_run[0]), strict=True):
+        for name in one:
+            assert float(one[name]) == pytest.approx(float(other[name]), abs=2e-3), name
+
+
+@pytest.mark.parametrize("method", ["dense", "static", "selfish"])
+def test_other_methods(tmp_path, method):
+    result = run(tmp_path, *TINY, f"--method={method}", "--noexport")
+    assert result.returncode == 0, result.stderr
+    sparsity = json.loads((tmp_path / "results.json").read_text())["sparsity"]
+    assert sparsity == pytest.approx(0.0 if method == "dense" else 0.7, abs=0.01)
+
+
+@pytest.mark.jax
+def test_neurons_leave_the_network_on_jax(tmp_path, monkeypatch):
+    import keras
+
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    result = run(tmp_path, *TINY, "--method=switcher_neuron", "--noexport")
+    assert result.returncode == 0, result.stderr
+    model = keras.models.load_model(tmp_path / "final.keras")
+    units = [layer.units for layer in model.layers if isinstance(layer, keras.layers.Dense)]
+    assert units[0] + units[1] < 0.5 * (90 + 30)
+    assert all(
+        np.asarray(layer.kernel).any() for layer in model.layers if isinstance(layer, keras.layers.Dense)
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--sparsity=1.5"], "`--sparsity` is the fraction of zeros"),
+        (["--ramp=2"], "--ramp must be in"),
+        (["--method=switcher_neuron", "--network=resnet_18"], "needs a network with hidden dense layers"),
+        (["--network=lenet_5"], "`input_shape` must be"),
+        (["--dataset=mnist", "--data_dir=/nowhere"], "`data_dir` must be a folder"),
+    ],
+)
+def test_bad_flags(tmp_path, flags, message):
+    result = run(tmp_path, *flags)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "config.json").exists()

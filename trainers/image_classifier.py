@@ -1,0 +1,316 @@
+"""Trains an image classifier with sparse dense layers, tests it and exports it for serving.
+
+Everything the run writes is in --workdir; started again with the same --workdir it goes on where it stopped.
+
+Example:
+    python -m trainers.image_classifier --network lenet_300_100 --dataset mnist --method switcher --workdir
+    runs/lenet
+"""
+
+import importlib.util
+import os
+import sys
+import time
+
+from absl import app, flags, logging
+
+from keras_selfish import masks
+from keras_selfish.data import IMAGE_DATASETS, load_images
+from trainers.image_methods import METHODS
+from trainers.workdir import RunError, Workdir, replace, write_json
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+FLAGS = flags.FLAGS
+_NETWORKS = ("lenet_300_100", "lenet_5", "vgg_16", "resnet_18", "resnet_34", "mobilenet")
+
+flags.DEFINE_string("workdir", None, "Folder of the run: settings, history, checkpoints, exported model.")
+flags.DEFINE_enum("network", "lenet_300_100", _NETWORKS, "The network.")
+flags.DEFINE_enum("dataset", "digits", sorted(IMAGE_DATASETS), "The images; digits come with scikit-learn.")
+flags.DEFINE_string("data_dir", None, "Folder with the data set's files, or an .npz file; else downloaded.")
+flags.DEFINE_enum(
+    "method", "switcher", list(METHODS), "; ".join(f"{name}: {one.summary}" for name, one in METHODS.items())
+)
+flags.DEFINE_float("width", 1.0, "Factor of all numbers of filters and units, over 0.")
+flags.DEFINE_float("sparsity", 0.9, "Fraction of zeros in the dense layers; negative: the loss decides.")
+flags.DEFINE_integer("epochs", 20, "Epochs of training.", lower_bound=1)
+flags.DEFINE_integer("finetune_epochs", 2, "Epochs with a fixed structure after them.", lower_bound=0)
+flags.DEFINE_integer("batch_size", 128, "Images of a step.", lower_bound=1)
+flags.DEFINE_float("learning_rate", 2e-3, "Initial rate of AdamW; it falls to a hundredth along a cosine.")
+flags.DEFINE_float("weight_decay", 0.02, "Weight decay of AdamW.", lower_bound=0.0)
+flags.DEFINE_float("switcher_learning_rate", 1e-3, "Learning rate of the switcher's Adam.", lower_bound=0.0)
+flags.DEFINE_integer("task_steps", 40, "Steps of a turn of the network.", lower_bound=1)
+flags.DEFINE_integer("switcher_steps", 4, "Steps of a turn of the switcher.", lower_bound=1)
+flags.DEFINE_float("warmup_epochs", 1.0, "Epochs before the first turn of the switcher.", lower_bound=0.0)
+flags.DEFINE_float("ramp", 0.4, "Part of training in which --sparsity is approached, in [0, 1].")
+flags.DEFINE_enum(
+    "architecture",
+    "contextual",
+    ["contextual", "attention", "convolution", "weight"],
+    "What the switcher sees of a weight's surroundings.",
+)
+flags.DEFINE_enum(
+    "estimator", "straight_through", ["straight_through", "hard_concrete"], "The switches' gradient."
+)
+flags.DEFINE_float("pruning_rate", 0.5, "Fraction of connections moved by the first rewiring, in (0, 1).")
+flags.DEFINE_float("validation_fraction", 0.1, "Part of the training images to validate on, in [0, 1).")
+flags.DEFINE_integer("seed", 0, "Seed of weights, masks, the order of images and rewiring.", lower_bound=0)
+flags.DEFINE_bool("export", True, "Whether to export a SavedModel at the end.")
+
+_SETTINGS = (
+    *("network", "dataset", "data_dir", "method", "width", "sparsity", "epochs", "finetune_epochs"),
+    *("batch_size", "learning_rate", "weight_decay", "switcher_learning_rate", "task_steps"),
+    *("switcher_steps", "warmup_epochs", "ramp", "architecture", "estimator", "pruning_rate"),
+    *("validation_fraction", "seed"),
+)
+
+
+def settings_from_flags():
+    """All settings of the run in one dict."""
+    settings = {name: getattr(FLAGS, name) for name in _SETTINGS}
+    if settings["data_dir"] is not None:
+        settings["data_dir"] = os.path.abspath(settings["data_dir"])
+    if settings["sparsity"] >= 0 or not METHODS[settings["method"]].switched:
+        masks.check_sparsity(settings["sparsity"], "--sparsity")
+    for name, (low, high) in {"ramp": (0.0, 1.0), "validation_fraction": (0.0, 0.9)}.items():
+        if not low <= settings[name] <= high:
+            raise ValueError(f"--{name} must be in [{low}, {high}]. Received: --{name}={settings[name]}")
+    if settings["method"] == "switcher_neuron" and settings["network"] in _NETWORKS[3:]:
+        raise ValueError(
+            "--method=switcher_neuron needs a network with hidden dense layers, a LeNet or VGG-16. Received: "
+            f"--network={settings['network']}"
+        )
+    return settings
+
+
+def split(images, settings):
+    """Training and validation images in an order drawn from the seed: files may be sorted by class."""
+    import numpy as np
+
+    order = np.random.default_rng(settings["seed"]).permutation(len(images.x_train))
+    held = int(len(order) * settings["validation_fraction"])
+    parts = (order[held:], order[:held])
+    return [(images.x_train[part], images.y_train[part]) for part in parts]
+
+
+def make_model(settings, images, steps_per_epoch):
+    """The compiled model."""
+    import keras
+
+    from keras_selfish.models import image_classifier
+    from keras_selfish.switcher import SparsityConstraint, SwitchedModel, SwitcherNetwork
+
+    method = METHODS[settings["method"]]
+    hidden, output = method.layers(settings)
+    model = image_classifier(
+        settings["network"],
+        images.x_train.shape[1:],
+        images.classes,
+        hidden,
+        output,
+        width=settings["width"],
+    )
+    steps = settings["epochs"] * steps_per_epoch
+    arguments = {}
+    if method.switched:
+        turn = settings["task_steps"] + settings["switcher_steps"]
+        constraint = None
+        if settings["sparsity"] >= 0:
+            ramp = int(settings["ramp"] * steps * settings["switcher_steps"] / turn)
+            constraint = SparsityConstraint(settings["sparsity"], ramp_steps=ramp, name="sparsity_constraint")
+        hidden_layer = next(layer for layer in model.layers if hasattr(layer, "granularity"))
+        model = SwitchedModel(
+            model,
+            SwitcherNetwork(
+                settings["architecture"],
+                granularity=hidden_layer.granularity,
+                initial_logit=2.0 if constraint else 0.0,
+                seed=settings["seed"],
+                name="switcher",
+            ),
+            task_steps=settings["task_steps"],
+            switcher_steps=settings["switcher_steps"],
+            warmup_steps=int(settings["warmup_epochs"] * steps_per_epoch),
+            target_sparsity=constraint,
+            estimator=settings["estimator"],
+            seed=settings["seed"],
+        )
+        arguments = {"switcher_optimizer": keras.optimizers.Adam(settings["switcher_learning_rate"])}
+        steps = int(steps * settings["task_steps"] / turn)
+    schedule = keras.optimizers.schedules.CosineDecay(settings["learning_rate"], steps, alpha=0.01)
+    model.compile(
+        keras.optimizers.AdamW(schedule, weight_decay=settings["weight_decay"]),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        **arguments,
+    )
+    if not method.switched:
+        model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def dense_sparsity(model):
+    """Fraction of zeros over the masked weights of a model; 0 without any."""
+    weights = masks.masked_weights(model)
+    size = sum(weight.shape[0] * weight.shape[1] for weight in weights)
+    return 1.0 - sum(weight.active for weight in weights) / size if size else 0.0
+
+
+def shuffled_batches(images, labels, batch_size, seed, epoch):
+    """Batches in an order of its own for each epoch, the same for a run that is resumed there."""
+    import keras
+    import numpy as np
+
+    class Batches(keras.utils.PyDataset):
+        def __len__(self):
+            return -(-len(images) // batch_size)
+
+        def __getitem__(self, index):
+            chosen = self.order[index * batch_size : (index + 1) * batch_size]
+            return images[chosen], labels[chosen]
+
+        def begin(self, epoch):
+            self.epoch = epoch
+            self.order = np.random.default_rng([seed, epoch]).permutation(len(images))
+
+        def on_epoch_end(self):
+            self.begin(self.epoch + 1)
+
+    batches = Batches()
+    batches.begin(epoch)
+    return batches
+
+
+def make_recorder(workdir, rows):
+    """The callback that writes history and checkpoint at the end of each epoch."""
+    import keras
+
+    class Recorder(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self._began = time.perf_counter()
+
+        def on_epoch_end(self, epoch, logs=None):
+            if hasattr(self.model, "jax_state_sync"):
+                self.model.jax_state_sync()
+            logs = {name: float(value) for name, value in logs.items() if not name.startswith("density/")}
+            logs["sparsity"] = dense_sparsity(self.model)
+            seconds = time.perf_counter() - self._began
+            rows.append({"epoch": epoch + 1, **logs, "seconds": seconds})
+            workdir.write_history(rows)
+            workdir.save_checkpoint(self.model, epoch + 1)
+            shown = ", ".join(f"{name} {value:.4f}" for name, value in logs.items())
+            logging.info("Epoch %d of %d: %s; %.0f s", epoch + 1, self.params["epochs"], shown, seconds)
+
+    return Recorder()
+
+
+def train(settings, workdir):
+    """Trains, tests and exports; goes on from the folder's checkpoint if there is one."""
+    images = load_images(settings["dataset"], settings["data_dir"])
+    training, validation = split(images, settings)
+    checkpoint = workdir.checkpoint()
+
+    import keras
+
+    keras.utils.set_random_seed(settings["seed"])
+    steps_per_epoch = -(-len(training[0]) // settings["batch_size"])
+    model = make_model(settings, images, steps_per_epoch)
+    done = checkpoint["epochs_done"] if checkpoint else 0
+    switched = METHODS[settings["method"]].switched
+    if done > settings["epochs"] and switched:
+        model.freeze()
+    if checkpoint:
+        logging.info("Resuming after epoch %d", done)
+        workdir.restore(model, checkpoint)
+    workdir.begin(settings)
+    rows = workdir.trim_history(done)
+    rows = [
+        {name: float(value) if name != "epoch" else int(value) for name, value in row.items()} for row in rows
+    ]
+    recorder = make_recorder(workdir, rows)
+    steps = settings["epochs"] * steps_per_epoch
+
+    def fit(first, last, callbacks):
+        if first < last:
+            model.fit(
+                shuffled_batches(*training, settings["batch_size"], settings["seed"], first),
+                validation_data=validation if len(validation[0]) else None,
+                validation_batch_size=1000,
+                shuffle=False,
+                initial_epoch=first,
+                epochs=last,
+                callbacks=[*callbacks, recorder],
+                verbose=0,
+            )
+
+    fit(done, settings["epochs"], METHODS[settings["method"]].callbacks(settings, steps))
+    if switched and done <= settings["epochs"]:
+        model.freeze()
+    fit(max(done, settings["epochs"]), settings["epochs"] + settings["finetune_epochs"], [])
+    return finish(model, images, settings, workdir)
+
+
+def finish(model, images, settings, workdir):
+    """Tests the model and its stripped copy, saves and exports it, and prints what came out."""
+    import keras
+    import numpy as np
+
+    from keras_selfish.analysis import report
+    from keras_selfish.export import strip
+
+    sparsity = dense_sparsity(model)
+    stripped = strip(model)
+    predicted = stripped.predict(images.x_test, batch_size=1000, verbose=0)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    results = {
+        "test_accuracy": float((predicted.argmax(1) == images.y_test).mean()),
+        "test_loss": float(loss(images.y_test, predicted)),
+        "sparsity": sparsity,
+        "difference": float(
+            np.abs(predicted - model.predict(images.x_test, batch_size=1000, verbose=0)).max()
+        ),
+    }
+    replace(workdir.final, stripped.save, suffix=".keras")
+    if FLAGS.export:
+        from keras_selfish.export.saved_model import saved_model
+
+        saved_model(stripped, workdir.saved_model)
+        logging.info("Exported a SavedModel to %s", workdir.saved_model)
+    write_json(workdir.path / "results.json", results)
+    if importlib.util.find_spec("matplotlib") is not None:
+        from keras_selfish.analysis.plots import plot_classifier_history
+
+        plot_classifier_history(workdir.history, workdir.path / "history.png")
+    print(report(stripped).table())
+    print(f"\n{settings['network']} on {settings['dataset']}, {settings['method']}:")
+    print(f"  test accuracy               {results['test_accuracy']:.2%}")
+    print(f"  sparsity of masked weights  {sparsity:.2%}")
+    print(f"\nEverything is in {workdir.path}")
+    return results
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"arguments must be flags. Received: {' '.join(argv[1:])}")
+    began = time.perf_counter()
+    try:
+        settings = settings_from_flags()
+        workdir = Workdir(FLAGS.workdir)
+        workdir.prepare()
+        train(workdir.settle(settings), workdir)
+    except (RunError, ValueError, OSError, ModuleNotFoundError) as error:
+        if logging.get_verbosity() >= logging.DEBUG:
+            raise
+        sys.exit(f"error: {error}")
+    logging.info("Finished in %.0f s", time.perf_counter() - began)
+
+
+def run():
+    """Entry point."""
+    flags.mark_flag_as_required("workdir")
+    logging.set_verbosity(logging.INFO)
+    app.run(main)
+
+
+if __name__ == "__main__":
+    run()

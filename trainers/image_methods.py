@@ -1,0 +1,72 @@
+"""How the trainer of image classifiers makes dense layers sparse: a row of a table for each method."""
+
+import dataclasses
+import functools
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A way to a sparse network.
+
+    Args:
+        summary: What it does, for the help of the trainer.
+        hidden: Maps the settings to a function that makes a hidden dense layer.
+        output: The same for the last layer; None (default) for `hidden`.
+        callbacks: Maps the settings and the number of steps to the callbacks of training.
+        switched: Whether a switcher is trained as well.
+    """
+
+    summary: str
+    hidden: object
+    output: object = None
+    callbacks: object = lambda settings, steps: []
+    switched: bool = False
+
+    def layers(self, settings):
+        """Functions that make hidden layers and the last layer."""
+        return self.hidden(settings), (self.output or self.hidden)(settings)
+
+
+def _plain(settings):
+    import keras
+
+    return keras.layers.Dense
+
+
+def _sparse(settings):
+    from keras_selfish.layers import SparseDense
+
+    seeds = iter(range(1000 * settings["seed"], 1000 * settings["seed"] + 1000))
+
+    def dense(units, **arguments):
+        return SparseDense(units, sparsity=settings["sparsity"], mask_seed=next(seeds), **arguments)
+
+    return dense
+
+
+def _switched(granularity):
+    def make(settings):
+        from keras_selfish.layers import SwitchedDense
+
+        return functools.partial(SwitchedDense, granularity=granularity)
+
+    return make
+
+
+def _rewiring(settings, steps):
+    from keras_selfish.rewiring import SelfishRewiring
+
+    return [SelfishRewiring(pruning_rate=settings["pruning_rate"], total_steps=steps, seed=settings["seed"])]
+
+
+METHODS = {
+    "switcher": Method(
+        "a switcher network decides about connections", _switched("connection"), switched=True
+    ),
+    "switcher_neuron": Method(
+        "a switcher network decides about hidden neurons", _switched("neuron"), _plain, switched=True
+    ),
+    "dense": Method("all connections exist", _plain),
+    "static": Method("random connections stay", _sparse),
+    "selfish": Method("small connections are dropped, random ones grown", _sparse, callbacks=_rewiring),
+}
