@@ -243,7 +243,8 @@ def train(settings, workdir):
                 verbose=0,
             )
 
-    fit(done, settings["epochs"], METHODS[settings["method"]].callbacks(settings, steps))
+    data = shuffled_batches(*training, settings["batch_size"], settings["seed"], 0)
+    fit(done, settings["epochs"], METHODS[settings["method"]].callbacks(settings, steps, data))
     if switched and done <= settings["epochs"]:
         model.freeze()
     fit(max(done, settings["epochs"]), settings["epochs"] + settings["finetune_epochs"], [])

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 
+from keras_selfish.rewiring.registry import METHODS as REWIRING
+
 
 @dataclasses.dataclass(frozen=True)
 class Method:
@@ -12,14 +14,14 @@ class Method:
         summary: What it does, for the help of the trainer.
         hidden: Maps the settings to a function that makes a hidden dense layer.
         output: The same for the last layer; None (default) for `hidden`.
-        callbacks: Maps the settings and the number of steps to the callbacks of training.
+        callbacks: Maps the settings, the number of steps and the training data to the callbacks of training.
         switched: Whether a switcher is trained as well.
     """
 
     summary: str
     hidden: object
     output: object = None
-    callbacks: object = lambda settings, steps: []
+    callbacks: object = lambda settings, steps, data: []
     switched: bool = False
 
     def layers(self, settings):
@@ -53,10 +55,22 @@ def _switched(granularity):
     return make
 
 
-def _rewiring(settings, steps):
-    from keras_selfish.rewiring import SelfishRewiring
+def _updates(name):
+    """Makes the callback of a method of `keras_selfish.rewiring`, with the defaults it was published with."""
 
-    return [SelfishRewiring(pruning_rate=settings["pruning_rate"], total_steps=steps, seed=settings["seed"])]
+    def make(settings, steps, data):
+        method = REWIRING[name].callback
+        if name == "gmp":
+            from keras_selfish.rewiring import PolynomialDecay
+
+            end = int(0.75 * steps)
+            return [method(PolynomialDecay(0.0, settings["sparsity"], 0, end, frequency=min(100, end)))]
+        arguments = {"gradient_data": data, "seed": settings["seed"]}
+        if name != "snip":
+            arguments |= {"pruning_rate": settings["pruning_rate"], "total_steps": steps}
+        return [method(**arguments)]
+
+    return make
 
 
 METHODS = {
@@ -67,6 +81,9 @@ METHODS = {
         "a switcher network decides about hidden neurons", _switched("neuron"), _plain, switched=True
     ),
     "dense": Method("all connections exist", _plain),
-    "static": Method("random connections stay", _sparse),
-    "selfish": Method("small connections are dropped, random ones grown", _sparse, callbacks=_rewiring),
+    **{
+        name: Method(method.summary, _sparse, callbacks=_updates(name))
+        for name, method in REWIRING.items()
+        if method.class_name is not None
+    },
 }

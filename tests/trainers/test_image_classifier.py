@@ -106,7 +106,7 @@ trainer.run()
             assert float(one[name]) == pytest.approx(float(other[name]), abs=2e-3), name
 
 
-@pytest.mark.parametrize("method", ["dense", "static", "selfish"])
+@pytest.mark.parametrize("method", ["dense", "static", "selfish", "set", "rigl", "gmp", "snip"])
 def test_other_methods(tmp_path, method):
     result = run(tmp_path, *TINY, f"--method={method}", "--noexport")
     assert result.returncode == 0, result.stderr
