@@ -7,6 +7,7 @@ import time
 import keras
 from absl import logging
 
+from keras_selfish.analysis import training_flops
 from trainers.workdir import RunError, replace
 
 
@@ -107,7 +108,8 @@ class Recorder(keras.callbacks.Callback):
     """Writes a run down at the end of each epoch: history, best model, checkpoint; in this order.
 
     It stands last in the list of callbacks, so that the others' statistics are in `logs` and what is
-    saved is what was validated.
+    saved is what was validated. It adds seconds, tokens a second, and the operations of a training step as a
+    fraction of those without masks.
 
     Args:
         workdir: The run's `Workdir`.
@@ -132,6 +134,7 @@ class Recorder(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if hasattr(self.model, "jax_state_sync"):
             self.model.jax_state_sync()
+        logs["training_flops"] = training_flops(self.model).ratio
         logs["seconds"] = time.perf_counter() - self._began
         logs["tokens_per_second"] = self.tokens_per_epoch / (self._trained - self._began)
         self.rows.append({"epoch": epoch + 1, **{name: float(value) for name, value in logs.items()}})

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import pytest
 
-from benchmarks import processes, scaling
+from benchmarks import accuracy_table, processes, run_table, scaling
 from benchmarks.rewiring import sorted_change
 from benchmarks.task import Sizes, result_of
 from benchmarks.training_step import PEERS, VARIANTS
@@ -272,6 +272,38 @@ def rows_of(run_folder):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_a_table_of_runs(tmp_path):
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    (folder / "results.json").write_text('{"validation": 100.04, "test": 95.5}')
+    (folder / "history.csv").write_text(
+        "epoch,val_perplexity,sparsity,density/a/kernel/i,density/b/kernel/i,density/d/kernel/all,"
+        "training_flops,seconds\n"
+        "1,101.0,0.5,0.4,0.6,0.5,0.5,10\n2,100.04,0.6,0.2,0.6,0.5,0.25,30\n3,102.0,0.6,0.3,0.5,0.5,0.3,20\n"
+    )
+    cells = run_table.row(folder)
+    assert cells == ("tiny", "100.0", "95.5", "2", "0.60", "i 0.40", "0.35", "20")
+    assert run_table.row(tmp_path / "none") is None
+    assert (
+        run_table.table([cells]).splitlines()[2] == "| tiny | 100.0 | 95.5 | 2 | 0.60 | i 0.40 | 0.35 | 20 |"
+    )
+
+
+def test_a_table_of_accuracies(tmp_path, capsys):
+    for seed, accuracy in enumerate((0.97, 0.98, 0.99)):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        settings = {"network": "lenet_5", "method": "gmp", "sparsity": 0.9, "seed": seed}
+        (folder / "config.json").write_text(json.dumps(settings))
+        (folder / "results.json").write_text(json.dumps({"sparsity": 0.91, "test_accuracy": accuracy}))
+    accuracy_table.main([str(tmp_path)])
+    assert "| lenet_5 | gmp | 90 | 91.00 | 98.00 | 1.00 | 3 |" in capsys.readouterr().out
+    assert (tmp_path / "accuracy.csv").read_text().count("\n") == 2
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match="RUNS_DIR must hold finished runs"):
+        accuracy_table.main([str(tmp_path / "empty")])
+
+
 def test_penn_treebank_runs_share_their_first_epochs(tmp_path):
     words = np.random.default_rng(0).integers(0, 9, (3, 30, 8))
     for split, lines in zip(("train", "valid", "test"), words, strict=True):

@@ -1,0 +1,85 @@
+"""Accuracy against sparsity of finished runs of the image trainer: a table, a CSV and a plot.
+
+Usage:
+    python -m benchmarks.accuracy_table RUNS_DIR
+"""
+
+import collections
+import csv
+import importlib.util
+import json
+import pathlib
+import statistics
+import sys
+
+COLUMNS = ("network", "method", "wanted sparsity", "sparsity", "test accuracy", "standard deviation", "seeds")
+
+
+def rows(runs):
+    """A row for each network, method and wanted sparsity, sorted."""
+    groups = collections.defaultdict(list)
+    for file in sorted(runs.glob("*/results.json")):
+        settings = json.loads((file.parent / "config.json").read_text(encoding="utf-8"))
+        results = json.loads(file.read_text(encoding="utf-8"))
+        key = (settings["network"], settings["method"], settings["sparsity"])
+        groups[key].append((results["sparsity"], results["test_accuracy"]))
+    found = []
+    for key, pairs in sorted(groups.items()):
+        sparsities, accuracies = zip(*pairs, strict=True)
+        spread = statistics.stdev(accuracies) if len(accuracies) > 1 else None
+        found.append((*key, statistics.mean(sparsities), statistics.mean(accuracies), spread, len(pairs)))
+    return found
+
+
+def table(found):
+    """Rows as Markdown, in percent."""
+    lines = [COLUMNS, ["---"] * len(COLUMNS)]
+    for network, method, wanted, sparsity, accuracy, spread, seeds in found:
+        spread = "" if spread is None else f"{100 * spread:.2f}"
+        figures = (
+            f"{100 * wanted:.0f}",
+            f"{100 * sparsity:.2f}",
+            f"{100 * accuracy:.2f}",
+            spread,
+            str(seeds),
+        )
+        lines.append((network, method, *figures))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def plot(found, path):
+    """Accuracy over sparsity, a line for each method of each network."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    lines = collections.defaultdict(list)
+    for network, method, _, sparsity, accuracy, _, _ in found:
+        lines[network, method].append((100 * sparsity, 100 * accuracy))
+    figure, axes = pyplot.subplots(figsize=(8, 5))
+    for (network, method), points in lines.items():
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=f"{network}, {method}")
+    axes.set_xlabel("sparsity of the dense layers in %")
+    axes.set_ylabel("test accuracy in %")
+    axes.legend()
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+def main(arguments):
+    if len(arguments) != 1:
+        sys.exit(__doc__)
+    runs = pathlib.Path(arguments[0])
+    found = rows(runs)
+    if not found:
+        sys.exit(f"RUNS_DIR must hold finished runs. Received: {runs}, without any */results.json")
+    with (runs / "accuracy.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([COLUMNS, *found])
+    if importlib.util.find_spec("matplotlib") is not None:
+        plot(found, runs / "accuracy.png")
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

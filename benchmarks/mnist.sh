@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Makes every MNIST run of docs/results.md that is not there yet; interrupted, it goes on where it stopped.
+#
+# Usage: benchmarks/mnist.sh DATA_DIR RUNS_DIR [PART...]     (targets, against_gmp, curve; all by default)
+#
+# `python -m benchmarks.accuracy_table RUNS_DIR` makes the tables, a CSV and a plot of them.
+set -euo pipefail
+data_dir=$1 runs_dir=$2
+shift 2
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# NETWORK METHOD SPARSITY SEED EPOCHS: two epochs of fine-tuning with a fixed structure follow.
+train() {
+    local name=$1-$2-$3-seed$4
+    [ -e "$runs_dir/$name/results.json" ] && return
+    python -m trainers.image_classifier --network="$1" --dataset=mnist --data_dir="$data_dir" --method="$2" \
+        --sparsity="$3" --seed="$4" --epochs="$5" --finetune_epochs=2 --validation_fraction=0 --noexport \
+        --workdir="$runs_dir/$name"
+}
+
+targets() {
+    for seed in 0 1 2; do
+        train lenet_300_100 switcher 0.92 $seed 22
+        train lenet_5 switcher 0.96 $seed 12
+    done
+}
+
+against_gmp() {
+    for sparsity in 0.90 0.95 0.98; do
+        for seed in 0 1 2; do
+            for method in switcher gmp; do train lenet_300_100 $method $sparsity $seed 22; done
+        done
+    done
+}
+
+curve() {
+    for sparsity in 0.50 0.80 0.90 0.95 0.98 0.99; do
+        for method in switcher gmp selfish set rigl static; do train lenet_300_100 $method $sparsity 0 22; done
+    done
+    train lenet_300_100 dense 0.50 0 22
+}
+
+for part in ${*:-targets against_gmp curve}; do
+    case $part in
+    targets | against_gmp | curve) $part ;;
+    *) echo "unknown part $part; known: targets against_gmp curve" >&2 && exit 1 ;;
+    esac
+done
