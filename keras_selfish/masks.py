@@ -22,6 +22,7 @@ __all__ = [
     "densify",
     "distribute",
     "largest_mask",
+    "largest_n_of_m_mask",
     "masked_weights",
     "n_of_m_mask",
     "nonzero_mask",
@@ -391,11 +392,33 @@ def n_of_m_mask(shape, n_of_m, seed):
     array([[2, 2, 2],
            [2, 2, 2]])
     """
-    n, m = check_n_of_m(n_of_m, shape)
-    *leading, inputs, units = shape
-    numbers = np.random.default_rng(seed).random((*leading, inputs // m, m, units), np.float32)
-    ranks = numbers.argsort(axis=-2).argsort(axis=-2)
-    return (ranks < n).reshape(shape)
+    check_n_of_m(n_of_m, shape)
+    return largest_n_of_m_mask(np.random.default_rng(seed).random(shape, np.float32), n_of_m)
+
+
+def largest_n_of_m_mask(weight, n_of_m):
+    """A mask of the n largest magnitudes of each m consecutive input weights; of equal ones the first.
+
+    Args:
+        weight: NumPy array (..., inputs, units) of real numbers.
+        n_of_m: `(n, m)`; m must divide the inputs.
+
+    Returns:
+        A boolean NumPy array of the weight's shape.
+
+    Raises:
+        ValueError: if the pattern is none, or does not divide the inputs.
+
+    Example:
+
+    >>> largest_n_of_m_mask(np.array([[0.5], [-3.0], [2.0], [1.0]]), n_of_m=(2, 4)).ravel().astype(int)
+    array([0, 1, 1, 0])
+    """
+    n, m = check_n_of_m(n_of_m, weight.shape)
+    *leading, inputs, units = weight.shape
+    groups = np.abs(weight).reshape(*leading, inputs // m, m, units)
+    ranks = (-groups).argsort(axis=-2, kind="stable").argsort(axis=-2, kind="stable")
+    return (ranks < n).reshape(weight.shape)
 
 
 def block_grid(shape, block_shape):

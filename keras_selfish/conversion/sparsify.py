@@ -37,6 +37,7 @@ def sparsify(
     sparsity=None,
     distribution="uniform",
     block_shape=(1, 1),
+    n_of_m=None,
     mask_seed=None,
     layers=None,
     initial="magnitude",
@@ -56,6 +57,8 @@ def sparsify(
             `"erdos_renyi"` or `"erk"`.
         block_shape: (input weights, units) of the blocks in which connections come and go; they must divide
             every weight that is masked. Default `(1, 1)`, single weights.
+        n_of_m: `(n, m)` for exactly n of each m consecutive input weights of a unit, such as `(2, 4)`; it
+            fixes the sparsity. Default None.
         mask_seed: Integer seed of what is drawn: random masks, and which of equal weights exist. None
             (default) draws one.
         layers: Which layers become sparse: a function of a Keras layer that returns True or False, such as
@@ -82,11 +85,15 @@ def sparsify(
     [('SparseDense', 32), ('SparseDense', 16)]
     """
     check_model(model, "sparsify the functional models that it is made of")
+    if n_of_m is not None:
+        sparsity = _sparsity_of_pattern(n_of_m, sparsity, initial)
     _check_arguments(sparsity, layers, initial)
     masks.check_distribution(distribution)
     masks.check_block_shape(block_shape)
     seed = random.randint(0, 2**31 - 1) if mask_seed is None else masks.check_seed(mask_seed, "mask_seed")
     arguments = {"distribution": distribution, "block_shape": list(block_shape), "mask_seed": mask_seed}
+    if n_of_m is not None:
+        arguments["n_of_m"] = list(n_of_m)
 
     def arguments_of(layer):
         # Which weights a layer masks is known once it is made; until then any sparsity will do.
@@ -111,7 +118,11 @@ def sparsify(
         [weight.shape for _, weight in masked], sparsity or 0.0, distribution, [block_shape] * len(masked)
     )
     for index, ((source, weight), active) in enumerate(zip(masked, counts, strict=True)):
-        if initial == "random":
+        if n_of_m is not None and initial == "random":
+            mask = masks.n_of_m_mask(weight.shape, n_of_m, [seed, index])
+        elif n_of_m is not None:
+            mask = masks.largest_n_of_m_mask(_numpy_of(source), n_of_m)
+        elif initial == "random":
             mask = masks.random_mask(weight.shape, active, [seed, index], block_shape)
         else:
             mask = masks.largest_mask(_numpy_of(source), active, [seed, index], block_shape)
@@ -177,6 +188,16 @@ def twin_with_masks(model, given, arguments_of):
         weight.mask.assign(given[id(source)])
         weight.project()
     return twin
+
+
+def _sparsity_of_pattern(n_of_m, sparsity, initial):
+    if sparsity is not None or initial == "nonzero":
+        raise ValueError(
+            "`n_of_m` fixes which and how many connections exist; leave `sparsity` out and `initial` at "
+            f"'magnitude' or 'random'. Received: n_of_m={n_of_m}, sparsity={sparsity}, initial={initial!r}"
+        )
+    n, m = masks.check_n_of_m(n_of_m)
+    return 1.0 - n / m
 
 
 def _check_arguments(sparsity, layers, initial):

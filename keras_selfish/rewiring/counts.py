@@ -77,7 +77,7 @@ def share_out(total, shares, floors, ceilings):
     >>> share_out(20, shares=[1.0, 3.0], floors=[0, 0], ceilings=[100, 5])
     [15, 5]
     """
-    shares = np.asarray(shares, float)
+    shares = np.array(shares, float)
     floors, ceilings = np.asarray(floors, np.int64), np.asarray(ceilings, np.int64)
     if not (np.isfinite(shares).all() and (shares >= 0).all()):
         raise ValueError(f"`shares` must be numbers of zero or more. Received: shares={shares.tolist()}")
@@ -86,6 +86,7 @@ def share_out(total, shares, floors, ceilings):
             f"`total` must lie between the sums of floors and ceilings. Received: total={total}, "
             f"floors={floors.tolist()}, ceilings={ceilings.tolist()}"
         )
+    shares[shares < np.finfo(float).tiny] = 0.0  # such numbers are not exact
     room = ceilings - floors
     exact = _filled(total - floors.sum(), shares, room)
     counts = np.minimum(np.floor(exact + 1e-9).astype(np.int64), room)
@@ -102,9 +103,10 @@ def _filled(total, shares, room):
     while True:
         rest = np.where(full, 0.0, shares)
         if not rest.any():
-            rest = np.where(full, 0, room)
+            rest = np.where(full, 0.0, room)
+        rest /= rest.max() or 1.0  # shares may be so small or large that their sum is no number
         left = total - room[full].sum()
-        exact = np.where(full, room, left * (rest / max(rest.sum(), 1e-300)))
+        exact = np.where(full, room, left * (rest / (rest.sum() or 1.0)))
         over = (exact > room) & ~full
         if not over.any():
             return exact

@@ -198,6 +198,25 @@ def test_random_masks_keep_the_weights_and_follow_their_seed():
     assert (numpy_of(magnitude.mask) != numpy_of(mine.mask)).any()
 
 
+@pytest.mark.parametrize("initial", ["magnitude", "random"])
+def test_a_pattern(initial):
+    model = keras.Sequential(
+        [keras.Input((None, 8)), keras.layers.LSTM(4), keras.layers.Dense(3, name="head")]
+    )
+    sparse = sparsify(model, n_of_m=(1, 4), initial=initial, mask_seed=3)
+    for weight, source in zip(masked_weights(sparse), (w for w in model.weights if w.ndim == 2), strict=True):
+        assert weight.n_of_m == (1, 4)
+        mask, values = (ops.convert_to_numpy(v) for v in (weight.mask, source))
+        groups = mask.reshape(-1, 4, mask.shape[1])
+        assert (groups.sum(axis=1) == 1).all()
+        np.testing.assert_array_equal(ops.convert_to_numpy(weight.weight), np.where(mask, values, 0))
+        if initial == "magnitude":
+            sizes = np.abs(values).reshape(groups.shape)
+            np.testing.assert_array_equal(groups, sizes == sizes.max(axis=1, keepdims=True))
+    with pytest.raises(ValueError, match=r"`n_of_m` fixes .* sparsity=0\.5"):
+        sparsify(model, 0.5, n_of_m=(1, 4))
+
+
 def test_weights_of_one_value_get_no_pattern():
     model = dense_model()
     model.get_layer("one").kernel.assign(np.ones((8, 6)))

@@ -20,6 +20,9 @@ from keras_selfish.rewiring.counts import common_threshold, share_out, target_co
         (4, [0, 0], [0, 0], [3, 1], [3, 1]),  # without shares: by the room there is
         (6, [0, 1, 0], [0, 0, 0], [4, 2, 8], [1, 2, 3]),  # 1.33 and 2.67
         (0, [1, 2], [0, 0], [3, 1], [0, 0]),
+        (2, [1e-308], [0], [2], [2]),
+        (6, [1e-300, 2e-300], [0, 0], [9, 9], [2, 4]),
+        (6, [1e308, 1e308], [0, 0], [9, 9], [3, 3]),
     ],
 )
 def test_share_out_by_hand(total, shares, floors, ceilings, expected):
