@@ -392,5 +392,5 @@ def test_bad_arguments(call, message):
 @pytest.mark.jax
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="is itself run from TensorFlow's run")
 def test_this_file_on_jax(run_tests):
-    names = "values or lose or against or masks or latent_dropout or bfloat16 or rewire or load"
+    names = "values or against or masks or load"
     run_tests(__file__, names, backend="jax")

@@ -486,5 +486,5 @@ def test_blocks_must_divide_every_kernel(kind):
 @pytest.mark.jax
 @tensorflow_only
 def test_this_file_on_jax(run_tests):
-    names = "dense_layer or padded_steps or keras_loops or carried or small or fit or half_precision"
+    names = "dense_layer or carried or fit"
     run_tests(__file__, f"({names}) and not own", backend="jax")

@@ -441,5 +441,5 @@ def test_a_cell_by_itself_says_that_it_cannot_drop():
 @pytest.mark.jax
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="is itself run from TensorFlow's run")
 def test_this_file_on_jax(run_tests):
-    names = "(against_keras and padded) or seeds or inference or all_time or ask_for or clipped or read_by"
+    names = "(against_keras and padded) or seeds or all_time or clipped"
     run_tests(__file__, names, backend="jax")

@@ -75,7 +75,7 @@ def test_the_artifact_needs_no_switcher(whole_run, run_python, tmp_path):
     assert printed == "True False\n"
 
 
-@pytest.mark.parametrize("stop", [3, 6])
+@pytest.mark.parametrize("stop", [3, pytest.param(6, marks=pytest.mark.slow)])
 def test_a_resumed_run_is_the_whole_run(whole_run, tmp_path, stop):
     """A run that stopped after an epoch, as its checkpoint and history say.
 
@@ -110,7 +110,15 @@ trainer.run()
             assert float(one[name]) == pytest.approx(float(other[name]), abs=0.01), name
 
 
-@pytest.mark.parametrize("method", ["dense", "static", "selfish", "set", "rigl", "gmp", "snip"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "dense",
+        "rigl",
+        "gmp",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("static", "selfish", "set", "snip")),
+    ],
+)
 def test_other_methods(tmp_path, method):
     result = run(tmp_path, *TINY, f"--method={method}", "--noexport")
     assert result.returncode == 0, result.stderr
