@@ -40,10 +40,11 @@ def test_share_out_is_exact_and_within_bounds(data):
     counts = share_out(total, shares, floors, ceilings)
     assert sum(counts) == total
     assert all(low <= n <= high for low, n, high in zip(floors, counts, ceilings, strict=True))
-    # Where both have room left, a larger share never gets less (beyond rounding and floors).
+    # Where there is room left, a larger share never gets less (beyond rounding and floors). Those without a
+    # share are not compared: what is left for them goes by the room they have.
     for i in range(number):
         for j in range(number):
-            if shares[i] >= shares[j] and counts[i] < ceilings[i]:
+            if shares[i] >= max(shares[j], np.finfo(float).tiny) and counts[i] < ceilings[i]:
                 assert counts[i] - floors[i] >= counts[j] - floors[j] - 1
 
 
