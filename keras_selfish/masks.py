@@ -128,6 +128,12 @@ def masked_weights(model):
     return [masked_weight for masked_weight in found if masked_weight is not None]
 
 
+def overall_sparsity(weights):
+    """The fraction of zeros over masked weights together; 0 where there are none."""
+    total = sum(math.prod(weight.shape) for weight in weights)
+    return 1.0 - sum(weight.active for weight in weights) / total if total else 0.0
+
+
 def check_sparsity(sparsity, name="sparsity"):
     """Raises `ValueError` unless `sparsity` is a number in [0, 1)."""
     number = isinstance(sparsity, (int, float, np.integer, np.floating))

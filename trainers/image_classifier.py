@@ -9,15 +9,15 @@ Example:
 
 import importlib.util
 import os
-import sys
 import time
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from keras_selfish import masks
 from keras_selfish.data import IMAGE_DATASETS, load_images
+from trainers import program
 from trainers.image_methods import METHODS
-from trainers.workdir import RunError, Workdir, replace, write_json
+from trainers.workdir import replace, write_json
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -149,13 +149,6 @@ def make_model(settings, images, steps_per_epoch):
     return model
 
 
-def dense_sparsity(model):
-    """Fraction of zeros over the masked weights of a model; 0 without any."""
-    weights = masks.masked_weights(model)
-    size = sum(weight.shape[0] * weight.shape[1] for weight in weights)
-    return 1.0 - sum(weight.active for weight in weights) / size if size else 0.0
-
-
 def shuffled_batches(images, labels, batch_size, seed, epoch):
     """Batches in an order of its own for each epoch, the same for a run that is resumed there."""
     import keras
@@ -193,7 +186,7 @@ def make_recorder(workdir, rows):
             if hasattr(self.model, "jax_state_sync"):
                 self.model.jax_state_sync()
             logs = {name: float(value) for name, value in logs.items() if not name.startswith("density/")}
-            logs["sparsity"] = dense_sparsity(self.model)
+            logs["sparsity"] = masks.overall_sparsity(masks.masked_weights(self.model))
             seconds = time.perf_counter() - self._began
             rows.append({"epoch": epoch + 1, **logs, "seconds": seconds})
             workdir.write_history(rows)
@@ -259,7 +252,7 @@ def finish(model, images, settings, workdir):
     from keras_selfish.analysis import report
     from keras_selfish.export import strip
 
-    sparsity = dense_sparsity(model)
+    sparsity = masks.overall_sparsity(masks.masked_weights(model))
     stripped = strip(model)
     predicted = stripped.predict(images.x_test, batch_size=1000, verbose=0)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -290,27 +283,9 @@ def finish(model, images, settings, workdir):
     return results
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"arguments must be flags. Received: {' '.join(argv[1:])}")
-    began = time.perf_counter()
-    try:
-        settings = settings_from_flags()
-        workdir = Workdir(FLAGS.workdir)
-        workdir.prepare()
-        train(workdir.settle(settings), workdir)
-    except (RunError, ValueError, OSError, ModuleNotFoundError) as error:
-        if logging.get_verbosity() >= logging.DEBUG:
-            raise
-        sys.exit(f"error: {error}")
-    logging.info("Finished in %.0f s", time.perf_counter() - began)
-
-
 def run():
     """Entry point."""
-    flags.mark_flag_as_required("workdir")
-    logging.set_verbosity(logging.INFO)
-    app.run(main)
+    program.run(settings_from_flags, train, errors=[ModuleNotFoundError])
 
 
 if __name__ == "__main__":

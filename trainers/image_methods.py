@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 from keras_selfish.rewiring.registry import METHODS as REWIRING
+from trainers.mask_updates import mask_updates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,16 +60,8 @@ def _updates(name):
     """Makes the callback of a method of `keras_selfish.rewiring`, with the defaults it was published with."""
 
     def make(settings, steps, data):
-        method = REWIRING[name].callback
-        if name == "gmp":
-            from keras_selfish.rewiring import PolynomialDecay
-
-            end = int(0.75 * steps)
-            return [method(PolynomialDecay(0.0, settings["sparsity"], 0, end, frequency=min(100, end)))]
-        arguments = {"gradient_data": data, "seed": settings["seed"]}
-        if name != "snip":
-            arguments |= {"pruning_rate": settings["pruning_rate"], "total_steps": steps}
-        return [method(**arguments)]
+        given = {key: settings[key] for key in ("sparsity", "pruning_rate", "seed")}
+        return mask_updates(name, total_steps=steps, data=data, **given)
 
     return make
 

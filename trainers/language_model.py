@@ -13,9 +13,8 @@ import importlib.util
 import json
 import os
 import sys
-import time
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from keras_selfish import masks
 from keras_selfish.data import DATASETS, RandomWindows, Windows, load_corpus
@@ -23,7 +22,8 @@ from keras_selfish.models.architecture import CELLS, Architecture
 from keras_selfish.models.presets import PRESETS, preset
 from keras_selfish.rewiring.registry import METHODS
 from keras_selfish.rewiring.rules import REDISTRIBUTION_RULES
-from trainers.workdir import RunError, Workdir
+from trainers import program
+from trainers.mask_updates import mask_updates
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -163,7 +163,7 @@ def settings_from_flags():
     if settings["n_of_m"]:
         settings["n_of_m"] = list(masks.check_n_of_m(_pair("n_of_m", settings["n_of_m"])))
     _check(settings)
-    return settings
+    return {**settings, "schedule_epochs": settings["epochs"]}
 
 
 def _units(words):
@@ -296,7 +296,17 @@ def make_callbacks(settings, workdir, train, checkpoint):
     callbacks = [StopOnNaN(workdir), RemainingTime()]
     if settings["random_lengths"]:
         callbacks.append(train.callback())
-    callbacks += mask_updates(settings, train)
+    callbacks += mask_updates(
+        settings["method"],
+        sparsity=settings["sparsity"],
+        pruning_rate=settings["pruning_rate"],
+        total_steps=len(train) * settings["schedule_epochs"],
+        data=train,
+        seed=settings["seed"],
+        schedule=settings["schedule"],
+        frequency=settings["rewiring_steps"] or "epoch",
+        **{name: settings[name] for name in ("reset_regrown", "redistribution") if settings[name]},
+    )
     if settings["averaging"]:
         callbacks.append(NonMonotonicAveraging(monitor="val_perplexity", patience=settings["patience"]))
     callbacks.append(keras.callbacks.TensorBoard(str(workdir.tensorboard), write_graph=False))
@@ -304,41 +314,6 @@ def make_callbacks(settings, workdir, train, checkpoint):
     best = checkpoint["best"] if checkpoint else None
     callbacks.append(Recorder(workdir, train.predictions, best=best, rows=workdir.trim_history(done)))
     return [*callbacks, ProgressBar(verbose=1 if sys.stdout.isatty() else 2)]
-
-
-def mask_updates(settings, train):
-    """The callback of the method, in a list; an empty one for a dense model."""
-    method = METHODS[settings["method"]].callback
-    if method is None:
-        return []
-    total_steps = len(train) * settings["schedule_epochs"]
-    if settings["method"] == "gmp":
-        return [method(pruning_schedule(settings["sparsity"], int(0.75 * total_steps)))]
-    data = {"gradient_data": train, "seed": settings["seed"]}
-    if settings["method"] == "snip":
-        return [method(**data)]
-    given = {name: settings[name] for name in ("reset_regrown", "redistribution") if settings[name]}
-    return [
-        method(
-            settings["pruning_rate"],
-            schedule=settings["schedule"],
-            frequency=settings["rewiring_steps"] or "epoch",
-            total_steps=total_steps,
-            **data,
-            **given,
-        )
-    ]
-
-
-def pruning_schedule(sparsity, end_step):
-    """From dense to this sparsity along a cubic, as far as three quarters of training."""
-    import keras
-
-    if keras.backend.backend() == "tensorflow":
-        from tensorflow_model_optimization.sparsity.keras import PolynomialDecay
-    else:  # the same, without TensorFlow
-        from keras_selfish.rewiring import PolynomialDecay
-    return PolynomialDecay(0.0, sparsity, begin_step=0, end_step=end_step, frequency=min(100, end_step))
 
 
 def train(settings, workdir):
@@ -471,27 +446,9 @@ def _plot(workdir):
     plot_history(workdir.history, workdir.path / "history.png")
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"arguments must be flags. Received: {' '.join(argv[1:])}")
-    began = time.perf_counter()
-    try:
-        settings = settings_from_flags()
-        workdir = Workdir(FLAGS.workdir)
-        workdir.prepare()
-        train(workdir.settle({**settings, "schedule_epochs": settings["epochs"]}), workdir)
-    except (RunError, ValueError, OSError) as error:
-        if logging.get_verbosity() >= logging.DEBUG:
-            raise
-        sys.exit(f"error: {error}")
-    logging.info("Finished in %.0f s", time.perf_counter() - began)
-
-
 def run():
     """Entry point."""
-    flags.mark_flag_as_required("workdir")
-    logging.set_verbosity(logging.INFO)
-    app.run(main)
+    program.run(settings_from_flags, train)
 
 
 if __name__ == "__main__":

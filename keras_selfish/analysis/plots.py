@@ -54,6 +54,11 @@ def plot_history(csv_path, png_path):
     for axes in figure.axes:
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    return _save(figure, png_path)
+
+
+def _save(figure, png_path):
+    for axes in figure.axes:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     path = pathlib.Path(png_path)
@@ -221,9 +226,4 @@ def plot_classifier_history(csv_path, png_path):
     below.plot(history["epoch"], history["sparsity"], marker="o", markersize=3, color="0.3")
     below.set_ylabel("sparsity")
     below.set_xlabel("epoch")
-    for axes in (above, below):
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    path = pathlib.Path(png_path)
-    figure.savefig(path, format="png", dpi=150)
-    return path
+    return _save(figure, png_path)

@@ -37,6 +37,16 @@ class SparseLayer(PlainForm):
         return config
 
 
+class StaysItself:
+    """Mixin, placed first, of sparse layers that Keras has no form of: stripped, they stay, but dense."""
+
+    @classmethod
+    def without_masks(cls, config):
+        """As in `PlainForm`: the same class without masks; the zeros stay in its weights."""
+        config = {name: value for name, value in config.items() if name not in MASK_ARGUMENTS}
+        return cls, {**config, "sparsity": 0.0}
+
+
 class MaskedLayer(SparseLayer):
     """Mixin, placed before a Keras layer class, that masks the weights named in `masked_names`.
 

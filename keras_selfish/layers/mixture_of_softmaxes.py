@@ -5,11 +5,11 @@ from keras import ops
 
 from keras_selfish.layers.dropout import check_rate
 from keras_selfish.layers.log_mixture import log_mixture
-from keras_selfish.layers.masked import MASK_ARGUMENTS, MaskedAttribute, MaskedLayer
+from keras_selfish.layers.masked import MaskedAttribute, MaskedLayer, StaysItself
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
-class MixtureOfSoftmaxes(MaskedLayer, keras.layers.Layer):
+class MixtureOfSoftmaxes(StaysItself, MaskedLayer, keras.layers.Layer):
     """A decoder whose output is a weighted mean of several softmaxes, with sparse matrices.
 
     The logarithms of the probabilities that one softmax gives over a vocabulary are a matrix of a rank that
@@ -193,11 +193,6 @@ class MixtureOfSoftmaxes(MaskedLayer, keras.layers.Layer):
         if isinstance(config.get("embedding"), dict):
             config = {**config, "embedding": keras.saving.deserialize_keras_object(config["embedding"])}
         return super().from_config(config)
-
-    @classmethod
-    def without_masks(cls, config):
-        config = {key: value for key, value in config.items() if key not in MASK_ARGUMENTS}
-        return cls, {**config, "sparsity": 0.0}
 
 
 def _check_sizes(sizes):

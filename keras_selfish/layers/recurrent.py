@@ -96,7 +96,31 @@ class SparseCell(MaskedLayer):
         return super().weight_to_use(name, variable)
 
 
-class SparseRecurrent(SparseLayer):
+class RunsSparseCell(SparseLayer):
+    """Mixin for a recurrent layer whose masks are those of the cell that it runs."""
+
+    @property
+    def sparsity(self):
+        return self.cell.sparsity
+
+    @property
+    def distribution(self):
+        return self.cell.distribution
+
+    @property
+    def block_shape(self):
+        return self.cell.block_shape
+
+    @property
+    def weight_drop(self):
+        return self.cell.weight_drop
+
+    @property
+    def n_of_m(self):
+        return self.cell.n_of_m
+
+
+class SparseRecurrent(RunsSparseCell):
     """Mixin for a Keras recurrent layer that runs a sparse cell.
 
     Subclasses name the Keras layer and the cell: `keras_layer`, `cell_class`, and `cell_name`. Those that
@@ -127,15 +151,13 @@ class SparseRecurrent(SparseLayer):
         cell_arguments = {k: v for k, v in arguments.items() if k in cell_names}
         layer_arguments = {k: v for k, v in arguments.items() if k not in cell_names}
         use_cudnn = layer_arguments.pop("use_cudnn", None)
-        # The backward layer of a `Bidirectional` is a copy that differs in `go_backwards` only.
-        backwards = bool(layer_arguments.get("go_backwards", False))
         cell = self.cell_class(
             **cell_arguments,
             sparsity=sparsity,
             distribution=distribution,
             block_shape=block_shape,
             n_of_m=n_of_m,
-            mask_seed=None if mask_seed is None else 2 * mask_seed + backwards,
+            mask_seed=seed_of_cell(mask_seed, layer_arguments),
             weight_drop=weight_drop,
             dtype=layer_arguments.get("dtype"),
             trainable=layer_arguments.get("trainable", True),
@@ -234,32 +256,21 @@ class SparseRecurrent(SparseLayer):
             and (BACKEND == "tensorflow" or (mask is None and isinstance(self, keras.layers.LSTM)))
         )
 
-    @property
-    def sparsity(self):
-        return self.cell.sparsity
-
-    @property
-    def distribution(self):
-        return self.cell.distribution
-
-    @property
-    def block_shape(self):
-        return self.cell.block_shape
-
-    @property
-    def weight_drop(self):
-        return self.cell.weight_drop
-
-    @property
-    def n_of_m(self):
-        return self.cell.n_of_m
-
     def get_config(self):
         config = super().get_config()
         config["seed"] = self.cell.seed  # which Keras 3.15 forgets in its SimpleRNN
         if hasattr(self, "use_cudnn"):
             config["use_cudnn"] = self.use_cudnn
         return config
+
+
+def seed_of_cell(mask_seed, layer_arguments):
+    """The mask seed of a layer's cell.
+
+    The backward layer of a `Bidirectional` is a copy that differs in `go_backwards` only, and is to have
+    masks of its own.
+    """
+    return None if mask_seed is None else 2 * mask_seed + bool(layer_arguments.get("go_backwards", False))
 
 
 def _each(function, masks):

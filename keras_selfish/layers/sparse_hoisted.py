@@ -6,8 +6,8 @@ import keras
 from keras import ops
 
 from keras_selfish.layers.hoisted import HoistedCell, HoistedRNN
-from keras_selfish.layers.masked import MASK_ARGUMENTS, SparseLayer, masked
-from keras_selfish.layers.recurrent import SparseCell
+from keras_selfish.layers.masked import StaysItself, masked
+from keras_selfish.layers.recurrent import RunsSparseCell, SparseCell, seed_of_cell
 from keras_selfish.masks import check_seed
 
 LAYER_ARGUMENTS = (
@@ -61,7 +61,7 @@ class _OwnCell(HoistedCell, keras.layers.SimpleRNNCell):
         return [ops.zeros((batch_size, size), dtype=self.compute_dtype) for size in sizes]
 
 
-class SparseHoistedCell(SparseCell, _OwnCell):
+class SparseHoistedCell(StaysItself, SparseCell, _OwnCell):
     """Base of sparse cells without a Keras parent.
 
     A subclass names its kernels, the input kernel first, and their shapes (`masked_names`,
@@ -115,12 +115,8 @@ class SparseHoistedCell(SparseCell, _OwnCell):
         activation = keras.activations.serialize(self.recurrent_activation)
         return {**super().get_config(), "recurrent_activation": activation}
 
-    @classmethod
-    def without_masks(cls, config):
-        return _without_masks(cls, config)
 
-
-class SparseHoistedRNN(SparseLayer, HoistedRNN):
+class SparseHoistedRNN(StaysItself, RunsSparseCell, HoistedRNN):
     """Base of sparse recurrent layers without a Keras parent; subclasses name `cell_class` and `cell_name`.
 
     Arguments of `keras.layers.RNN` are the layer's, all others the cell's.
@@ -132,12 +128,10 @@ class SparseHoistedRNN(SparseLayer, HoistedRNN):
     def __init__(self, units, *args, mask_seed=None, **kwargs):
         mask_seed = None if mask_seed is None else check_seed(mask_seed, "mask_seed")
         layer_arguments = {name: kwargs.pop(name) for name in LAYER_ARGUMENTS if name in kwargs}
-        # The backward layer of a `Bidirectional` is a copy that differs in `go_backwards` only.
-        backwards = bool(layer_arguments.get("go_backwards", False))
         cell = self.cell_class(
             units,
             *args,
-            mask_seed=None if mask_seed is None else 2 * mask_seed + backwards,
+            mask_seed=seed_of_cell(mask_seed, layer_arguments),
             dtype=layer_arguments.get("dtype"),
             trainable=layer_arguments.get("trainable", True),
             name=self.cell_name,
@@ -158,22 +152,6 @@ class SparseHoistedRNN(SparseLayer, HoistedRNN):
     def units(self):
         return self.cell.units
 
-    @property
-    def sparsity(self):
-        return self.cell.sparsity
-
-    @property
-    def distribution(self):
-        return self.cell.distribution
-
-    @property
-    def block_shape(self):
-        return self.cell.block_shape
-
-    @property
-    def n_of_m(self):
-        return self.cell.n_of_m
-
     def get_config(self):
         layer_config = HoistedRNN.get_config(self)
         layer_config.pop("cell")
@@ -183,20 +161,10 @@ class SparseHoistedRNN(SparseLayer, HoistedRNN):
     def from_config(cls, config, custom_objects=None):
         return cls(**config)
 
-    @classmethod
-    def without_masks(cls, config):
-        return _without_masks(cls, config)
-
 
 def state_dtype(dtype):
     """The dtype in which states are kept and gates computed: float32 in half precision."""
     return keras.backend.result_type(dtype, "float32")
-
-
-def _without_masks(layer_class, config):
-    """Keras has no such layer: what remains is the layer itself, dense, with the zeros in its weights."""
-    config = {name: value for name, value in config.items() if name not in MASK_ARGUMENTS}
-    return layer_class, {**config, "sparsity": 0.0}
 
 
 def _reseeded(initializer, index):

@@ -77,7 +77,9 @@ class LanguageModel(keras.Model):
             features = after(features)
         if architecture.ar:
             features = ActivationRegularization(ar=architecture.ar, name="ar", dtype=dtype)(features)
-        super().__init__({"tokens": tokens, "first": first}, parts.decode(features), name=name)
+        super().__init__(
+            {"tokens": tokens, "first": first}, _decode(features, parts.embedding, parts.decoder), name=name
+        )
         self.architecture = architecture
         self.batch_size = batch_size
         self.seed = seed
@@ -129,7 +131,7 @@ class LanguageModel(keras.Model):
             features, *final = layer(features, initial_state=initial)
             states += initial
             finals += final
-        logits = self.decoder(features) if self.decoder else self.embedding(features, reverse=True)
+        logits = _decode(features, self.embedding, self.decoder)
         return keras.Model([tokens, *states], [logits, *finals], name=f"{self.name}_stepwise")
 
     def get_config(self):
@@ -241,9 +243,10 @@ class _Parts:
             **self._seed_if(settings.latent_dropout),
         )
 
-    def decode(self, features):
-        """The logits of features (batch, time steps, units)."""
-        return self.decoder(features) if self.decoder else self.embedding(features, reverse=True)
+
+def _decode(features, embedding, decoder):
+    """The logits of features (batch, time steps, units); without a decoder the embedding is it."""
+    return decoder(features) if decoder else embedding(features, reverse=True)
 
 
 def language_model(preset=None, vocabulary_size=None, **overrides):

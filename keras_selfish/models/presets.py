@@ -17,6 +17,17 @@ _TRAINING = {
     "patience": 5,
 }
 
+# What the models of the AWD-LSTM family share, at the published sizes and at ours.
+_AWD = {"locked": True, "embedding_dropout": 0.1, "ar": 2.0, "tar": 1.0, "sparsity": 0.55, "tied": True}
+_SMALL_AWD = {
+    **_AWD,
+    "input_dropout": 0.15,
+    "hidden_dropout": 0.15,
+    "output_dropout": 0.2,
+    "embedding_dropout": 0.05,
+}
+_SMALL = {**_TRAINING, "epochs": 14, "patience": 2}
+
 PRESETS = {
     # Liu et al. 2021, arXiv 2101.09048: Penn Treebank, 73.79 / 71.65 validation / test perplexity.
     "ptb_lstm": {
@@ -49,12 +60,7 @@ PRESETS = {
             "input_dropout": 0.5,
             "hidden_dropout": 0.3,
             "output_dropout": 0.45,
-            "locked": True,
-            "embedding_dropout": 0.1,
-            "ar": 2.0,
-            "tar": 1.0,
-            "sparsity": 0.55,
-            "tied": True,
+            **_AWD,
         },
         "training": {**_TRAINING, "epochs": 1000, "bptt": 70, "random_lengths": True, "learning_rate": 15.0},
     },
@@ -67,12 +73,7 @@ PRESETS = {
             "input_dropout": 0.65,
             "hidden_dropout": 0.2,
             "output_dropout": 0.4,
-            "locked": True,
-            "embedding_dropout": 0.1,
-            "ar": 2.0,
-            "tar": 1.0,
-            "sparsity": 0.55,
-            "tied": True,
+            **_AWD,
         },
         "training": {
             **_TRAINING,
@@ -95,13 +96,8 @@ PRESETS = {
             "hidden_dropout": 0.2,
             "output_dropout": 0.4,
             "latent_dropout": 0.29,
-            "locked": True,
-            "embedding_dropout": 0.1,
-            "ar": 2.0,
-            "tar": 1.0,
             "experts": 15,
-            "sparsity": 0.55,
-            "tied": True,
+            **_AWD,
         },
         "training": {
             **_TRAINING,
@@ -116,7 +112,7 @@ PRESETS = {
     # Ours, from here on: sizes that two cores train, on the Penn Treebank, and dropout to match.
     "ptb_lstm_small": {
         "model": {"units": 256, "layers": 2, "dropout": 0.25, "sparsity": 0.67},
-        "training": {**_TRAINING, "epochs": 14, "learning_rate": 40.0, "pruning_rate": 0.8, "patience": 2},
+        "training": {**_SMALL, "learning_rate": 40.0, "pruning_rate": 0.8},
     },
     "ptb_rhn_small": {
         "model": {
@@ -131,7 +127,7 @@ PRESETS = {
             "sparsity": 0.528,
             "tied": True,
         },
-        "training": {**_TRAINING, "epochs": 14, "learning_rate": 15.0, "patience": 2},
+        "training": {**_SMALL, "learning_rate": 15.0},
     },
     "ptb_onlstm_small": {
         "model": {
@@ -139,53 +135,29 @@ PRESETS = {
             "cell_options": {"chunk_size": 10, "weight_drop": 0.1},
             "units": [250, 200],
             "embedding_units": 200,
-            "input_dropout": 0.15,
-            "hidden_dropout": 0.15,
-            "output_dropout": 0.2,
-            "locked": True,
-            "embedding_dropout": 0.05,
-            "ar": 2.0,
-            "tar": 1.0,
-            "sparsity": 0.55,
-            "tied": True,
+            **_SMALL_AWD,
         },
-        "training": {**_TRAINING, "epochs": 14, "random_lengths": True, "learning_rate": 15.0, "patience": 2},
+        "training": {**_SMALL, "random_lengths": True, "learning_rate": 15.0},
     },
     "wt2_awd_lstm_small": {
         "model": {
             "cell_options": {"weight_drop": 0.1},
             "units": [256, 256, 200],
             "embedding_units": 200,
-            "input_dropout": 0.15,
-            "hidden_dropout": 0.15,
-            "output_dropout": 0.2,
-            "locked": True,
-            "embedding_dropout": 0.05,
-            "ar": 2.0,
-            "tar": 1.0,
-            "sparsity": 0.55,
-            "tied": True,
+            **_SMALL_AWD,
         },
-        "training": {**_TRAINING, "epochs": 14, "random_lengths": True, "learning_rate": 20.0, "patience": 2},
+        "training": {**_SMALL, "random_lengths": True, "learning_rate": 20.0},
     },
     "wt2_awd_lstm_mos_small": {
         "model": {
             "cell_options": {"weight_drop": 0.1},
             "units": [256, 200],
             "embedding_units": 120,
-            "input_dropout": 0.15,
-            "hidden_dropout": 0.15,
-            "output_dropout": 0.2,
             "latent_dropout": 0.1,
-            "locked": True,
-            "embedding_dropout": 0.05,
-            "ar": 2.0,
-            "tar": 1.0,
             "experts": 3,
-            "sparsity": 0.55,
-            "tied": True,
+            **_SMALL_AWD,
         },
-        "training": {**_TRAINING, "epochs": 14, "random_lengths": True, "learning_rate": 15.0, "patience": 2},
+        "training": {**_SMALL, "random_lengths": True, "learning_rate": 15.0},
     },
     # A few minutes on two cores, on the text that every Python carries.
     "quick": {

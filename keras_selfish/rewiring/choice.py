@@ -46,7 +46,7 @@ def choose_changes(
             exchanged.
     """
     if drop_scope == "matrix" and redistribution is None:
-        return list(each(lambda m: choose_change(m, rate, drop, grow, m.generator, reset_regrown), matrices))
+        return list(each(lambda m: choose_change(m, rate, drop, grow, reset_regrown), matrices))
     check_equal_blocks(matrices)
     lost = _lost(matrices, each, rate, drop, drop_scope)
     kept = list(each(lambda m, count: active_blocks(m) > choose_dropped(m, count, drop), matrices, lost))

@@ -1,5 +1,7 @@
 """Methods that begin with all connections and only take away: pruning while training, and once before it."""
 
+import math
+
 import numpy as np
 
 from keras_selfish import masks
@@ -49,7 +51,7 @@ class GMP(MaskUpdates):
     [0.65625, 0.75]
     """
 
-    starts_dense = True
+    starts_dense = needs_built_model = True
 
     def __init__(self, schedule, drop="magnitude", gradient_data=None, seed=0):
         super().__init__(gradient_data, seed)
@@ -128,26 +130,20 @@ class SNIP(MaskUpdates):
     arXiv 1810.02340, algorithm 1.
     """
 
+    needs_built_model = True
+
     def __init__(self, gradient_data=None, drop="sensitivity", seed=0):
         super().__init__(gradient_data, seed)
         self.drop = rules.resolve("drop", drop, rules.DROP_RULES)
         self._gradient_batches = rules.batches_needed(self.drop)
         self.check_gradient_data(self._gradient_batches)
 
-    def on_train_begin(self, logs=None):
-        super().on_train_begin(logs)
-        if not self.model.built:
-            raise ValueError(
-                "`model` must be built before training with SNIP, which prunes before the first step. "
-                f"Received: model={self.model.name!r}; begin it with a `keras.Input`"
-            )
-
     def is_due(self, last, step):
         return step == 0 and last < 0
 
     def update(self, step):
-        free = [matrix for matrix in self.matrices(step) if not matrix.masked_weight.n_of_m]
-        count = sum(np.count_nonzero(active_blocks(matrix)) for matrix in free)
+        weights = [w for w in masks.masked_weights(self.model) if w.weight.trainable and not w.n_of_m]
+        count = sum(weight.active // math.prod(weight.block_shape) for weight in weights)
         masks.densify(self.model)
         self.align()
 

@@ -41,20 +41,20 @@ class Change:
     grown: np.ndarray
 
 
-def read_matrix(masked_weight, optimizer=None):
-    """The present values of a masked weight and its mask, for rules to look at."""
-    return rules.Matrix(_host(masked_weight.weight), _host(masked_weight.mask), masked_weight, optimizer)
+def read_matrix(masked_weight, optimizer=None, gradient=None, generator=None):
+    """The present values of a masked weight and its mask, and what else rules may look at."""
+    weight, mask = _host(masked_weight.weight), _host(masked_weight.mask)
+    return rules.Matrix(weight, mask, masked_weight, optimizer, gradient, generator)
 
 
-def choose_change(matrix, rate, drop, grow, generator, reset_regrown=False):
+def choose_change(matrix, rate, drop, grow, reset_regrown=False):
     """Chooses the connections that go and come; the number of connections stays exactly the same.
 
     Args:
-        matrix: A `rules.Matrix`.
+        matrix: A `rules.Matrix` with its generator.
         rate: Fraction of the connections to rewire, in [0, 1].
         drop: Drop rule (see `rules`).
         grow: Grow rule.
-        generator: The `numpy.random.Generator` of random growth.
         reset_regrown: Whether a connection that is dropped and regrown counts as new.
 
     Returns:
@@ -63,7 +63,6 @@ def choose_change(matrix, rate, drop, grow, generator, reset_regrown=False):
     Raises:
         ValueError: if a connection has no score, for its weight is NaN.
     """
-    matrix = dataclasses.replace(matrix, generator=generator)
     active = active_blocks(matrix)
     count = rewired_count(rate, np.count_nonzero(active), active.size)
     if count == 0:

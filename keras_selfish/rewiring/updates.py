@@ -1,8 +1,6 @@
 """The callback that changes masks while a model trains: when it does, and what it reports."""
 
 import concurrent.futures
-import dataclasses
-import math
 import os
 
 import keras
@@ -35,6 +33,8 @@ class MaskUpdates(keras.callbacks.Callback):
 
     # Methods that begin with all connections open them when training begins.
     starts_dense = False
+    # Methods that change masks before the first step cannot wait for a first batch to build the model.
+    needs_built_model = False
 
     def __init__(self, gradient_data=None, seed=0):
         super().__init__()
@@ -65,10 +65,10 @@ class MaskUpdates(keras.callbacks.Callback):
         self._forget_training()
         if self.model.built:
             self._check_model()
-        elif self.starts_dense:
+        elif self.needs_built_model:
             raise ValueError(
-                f"`model` must be built before training with {type(self).__name__}, which opens its "
-                f"connections first. Received: model={self.model.name!r}; begin it with a `keras.Input`"
+                f"`model` must be built before training with {type(self).__name__}, which changes its masks "
+                f"before the first step. Received: model={self.model.name!r}; begin it with a `keras.Input`"
             )
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -125,9 +125,10 @@ class MaskUpdates(keras.callbacks.Callback):
             self._sync()
             gradients = self.gradients(self.model, [w for _, w in weights], step, gradient_batches)
         return [
-            dataclasses.replace(
-                read_matrix(masked_weight, self.model.optimizer),
-                gradient=gradient,
+            read_matrix(
+                masked_weight,
+                self.model.optimizer,
+                gradient,
                 generator=np.random.default_rng([self.seed, step, index]),
             )
             for (index, masked_weight), gradient in zip(weights, gradients, strict=True)
@@ -205,11 +206,8 @@ class MaskUpdates(keras.callbacks.Callback):
 
 
 def _measure(weights):
-    statistics = {}
-    active = total = 0
+    statistics = {"sparsity": masks.overall_sparsity(weights)}
     for masked_weight in weights:
-        active += masked_weight.active
-        total += math.prod(masked_weight.shape)
         for gate, density in masked_weight.gate_densities().items():
             statistics[f"density/{masked_weight.name}/{gate}"] = density
-    return {"sparsity": 1.0 - active / total, **statistics}
+    return statistics

@@ -57,11 +57,10 @@ def _decide(logits, inputs, granularity, target_sparsity):
     if target_sparsity is None:
         return [logit > 0 for logit in logits]
     every = np.concatenate([logit.ravel() for logit in logits])
+    order = np.argsort(every, kind="stable")  # ties: the first ones go
     if granularity == "connection":
         closed = every.size - round((1.0 - target_sparsity) * every.size)
-        order = np.argsort(every, kind="stable")  # ties: the first ones go
     else:
-        order = np.argsort(every, kind="stable")
         connections = np.repeat(inputs, [logit.size for logit in logits])[order]
         # As many units as come nearest to the target.
         closed = np.abs(np.cumsum([0, *connections]) - target_sparsity * connections.sum()).argmin()

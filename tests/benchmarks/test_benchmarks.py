@@ -248,8 +248,8 @@ def test_sorting_does_the_same_work_as_selection():
     (masked_weight,) = masked_weights(layer)
     masked_weight.weight.assign(np.random.default_rng(1).normal(size=(30, 40)))
     masked_weight.project()
-    matrix = read_matrix(masked_weight)
-    ours = choose_change(matrix, 0.5, rules.magnitude, rules.random, np.random.default_rng(2), True)
+    matrix = read_matrix(masked_weight, generator=np.random.default_rng(2))
+    ours = choose_change(matrix, 0.5, rules.magnitude, rules.random, True)
     sorting = sorted_change(matrix, 0.5, np.random.default_rng(2))
     mask = keras.ops.convert_to_numpy(masked_weight.mask)
     gone = mask & ~(ours.mask & ~ours.grown)  # with `reset_regrown`, all that went are not kept

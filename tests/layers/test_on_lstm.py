@@ -152,7 +152,7 @@ def test_weight_drop_needs_our_loop():
 
 
 @tensorflow_only
-def test_gradient_equals_differences():
+def test_gradient_equals_differences(assert_gradients_are_differences):
     layer = built()
     sequences, _ = arguments()
     factors = [draw(*shape, seed=5) for shape in ((BATCH, TIME, UNITS), (BATCH, TIME))]
@@ -163,20 +163,7 @@ def test_gradient_equals_differences():
         by_time = tf.reduce_sum(forget * factors[1]) + tf.reduce_sum(input_ * factors[1] ** 2)
         return tf.reduce_sum(outputs * factors[0]) + tf.reduce_sum(c**2) + by_time
 
-    with tf.GradientTape() as tape:
-        value = loss()
-    gradients = tape.gradient(value, [weight.value for weight in weights])
-    for index, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
-        start = weight.numpy()
-        direction = draw(*weight.shape, seed=10 + index)
-        if hasattr(weight, "masked_weight"):
-            direction = direction * weight.masked_weight.mask.numpy()  # what does not exist does not move
-        weight.assign(start + 1e-6 * direction)
-        above = float(loss())
-        weight.assign(start - 1e-6 * direction)
-        below = float(loss())
-        weight.assign(start)
-        assert float(tf.reduce_sum(gradient * direction)) == pytest.approx((above - below) / 2e-6, rel=1e-6)
+    assert_gradients_are_differences(loss, weights)
 
 
 @given(st.lists(st.floats(-50, 50), min_size=1, max_size=12))

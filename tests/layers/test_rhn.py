@@ -100,7 +100,7 @@ def test_dropout_masks_are_those_of_all_steps_and_depths(monkeypatch):
 
 @tensorflow_only
 @pytest.mark.parametrize("coupled", [True, False])
-def test_gradient_equals_differences(coupled):
+def test_gradient_equals_differences(coupled, assert_gradients_are_differences):
     layer = built(coupled=coupled)
     sequences, factors = draw(BATCH, TIME, FEATURES), draw(BATCH, TIME, UNITS, seed=5)
     weights = layer.trainable_weights
@@ -108,20 +108,7 @@ def test_gradient_equals_differences(coupled):
     def loss():
         return tf.reduce_sum(layer(sequences, mask=tf.constant(PADDING))[0] * factors)
 
-    with tf.GradientTape() as tape:
-        value = loss()
-    gradients = tape.gradient(value, [weight.value for weight in weights])
-    for index, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
-        start = weight.numpy()
-        direction = draw(*weight.shape, seed=10 + index)
-        if hasattr(weight, "masked_weight"):
-            direction = direction * weight.masked_weight.mask.numpy()  # what does not exist does not move
-        weight.assign(start + 1e-6 * direction)
-        above = float(loss())
-        weight.assign(start - 1e-6 * direction)
-        below = float(loss())
-        weight.assign(start)
-        assert float(tf.reduce_sum(gradient * direction)) == pytest.approx((above - below) / 2e-6, rel=1e-6)
+    assert_gradients_are_differences(loss, weights)
 
 
 def test_weights_and_their_first_values():

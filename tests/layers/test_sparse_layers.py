@@ -354,15 +354,6 @@ def test_time_distributed(sparsity):
     assert_equal(gradients, expected_gradients, exact=False)
 
 
-def loop_bodies(function, *args):
-    """The TensorFlow functions that a compiled function runs in loops, forward and backward."""
-    graph = function.get_concrete_function(*args).graph.as_graph_def()
-    functions = {definition.signature.name: definition for definition in graph.library.function}
-    nodes = [*graph.node, *(node for definition in functions.values() for node in definition.node_def)]
-    names = {node.attr["body"].func.name for node in nodes if "While" in node.op}
-    return [functions[name] for name in names]
-
-
 def masks_in(body):
     """How often a function takes, reads or combines booleans of the shape of a kernel."""
     arguments = [argument.type for argument in body.signature.input_arg]
@@ -380,7 +371,7 @@ def masks_in(body):
     ],
     ids=["LSTM", "LSTM in Keras's loop", "GRU", "SimpleRNN"],
 )
-def test_the_mask_is_never_applied_inside_the_loop(sparse_class, options):
+def test_the_mask_is_never_applied_inside_the_loop(sparse_class, options, loop_bodies):
     @tf.function
     def gradients(inputs):
         with tf.GradientTape() as tape:

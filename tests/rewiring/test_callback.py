@@ -550,8 +550,9 @@ BACKEND_CODE = """
             continue  # refused by Keras
         masked_weight, (weight, mask), result = trained(0.0, frequency, together)
         for step in steps:
-            matrix = Matrix(weight, mask, masked_weight)
-            change = choose_change(matrix, 0.5, magnitude, random, np.random.default_rng([0, step, 0]))
+            generator = np.random.default_rng([0, step, 0])
+            matrix = Matrix(weight, mask, masked_weight, generator=generator)
+            change = choose_change(matrix, 0.5, magnitude, random)
             weight, mask = np.where(change.mask, weight, 0), change.mask
         np.testing.assert_array_equal(result[0], weight)
         np.testing.assert_array_equal(result[1], mask)

@@ -1,0 +1,43 @@
+"""What several tests of layers look at: gradients against differences, and what TensorFlow runs in loops."""
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session")
+def assert_gradients_are_differences():
+    """A function of a loss and the weights that it depends on: compares along a random direction of each."""
+    import tensorflow as tf
+
+    def check(loss, weights):
+        with tf.GradientTape() as tape:
+            value = loss()
+        gradients = tape.gradient(value, [weight.value for weight in weights])
+        for index, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
+            start = weight.numpy()
+            direction = np.random.default_rng([10 + index, *weight.shape]).normal(size=weight.shape)
+            if hasattr(weight, "masked_weight"):
+                direction = direction * weight.masked_weight.mask.numpy()  # what does not exist does not move
+            weight.assign(start + 1e-6 * direction)
+            above = float(loss())
+            weight.assign(start - 1e-6 * direction)
+            below = float(loss())
+            weight.assign(start)
+            slope = float(tf.reduce_sum(gradient * direction))
+            assert slope == pytest.approx((above - below) / 2e-6, rel=1e-6)
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def loop_bodies():
+    """A function that lists what a compiled TensorFlow function runs in loops, forward and backward."""
+
+    def bodies(function, *args):
+        graph = function.get_concrete_function(*args).graph.as_graph_def()
+        functions = {definition.signature.name: definition for definition in graph.library.function}
+        nodes = [*graph.node, *(node for definition in functions.values() for node in definition.node_def)]
+        names = {node.attr["body"].func.name for node in nodes if "While" in node.op}
+        return [functions[name] for name in names]
+
+    return bodies

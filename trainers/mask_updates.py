@@ -1,0 +1,36 @@
+"""The callback that carries out a method of `keras_selfish.rewiring` in a trainer."""
+
+from keras_selfish.rewiring.registry import METHODS
+
+
+def mask_updates(name, *, sparsity, pruning_rate, total_steps, data, seed, **options):
+    """The callback of a method, in a list; an empty one for a dense model.
+
+    Args:
+        name: One of `METHODS`.
+        sparsity: Fraction of zeros that gradual pruning ends with.
+        pruning_rate: Fraction of the connections that the first rewiring moves.
+        total_steps: Training steps in all.
+        data: The training data, for rules that need gradients.
+        seed: Integer seed.
+        **options: Further arguments of `Rewiring`.
+    """
+    method = METHODS[name].callback
+    if method is None:
+        return []
+    if name == "gmp":
+        return [method(pruning_schedule(sparsity, int(0.75 * total_steps)))]
+    if name == "snip":
+        return [method(gradient_data=data, seed=seed)]
+    return [method(pruning_rate, total_steps=total_steps, gradient_data=data, seed=seed, **options)]
+
+
+def pruning_schedule(sparsity, end_step):
+    """From dense to this sparsity along a cubic, as far as three quarters of training."""
+    import keras
+
+    if keras.backend.backend() == "tensorflow":
+        from tensorflow_model_optimization.sparsity.keras import PolynomialDecay
+    else:  # the same, without TensorFlow
+        from keras_selfish.rewiring import PolynomialDecay
+    return PolynomialDecay(0.0, sparsity, begin_step=0, end_step=end_step, frequency=min(100, end_step))
