@@ -1,7 +1,8 @@
 """The rules of `tokenization.py` as TensorFlow operations, for strings inside a graph.
 
 TensorFlow's own string operations know whitespace and letters of ASCII only; TensorFlow Text's know those
-of Unicode, as Python does.
+of Unicode, as Python does. (A letter that is newer than the Unicode of one of the two is a letter to the
+other only.)
 """
 
 import tensorflow as tf

@@ -1,3 +1,5 @@
+import unicodedata
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -11,7 +13,11 @@ pytest.importorskip("tensorflow_text")
 PIECES = st.sampled_from(
     ["\n", "\r\n", "\r", " ", "\xa0", "\u2028", "\x1f", "'", "’", "--", "====", "<unk>", "_"]
 )
-LETTERS = st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=4)
+# Python and TensorFlow know different versions of Unicode; what stood in 3.2 is known to both.
+KNOWN = st.characters(exclude_characters="\0", exclude_categories=["Cn", "Cs"]).filter(
+    lambda character: unicodedata.ucd_3_2_0.category(character) != "Cn"
+)
+LETTERS = st.text(KNOWN, max_size=4)
 TEXTS = st.lists(st.one_of(PIECES, LETTERS), max_size=12).map("".join)
 
 
