@@ -11,9 +11,10 @@ data_dir=$1 runs_dir=$2
 shift 2
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-first="--dropout=0.25 --patience=2 --epochs=14"
-eight="--dropout=0.25 --patience=2 --epochs=8"
-second="--dropout=0 --learning_rate=20 --pruning_rate=0.5 --patience=1"
+lstm="--preset=ptb_lstm --units=256"
+first="$lstm --dropout=0.25 --patience=2 --epochs=14"
+eight="$lstm --dropout=0.25 --patience=2 --epochs=8"
+second="$lstm --dropout=0 --learning_rate=20 --pruning_rate=0.5 --patience=1"
 declare -A flags=(
     [selfish_1111]="$first --seed=1111"
     [selfish_2]="$first --seed=2"
@@ -24,8 +25,8 @@ declare -A flags=(
     [second_2]="$second --seed=2 --epochs=10"
     [averaging]="$second --seed=1111"
     [no_averaging]="$second --seed=1111 --noaveraging"
-    [dense_norm]="--dropout=0.25 --patience=2 --epochs=6 --seed=1111"
-    [active_norm]="--dropout=0.25 --patience=2 --epochs=6 --seed=1111 --clip_norm_of=active"
+    [dense_norm]="$lstm --dropout=0.25 --patience=2 --epochs=6 --seed=1111"
+    [active_norm]="$lstm --dropout=0.25 --patience=2 --epochs=6 --seed=1111 --clip_norm_of=active"
     [reset_regrown]="$first --seed=1111 --reset_regrown"
     [blocks_4_1]="$eight --seed=1111 --block_shape=4,1 --sparsity=0.5"
     [blocks_1_1]="$eight --seed=1111 --sparsity=0.5"
@@ -37,15 +38,22 @@ done
 for method in dense dense_small static selfish; do
     flags[method_${method}_2]="$eight --seed=2 --method=$method"
 done
+small=""
+for preset in ptb_rhn ptb_onlstm wt2_awd_lstm wt2_awd_lstm_mos; do
+    for method in dense static selfish; do
+        flags[${preset}_$method]="--preset=${preset}_small --epochs=8 --seed=1111 --method=$method"
+        small="$small ${preset}_$method"
+    done
+done
 order="selfish_1111 selfish_2 static dense mixed_bfloat16 second_1111 second_2 averaging no_averaging
     dense_norm active_norm reset_regrown
     method_dense method_dense_small method_static method_selfish method_set method_dsr method_snfs method_rigl
     method_gse method_gmp method_snip method_dense_2 method_dense_small_2 method_static_2 method_selfish_2
-    blocks_1_1 blocks_4_1 two_of_four"
+    blocks_1_1 blocks_4_1 two_of_four$small"
 
 train() {
-    python -m trainers.language_model --dataset=ptb --data_dir="$data_dir" --preset=ptb_lstm --units=256 \
-        --workdir="$runs_dir/$1" --noexport "${@:2}" ${TRAINER_FLAGS:-}
+    python -m trainers.language_model --dataset=ptb --data_dir="$data_dir" --workdir="$runs_dir/$1" \
+        --noexport "${@:2}" ${TRAINER_FLAGS:-}
 }
 
 # Begins a run as a copy of the finished run second_1111, which differs at most in that it averages; not if it

@@ -100,6 +100,8 @@ def run_python():
                 "CUDA_VISIBLE_DEVICES": "-1",
                 "JAX_PLATFORMS": "cpu",
                 "KERAS_BACKEND": backend,
+                # Most of the time on JAX is compilation of what runs once.
+                **({"XLA_FLAGS": "--xla_backend_optimization_level=0"} if backend == "jax" else {}),
                 "PYTEST_ADDOPTS": "",  # a snippet that runs pytest is not the run whose options these are
                 "PYTHONPATH": os.pathsep.join(filter(None, path)),
                 **(env or {}),

@@ -304,6 +304,7 @@ def test_a_table_of_accuracies(tmp_path, capsys):
         accuracy_table.main([str(tmp_path / "empty")])
 
 
+@pytest.mark.slow
 def test_penn_treebank_runs_share_their_first_epochs(tmp_path):
     words = np.random.default_rng(0).integers(0, 9, (3, 30, 8))
     for split, lines in zip(("train", "valid", "test"), words, strict=True):

@@ -43,6 +43,7 @@ def test_a_sparse_resnet_learns_generated_images():
     assert accuracy > 0.5  # 0.1 by chance
 
 
+@pytest.mark.slow
 def test_a_sparse_resnet_reads_a_folder(tmp_path):
     generator = np.random.default_rng(0)
     arrays = {

@@ -222,6 +222,8 @@ def test_bad_arguments(call, message):
         call()
 
 
-@pytest.mark.parametrize("backend", [pytest.param("jax", marks=pytest.mark.jax), "torch"])
+@pytest.mark.parametrize(
+    "backend", [pytest.param("jax", marks=pytest.mark.jax), pytest.param("torch", marks=pytest.mark.slow)]
+)
 def test_other_backends(run_tests, backend):
     run_tests(__file__, "(keras_layer or hand or half or rewiring) and not True", backend)

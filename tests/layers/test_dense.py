@@ -37,6 +37,8 @@ def test_outputs_in_half_precision_are_those_of_keras(activation):
     )
 
 
-@pytest.mark.parametrize("backend", [pytest.param("jax", marks=pytest.mark.jax), "torch"])
+@pytest.mark.parametrize(
+    "backend", [pytest.param("jax", marks=pytest.mark.jax), pytest.param("torch", marks=pytest.mark.slow)]
+)
 def test_other_backends(run_tests, backend):
     run_tests(__file__, "gradient or outputs", backend)

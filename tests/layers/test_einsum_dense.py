@@ -155,6 +155,8 @@ def test_quantized_dtypes_are_refused():
         SparseEinsumDense("ab,bc->ac", 4, dtype="int8_from_float32")
 
 
-@pytest.mark.parametrize("backend", [pytest.param("jax", marks=pytest.mark.jax), "torch"])
+@pytest.mark.parametrize(
+    "backend", [pytest.param("jax", marks=pytest.mark.jax), pytest.param("torch", marks=pytest.mark.slow)]
+)
 def test_other_backends(run_tests, backend):
     run_tests(__file__, "keras_layer or gradients or rewiring", backend)

@@ -389,6 +389,7 @@ def test_bad_arguments(call, message):
         call()
 
 
+@pytest.mark.slow
 @pytest.mark.jax
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="is itself run from TensorFlow's run")
 def test_this_file_on_jax(run_tests):

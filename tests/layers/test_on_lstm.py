@@ -236,6 +236,7 @@ def test_bad_arguments(options, message):
         SparseONLSTM(UNITS, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.jax
 @tensorflow_only
 def test_this_file_on_jax(run_tests):

@@ -147,6 +147,7 @@ def test_bad_depths(depth):
         SparseRHN(4, depth=depth)
 
 
+@pytest.mark.slow
 @pytest.mark.jax
 @tensorflow_only
 def test_this_file_on_jax(run_tests):

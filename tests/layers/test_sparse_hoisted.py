@@ -480,6 +480,7 @@ def test_blocks_must_divide_every_kernel(kind):
         make(kind, block_shape=(4, 1)).build((None, None, 8))  # not the six rows of the recurrent kernel
 
 
+@pytest.mark.slow
 @pytest.mark.jax
 @tensorflow_only
 def test_this_file_on_jax(run_tests):

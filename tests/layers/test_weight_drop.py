@@ -438,6 +438,7 @@ def test_a_cell_by_itself_says_that_it_cannot_drop():
         layer(inputs, training=True)
 
 
+@pytest.mark.slow
 @pytest.mark.jax
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="is itself run from TensorFlow's run")
 def test_this_file_on_jax(run_tests):

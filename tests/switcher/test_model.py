@@ -257,5 +257,13 @@ def test_two_replicas_do_what_one_device_does(two_replicas):
 
 
 @pytest.mark.jax
-def test_on_jax(run_tests):
-    run_tests(__file__, "moves_its_side or masked_layer or reached or freeze", "jax")
+@pytest.mark.parametrize(
+    "names",
+    [
+        "moves_its_side and straight_through and connection",
+        pytest.param("moves_its_side or masked_layer or reached or freeze", marks=pytest.mark.slow),
+    ],
+    ids=["a_step", "all"],  # which the names do not match
+)
+def test_on_jax(run_tests, names):
+    run_tests(__file__, names, "jax")

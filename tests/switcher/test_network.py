@@ -244,6 +244,7 @@ def test_prune_refuses_what_it_cannot_prune(layers):
         SwitcherNetwork(granularity=granularity).prune(model)
 
 
+@pytest.mark.slow
 @pytest.mark.jax
 def test_on_jax(run_tests):
     run_tests(__file__, "loop or gradient or agree or exactly", "jax")
