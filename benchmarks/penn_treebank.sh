@@ -28,6 +28,8 @@ declare -A flags=(
     [dense_norm]="$lstm --dropout=0.25 --patience=2 --epochs=6 --seed=1111"
     [active_norm]="$lstm --dropout=0.25 --patience=2 --epochs=6 --seed=1111 --clip_norm_of=active"
     [reset_regrown]="$first --seed=1111 --reset_regrown"
+    [reset_regrown_8]="$eight --seed=1111 --reset_regrown"
+    [reset_regrown_8_2]="$eight --seed=2 --reset_regrown"
     [blocks_4_1]="$eight --seed=1111 --block_shape=4,1 --sparsity=0.5"
     [blocks_1_1]="$eight --seed=1111 --sparsity=0.5"
     [two_of_four]="$eight --seed=1111 --n_of_m=2,4"
@@ -46,7 +48,7 @@ for preset in ptb_rhn ptb_onlstm wt2_awd_lstm wt2_awd_lstm_mos; do
     done
 done
 order="selfish_1111 selfish_2 static dense mixed_bfloat16 second_1111 second_2 averaging no_averaging
-    dense_norm active_norm reset_regrown
+    dense_norm active_norm reset_regrown reset_regrown_8 reset_regrown_8_2
     method_dense method_dense_small method_static method_selfish method_set method_dsr method_snfs method_rigl
     method_gse method_gmp method_snip method_dense_2 method_dense_small_2 method_static_2 method_selfish_2
     blocks_1_1 blocks_4_1 two_of_four$small"

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_selfish import masks
+from keras_selfish.variables import fill
 
 if keras.backend.backend() == "tensorflow":
     from keras_selfish.optimizers import update_tensorflow as update
@@ -311,13 +312,12 @@ class SNTASGD(keras.optimizers.Optimizer):
         slots = [self.averages[index]] if averages else []  # before, all of them are 0
         if self.gradient_accumulation_steps:
             slots.append(self._accumulated_gradients[index])
-        changed = ops.logical_or(dropped, grown)
-        for slot in slots:
-            old = ops.convert_to_tensor(slot)
-            slot.assign(ops.where(changed, ops.zeros((), old.dtype), old))
-        births = self.births[index]
-        left = ops.where(dropped, -1.0, ops.convert_to_tensor(births))
-        births.assign(ops.where(grown, ops.cast(self.iterations, "float32"), left))
+        if slots:
+            changed = ops.logical_or(dropped, grown)
+            for slot in slots:
+                fill(slot, changed, 0.0)
+        fill(self.births[index], dropped, -1.0)
+        fill(self.births[index], grown, self.iterations)
 
     def align_masks(self):
         """Fits the state to the masks, after weights with other masks were loaded into the model.

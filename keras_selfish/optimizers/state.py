@@ -5,6 +5,8 @@ import weakref
 import keras
 from keras import ops
 
+from keras_selfish.variables import fill
+
 __all__ = ["check_elementwise", "reset_state"]
 
 # Optimizers that mix the entries of a matrix: a reset at single positions means nothing there.
@@ -43,8 +45,7 @@ def reset_state(optimizer, masked_weight, dropped, grown):
             continue
         changed = ops.logical_or(dropped, grown)
         for slot, initial in _slots(leaf, variable):
-            value = ops.convert_to_tensor(slot)
-            slot.assign(ops.where(changed, ops.cast(initial, value.dtype), value))
+            fill(slot, changed, initial)
 
 
 def check_elementwise(optimizer):

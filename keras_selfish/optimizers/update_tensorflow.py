@@ -7,8 +7,7 @@ pass over the memory once for each operation.
 
 import tensorflow as tf
 
-# Number of entries under which a variable stays in the cache, so that compiling is not worth its time.
-SMALLEST_COMPILED = 2**16
+from keras_selfish.variables_tensorflow import SMALLEST_COMPILED
 
 
 def check_replicas(optimizer):

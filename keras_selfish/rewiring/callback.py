@@ -219,7 +219,7 @@ class Rewiring(MaskUpdates):
             redistribution=self.redistribution,
             reset_regrown=self.reset_regrown,
         )
-        self.change(self.matrices(step, self._gradient_batches), choose)
+        self.change(step, choose, self._gradient_batches)
         logging.vlog(1, "Step %d: rewired the fraction %.4f of the connections.", step, rate)
 
     def check_weight(self, masked_weight):

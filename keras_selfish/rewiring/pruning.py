@@ -99,8 +99,7 @@ class GMP(MaskUpdates):
             kept = active > choose_dropped(matrix, count, self.drop)
             return make_change(matrix, kept, np.zeros_like(kept))
 
-        matrices = self.matrices(step, self._gradient_batches)
-        self.change(matrices, lambda matrices, each: each(choose, matrices))
+        self.change(step, lambda matrices, each: each(choose, matrices), self._gradient_batches)
 
     def check_weight(self, masked_weight):
         if masked_weight.n_of_m:
@@ -155,7 +154,7 @@ class SNIP(MaskUpdates):
             counts = [None if matrix.masked_weight.n_of_m else next(lost) for matrix in matrices]
             return each(self._pruned, matrices, counts)
 
-        self.change(self.matrices(step, self._gradient_batches), choose)
+        self.change(step, choose, self._gradient_batches)
 
     def _pruned(self, matrix, count):
         nothing = np.zeros_like(active_blocks(matrix))

@@ -2,14 +2,13 @@
 
 import dataclasses
 
-import keras
 import numpy as np
-from keras import ops
 
 from keras_selfish import masks
 from keras_selfish.optimizers.state import reset_state
 from keras_selfish.rewiring import rules, selection
 from keras_selfish.rewiring.counts import rewired_count, share_out
+from keras_selfish.variables import fill, view
 
 __all__ = [
     "Change",
@@ -158,9 +157,7 @@ def apply_change(masked_weight, change, optimizer=None):
 
     New connections start from zero, and weights without a connection are exactly zero.
     """
-    keep = ops.convert_to_tensor(change.mask > change.grown)
-    weight = ops.convert_to_tensor(masked_weight.weight)
-    masked_weight.weight.assign(ops.where(keep, weight, ops.zeros((), weight.dtype)))
+    fill(masked_weight.weight, change.mask <= change.grown, 0.0)
     masked_weight.mask.assign(change.mask)
     if optimizer is not None:
         reset_state(optimizer, masked_weight, change.dropped, change.grown)
@@ -168,9 +165,7 @@ def apply_change(masked_weight, change, optimizer=None):
 
 def _host(variable):
     """A NumPy array to read from; numbers in at least 32 bits, which NumPy sorts."""
-    tensor = ops.convert_to_tensor(variable)
-    # `convert_to_numpy` copies once more, except for PyTorch, whose tensors NumPy cannot read by itself.
-    array = ops.convert_to_numpy(tensor) if keras.backend.backend() == "torch" else np.asarray(tensor)
+    array = view(variable)
     return array if array.dtype in (bool, np.float32, np.float64) else array.astype(np.float32)
 
 

@@ -134,19 +134,24 @@ class MaskUpdates(keras.callbacks.Callback):
             for (index, masked_weight), gradient in zip(weights, gradients, strict=True)
         ]
 
-    def change(self, matrices, choose):
-        """Chooses a `Change` (None for none) of each matrix and applies it.
+    def change(self, step, choose, gradient_batches=0):
+        """Chooses a `Change` (None for none) of each trainable masked weight and applies it.
 
         Args:
-            matrices: List of `rules.Matrix`.
-            choose: A function of the matrices and a parallel `map`; nothing is changed before it returns.
+            step: Training step.
+            choose: A function of a list of `rules.Matrix` and a parallel `map`; nothing is changed before it
+                returns.
+            gradient_batches: Number of batches over which the rules need gradients.
         """
+        matrices = self.matrices(step, gradient_batches)
         # NumPy works outside the interpreter's lock.
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             changes = choose(matrices, lambda *arguments: list(pool.map(*arguments)))
-        for matrix, change in zip(matrices, changes, strict=True):
+        weights = [matrix.masked_weight for matrix in matrices]
+        del matrices  # which are views: a weight that is looked at would not be written in place
+        for masked_weight, change in zip(weights, changes, strict=True):
             if change is not None:
-                apply_change(matrix.masked_weight, change, self.model.optimizer)
+                apply_change(masked_weight, change, self.model.optimizer)
         self._statistics = None
 
     def check_gradient_data(self, batches):

@@ -1,0 +1,40 @@
+"""Large variables read and written where they stand.
+
+Touching the memory of a new array for the first time takes several times as long as reading or writing it
+again.
+"""
+
+import keras
+import numpy as np
+from keras import ops
+
+__all__ = ["fill", "view"]
+
+if keras.backend.backend() == "tensorflow":
+    from keras_selfish.variables_tensorflow import fill_in_place, view
+else:
+
+    def fill_in_place(variable, positions, value):
+        """Nothing is written in place on this backend: returns False."""
+        return False
+
+    def view(variable):
+        """A NumPy array to read from, which may show the variable's own memory."""
+        tensor = ops.convert_to_tensor(variable)
+        # `convert_to_numpy` copies once more, except for PyTorch, whose tensors NumPy cannot read by itself.
+        torch = keras.backend.backend() == "torch"
+        return ops.convert_to_numpy(tensor) if torch else np.asarray(tensor)
+
+
+def fill(variable, positions, value):
+    """Sets a variable to a value at some positions.
+
+    Args:
+        variable: A `keras.Variable`. On TensorFlow it is written where it stands, if it is large, on a CPU,
+            and no `view` of it is left.
+        positions: Boolean array or tensor of its shape.
+        value: A number or scalar tensor.
+    """
+    if not fill_in_place(variable, positions, value):
+        old = ops.convert_to_tensor(variable)
+        variable.assign(ops.where(ops.convert_to_tensor(positions), ops.cast(value, old.dtype), old))
