@@ -40,9 +40,9 @@ def run(module, *arguments):
     )
 
 
-def figures(module, folder, *arguments):
+def figures(module, folder, *arguments, sizes=TINY):
     """What a benchmark printed, and the rows of its CSV file."""
-    done = run(module, *TINY, f"--output={folder}", *arguments)
+    done = run(module, *sizes, f"--output={folder}", *arguments)
     assert done.returncode == 0, done.stderr
     with open(folder / f"{module}.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -72,6 +72,26 @@ def test_rewiring(tmp_path):
         for other in ("training step", "sorting"):
             ratio = float(row[f"times_{other.replace(' ', '_')}"])
             assert ratio == pytest.approx(seconds / float(by_name[other]["seconds"]))
+
+
+@pytest.mark.slow
+def test_unseen_pruning(tmp_path):
+    generator = np.random.default_rng(0)
+    parts = {"train": 512, "test": 128}
+    np.savez(
+        tmp_path / "mnist.npz",
+        **{f"x_{part}": generator.integers(0, 256, (n, 28, 28)).astype("uint8") for part, n in parts.items()},
+        **{f"y_{part}": generator.integers(0, 10, n).astype("uint8") for part, n in parts.items()},
+    )
+    arguments = [str(tmp_path / "mnist.npz"), "--epochs=2", "--seeds=1", "--rounds=1"]
+    printed, rows = figures("unseen_pruning", tmp_path / "figures", *arguments, sizes=[])
+    assert "alternation" in printed
+    assert [(row["by"], float(row["sparsity"])) for row in rows] == [
+        (by, sparsity)
+        for sparsity in (0.8, 0.9, 0.95)
+        for by in ("switcher", "magnitude, all", "magnitude, each")
+    ]
+    assert all(0 <= float(row[name]) <= 1 for row in rows for name in ("dense", "pruned", "fine_tuned"))
 
 
 def check_steps(printed, rows, variants):
