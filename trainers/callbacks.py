@@ -7,16 +7,23 @@ import time
 import keras
 from absl import logging
 
+from keras_selfish import masks
 from keras_selfish.analysis import training_flops
 from trainers.workdir import RunError, replace
 
 
 class StopOnNaN(keras.callbacks.Callback):
-    """Ends a run whose loss is no longer a number, before anything of that epoch is saved."""
+    """Ends a run whose loss is no longer a number, before anything of that epoch is saved.
 
-    def __init__(self, workdir):
+    Args:
+        workdir: The run's `Workdir`.
+        advice: What to try instead, such as "a smaller --learning_rate".
+    """
+
+    def __init__(self, workdir, advice):
         super().__init__()
         self.workdir = workdir
+        self.advice = advice
 
     def on_train_batch_end(self, batch, logs=None):
         self._check("loss", logs)
@@ -35,7 +42,7 @@ class StopOnNaN(keras.callbacks.Callback):
         )
         raise RunError(
             f"The {name} became {float(loss)} at step {step}: {kept} in {self.workdir.path}; "
-            "try a smaller --learning_rate or --clipnorm in a new --workdir"
+            f"try {self.advice} in a new --workdir"
         )
 
 
@@ -62,16 +69,22 @@ class RemainingTime(keras.callbacks.Callback):
     """Logs how far a run is and how long it will take; within an epoch only where there is no progress bar.
 
     Args:
+        shown: Names of the metrics to log, those that there are.
+        epochs: Epochs of the whole run, where `fit` is told of a part only.
+        progress_bar: Whether there is one on a terminal.
         interval: Seconds between two lines within an epoch.
     """
 
-    def __init__(self, interval=30.0):
+    def __init__(self, shown, epochs=None, progress_bar=False, interval=30.0):
         super().__init__()
-        self.interval = interval
+        self.shown = shown
+        self.epochs = epochs
+        self.interval = math.inf if progress_bar and sys.stdout.isatty() else interval
 
     def on_train_begin(self, logs=None):
         self._began = self._last = time.perf_counter()
         self._first_epoch = None
+        self.epochs = self.epochs or self.params["epochs"]
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch = epoch
@@ -79,67 +92,92 @@ class RemainingTime(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         now = time.perf_counter()
-        if sys.stdout.isatty() or now - self._last < self.interval:
+        if now - self._last < self.interval:
             return
         self._last = now
         steps = self.params["steps"]
-        logging.info(
-            "Epoch %d of %d, step %d of %d: perplexity %.1f; %s left",
-            self._epoch + 1,
-            self.params["epochs"],
-            batch + 1,
-            steps,
-            float(logs.get("perplexity", math.nan)),
-            self._left(now, self._epoch - self._first_epoch + (batch + 1) / steps),
-        )
+        epochs_done = self._epoch - self._first_epoch + (batch + 1) / steps
+        self._log(f", step {batch + 1} of {steps}", logs, now, epochs_done)
 
     def on_epoch_end(self, epoch, logs=None):
-        now = time.perf_counter()
-        left = self._left(now, epoch - self._first_epoch + 1)
-        logging.info("Epoch %d of %d done; %s left", epoch + 1, self.params["epochs"], left)
+        self._log(" done", logs, time.perf_counter(), epoch - self._first_epoch + 1)
 
-    def _left(self, now, epochs_done):
-        epochs = self.params["epochs"] - self._first_epoch
-        seconds = (now - self._began) / epochs_done * (epochs - epochs_done)
-        return f"about {seconds / 60:.0f} min" if seconds > 90 else f"about {seconds:.0f} s"
+    def _log(self, where, logs, now, epochs_done):
+        shown = [f"{name} {logs[name]:.4g}" for name in self.shown if name in logs]
+        seconds = (now - self._began) / epochs_done * (self.epochs - self._first_epoch - epochs_done)
+        left = f"about {seconds / 60:.0f} min" if seconds > 90 else f"about {seconds:.0f} s"
+        logging.info(
+            "Epoch %d of %d%s: %s", self._epoch + 1, self.epochs, where, ", ".join([*shown, f"{left} left"])
+        )
 
 
 class Recorder(keras.callbacks.Callback):
-    """Writes a run down at the end of each epoch: history, best model, checkpoint; in this order.
+    """Writes a run down at the end of each epoch: history, then checkpoint.
 
-    It stands last in the list of callbacks, so that the others' statistics are in `logs` and what is
-    saved is what was validated. It adds seconds, tokens a second, and the operations of a training step as a
-    fraction of those without masks.
+    It stands behind the callbacks whose statistics are to be in the history, and whose changes are to be
+    saved. Subclasses say what their kind of run measures and keeps besides.
 
     Args:
         workdir: The run's `Workdir`.
-        tokens_per_epoch: Number of predicted tokens in an epoch of training.
-        best: Lowest validation perplexity so far, None in a new run.
         rows: Rows of the history so far.
     """
 
-    def __init__(self, workdir, tokens_per_epoch, best=None, rows=()):
+    def __init__(self, workdir, rows=()):
         super().__init__()
         self.workdir = workdir
-        self.tokens_per_epoch = tokens_per_epoch
-        self.best = math.inf if best is None else best
         self.rows = list(rows)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._began = time.perf_counter()
 
-    def on_test_begin(self, logs=None):
-        self._trained = time.perf_counter()
-
     def on_epoch_end(self, epoch, logs=None):
         if hasattr(self.model, "jax_state_sync"):
             self.model.jax_state_sync()
-        logs["training_flops"] = training_flops(self.model).ratio
+        self.measure(logs)
         logs["seconds"] = time.perf_counter() - self._began
-        logs["tokens_per_second"] = self.tokens_per_epoch / (self._trained - self._began)
         self.rows.append({"epoch": epoch + 1, **{name: float(value) for name, value in logs.items()}})
         self.workdir.write_history(self.rows)
+        self.workdir.save_checkpoint(self.model, epoch + 1, **self.keep(logs))
+
+    def measure(self, logs):
+        """Adds to the logs of an epoch."""
+
+    def keep(self, logs):
+        """Saves what the checkpoint lacks; returns what the checkpoint is to say besides, as a dict."""
+        return {}
+
+
+class LanguageModelRecorder(Recorder):
+    """Adds tokens a second and the operations of a step relative to no masks; keeps the best model.
+
+    Args:
+        tokens_per_epoch: Number of predicted tokens in an epoch of training.
+        best: Lowest validation perplexity so far, None in a new run.
+    """
+
+    def __init__(self, workdir, tokens_per_epoch, best=None, rows=()):
+        super().__init__(workdir, rows)
+        self.tokens_per_epoch = tokens_per_epoch
+        self.best = math.inf if best is None else best
+
+    def on_test_begin(self, logs=None):
+        self._trained = time.perf_counter()
+
+    def measure(self, logs):
+        logs["training_flops"] = training_flops(self.model).ratio
+        logs["tokens_per_second"] = self.tokens_per_epoch / (self._trained - self._began)
+
+    def keep(self, logs):
         if logs["val_perplexity"] < self.best:
             self.best = float(logs["val_perplexity"])
             replace(self.workdir.best, self.model.save, suffix=".keras")
-        self.workdir.save_checkpoint(self.model, epoch + 1, best=self.best)
+        return {"best": self.best}
+
+
+class ClassifierRecorder(Recorder):
+    """Adds the sparsity of all masked weights together, in place of the densities of each."""
+
+    def measure(self, logs):
+        for name in [name for name in logs if name.startswith("density/")]:
+            del logs[name]
+        logs["sparsity"] = masks.overall_sparsity(masks.masked_weights(self.model))

@@ -9,7 +9,6 @@ Example:
 
 import importlib.util
 import os
-import time
 
 from absl import flags, logging
 
@@ -33,9 +32,9 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_float("width", 1.0, "Factor of all numbers of filters and units, over 0.")
 flags.DEFINE_float("sparsity", 0.9, "Fraction of zeros in the dense layers; negative: the loss decides.")
-flags.DEFINE_integer("epochs", 20, "Epochs of training.", lower_bound=1)
+flags.DEFINE_integer("epochs", None, "Epochs of training; by default 20, of digits 60.", lower_bound=1)
 flags.DEFINE_integer("finetune_epochs", 2, "Epochs with a fixed structure after them.", lower_bound=0)
-flags.DEFINE_integer("batch_size", 128, "Images of a step.", lower_bound=1)
+flags.DEFINE_integer("batch_size", None, "Images of a step; by default 128, of digits 32.", lower_bound=1)
 flags.DEFINE_float("learning_rate", 2e-3, "Initial rate of AdamW; it falls to a hundredth along a cosine.")
 flags.DEFINE_float("weight_decay", 0.02, "Weight decay of AdamW.", lower_bound=0.0)
 flags.DEFINE_float("switcher_learning_rate", 1e-3, "Learning rate of the switcher's Adam.", lower_bound=0.0)
@@ -65,9 +64,16 @@ _SETTINGS = (
 )
 
 
+# The digits are only some 1500 training images: without more and smaller steps nothing is learned of them.
+_DEFAULTS = {"digits": {"epochs": 60, "batch_size": 32}}
+_OTHER_DEFAULTS = {"epochs": 20, "batch_size": 128}
+
+
 def settings_from_flags():
     """All settings of the run in one dict."""
     settings = {name: getattr(FLAGS, name) for name in _SETTINGS}
+    for name, value in _DEFAULTS.get(settings["dataset"], _OTHER_DEFAULTS).items():
+        settings[name] = value if settings[name] is None else settings[name]
     if settings["data_dir"] is not None:
         settings["data_dir"] = os.path.abspath(settings["data_dir"])
     if settings["sparsity"] >= 0 or not METHODS[settings["method"]].switched:
@@ -174,29 +180,6 @@ def shuffled_batches(images, labels, batch_size, seed, epoch):
     return batches
 
 
-def make_recorder(workdir, rows):
-    """The callback that writes history and checkpoint at the end of each epoch."""
-    import keras
-
-    class Recorder(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            self._began = time.perf_counter()
-
-        def on_epoch_end(self, epoch, logs=None):
-            if hasattr(self.model, "jax_state_sync"):
-                self.model.jax_state_sync()
-            logs = {name: float(value) for name, value in logs.items() if not name.startswith("density/")}
-            logs["sparsity"] = masks.overall_sparsity(masks.masked_weights(self.model))
-            seconds = time.perf_counter() - self._began
-            rows.append({"epoch": epoch + 1, **logs, "seconds": seconds})
-            workdir.write_history(rows)
-            workdir.save_checkpoint(self.model, epoch + 1)
-            shown = ", ".join(f"{name} {value:.4f}" for name, value in logs.items())
-            logging.info("Epoch %d of %d: %s; %.0f s", epoch + 1, self.params["epochs"], shown, seconds)
-
-    return Recorder()
-
-
 def train(settings, workdir):
     """Trains, tests and exports; goes on from the folder's checkpoint if there is one."""
     images = load_images(settings["dataset"], settings["data_dir"])
@@ -204,6 +187,8 @@ def train(settings, workdir):
     checkpoint = workdir.checkpoint()
 
     import keras
+
+    from trainers.callbacks import ClassifierRecorder, RemainingTime, StopOnNaN
 
     keras.utils.set_random_seed(settings["seed"])
     steps_per_epoch = -(-len(training[0]) // settings["batch_size"])
@@ -216,11 +201,13 @@ def train(settings, workdir):
         logging.info("Resuming after epoch %d", done)
         workdir.restore(model, checkpoint)
     workdir.begin(settings)
-    rows = workdir.trim_history(done)
-    rows = [
-        {name: float(value) if name != "epoch" else int(value) for name, value in row.items()} for row in rows
+    epochs = settings["epochs"] + settings["finetune_epochs"]
+    watching = [
+        StopOnNaN(workdir, "a smaller --learning_rate"),
+        ClassifierRecorder(workdir, workdir.trim_history(done)),
+        keras.callbacks.TensorBoard(str(workdir.tensorboard), write_graph=False),
+        RemainingTime(["loss", "accuracy", "val_accuracy", "sparsity"], epochs),
     ]
-    recorder = make_recorder(workdir, rows)
     steps = settings["epochs"] * steps_per_epoch
 
     def fit(first, last, callbacks):
@@ -232,7 +219,7 @@ def train(settings, workdir):
                 shuffle=False,
                 initial_epoch=first,
                 epochs=last,
-                callbacks=[*callbacks, recorder],
+                callbacks=[*callbacks, *watching],
                 verbose=0,
             )
 
@@ -240,7 +227,7 @@ def train(settings, workdir):
     fit(done, settings["epochs"], METHODS[settings["method"]].callbacks(settings, steps, data))
     if switched and done <= settings["epochs"]:
         model.freeze()
-    fit(max(done, settings["epochs"]), settings["epochs"] + settings["finetune_epochs"], [])
+    fit(max(done, settings["epochs"]), epochs, [])
     return finish(model, images, settings, workdir)
 
 

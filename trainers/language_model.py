@@ -291,9 +291,12 @@ def make_callbacks(settings, workdir, train, checkpoint):
     import keras
 
     from keras_selfish.optimizers import NonMonotonicAveraging
-    from trainers.callbacks import ProgressBar, Recorder, RemainingTime, StopOnNaN
+    from trainers.callbacks import LanguageModelRecorder, ProgressBar, RemainingTime, StopOnNaN
 
-    callbacks = [StopOnNaN(workdir), RemainingTime()]
+    callbacks = [
+        StopOnNaN(workdir, "a smaller --learning_rate or --clipnorm"),
+        RemainingTime(["perplexity", "val_perplexity"], progress_bar=True),
+    ]
     if settings["random_lengths"]:
         callbacks.append(train.callback())
     callbacks += mask_updates(
@@ -312,7 +315,8 @@ def make_callbacks(settings, workdir, train, checkpoint):
     callbacks.append(keras.callbacks.TensorBoard(str(workdir.tensorboard), write_graph=False))
     done = checkpoint["epochs_done"] if checkpoint else 0
     best = checkpoint["best"] if checkpoint else None
-    callbacks.append(Recorder(workdir, train.predictions, best=best, rows=workdir.trim_history(done)))
+    rows = workdir.trim_history(done)
+    callbacks.append(LanguageModelRecorder(workdir, train.predictions, best=best, rows=rows))
     return [*callbacks, ProgressBar(verbose=1 if sys.stdout.isatty() else 2)]
 
 

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -53,8 +54,10 @@ def test_a_run_learns_and_leaves_everything_it_promises(whole_run):
     rows = history(workdir)
     assert [row["epoch"] for row in rows] == [str(epoch) for epoch in range(1, 8)]
     assert {"loss", "accuracy", "val_accuracy", "sparsity"} <= set(rows[0])
-    assert {"config.json", "final.keras", "saved_model"} <= {path.name for path in workdir.iterdir()}
+    left = {"config.json", "final.keras", "saved_model", "tensorboard"}
+    assert left <= {path.name for path in workdir.iterdir()}
     assert "test accuracy" in result.stdout
+    assert re.search(r"Epoch 3 of 7 done: loss .*val_accuracy .*sparsity .* about \d+ s left", result.stderr)
 
 
 def test_the_artifact_needs_no_switcher(whole_run, run_python, tmp_path):
@@ -85,19 +88,14 @@ def test_a_resumed_run_is_the_whole_run(whole_run, tmp_path, stop):
     script = f"""
 import sys
 from absl import app
-import trainers.image_classifier as trainer
-make = trainer.make_recorder
-def stopping(*args):
-    recorder = make(*args)
-    after = recorder.on_epoch_end
-    def on_epoch_end(epoch, logs=None):
-        after(epoch, logs)
+from trainers import callbacks, image_classifier
+class Stopping(callbacks.ClassifierRecorder):
+    def on_epoch_end(self, epoch, logs=None):
+        super().on_epoch_end(epoch, logs)
         if epoch + 1 == {stop}:
             sys.exit(3)
-    recorder.on_epoch_end = on_epoch_end
-    return recorder
-trainer.make_recorder = stopping
-trainer.run()
+callbacks.ClassifierRecorder = Stopping
+image_classifier.run()
 """
     command = [sys.executable, "-c", script, f"--workdir={tmp_path}", *TINY]
     stopped = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
@@ -157,3 +155,11 @@ def test_bad_flags(tmp_path, flags, message):
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "config.json").exists()
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
+    result = run(tmp_path, *TINY, "--method=dense", "--learning_rate=1e38")
+    assert result.returncode == 1
+    assert "try a smaller --learning_rate in a new --workdir" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "final.keras").exists()
