@@ -3,10 +3,10 @@
 Usage: python -m benchmarks.unseen_pruning DATA_DIR [--epochs 10] [--seeds 3] [--output FOLDER]
 
 A LeNet-300-100 is trained on MNIST with a switcher (seed 0). Dense LeNet-300-100s of other seeds are then
-pruned by it (`SwitcherNetwork.prune`), by the magnitude of all weights together and by the magnitude within
-each matrix, and tested: as they are, and after an epoch of fine-tuning with a fixed structure. Before that,
-epochs of the two kinds of training alternate: `alternation` is the time of one with the switcher's turns over
-that of one of the same network in plain dense layers.
+pruned by it (`SwitcherNetwork.prune`, layers' shares by magnitude or by its logits), by the magnitude of
+all weights together and by the magnitude within each matrix, and tested: as they are, and after an epoch of
+fine-tuning with a fixed structure. Before that, epochs of the two kinds of training alternate: `alternation`
+is the time of one with the switcher's turns over that of one of the same network in plain dense layers.
 """
 
 import argparse
@@ -109,6 +109,7 @@ def compare(switcher, images, epochs, seed):
     for sparsity in SPARSITIES:
         for name, prune in {
             "switcher": lambda wanted: switcher.prune(model, wanted),
+            "switcher, logits": lambda wanted: switcher.prune(model, wanted, layer_shares="logits"),
             "magnitude, all": lambda wanted: by_magnitude(switched_layers(model), wanted, True),
             "magnitude, each": lambda wanted: by_magnitude(switched_layers(model), wanted, False),
         }.items():

@@ -22,6 +22,7 @@ __all__ = [
     "densify",
     "distribute",
     "largest_mask",
+    "is_n_of_m",
     "largest_n_of_m_mask",
     "masked_weights",
     "n_of_m_mask",
@@ -425,6 +426,21 @@ def largest_n_of_m_mask(weight, n_of_m):
     groups = np.abs(weight).reshape(*leading, inputs // m, m, units)
     ranks = (-groups).argsort(axis=-2, kind="stable").argsort(axis=-2, kind="stable")
     return (ranks < n).reshape(weight.shape)
+
+
+def is_n_of_m(mask, n_of_m):
+    """Whether a boolean NumPy array (..., inputs, units) has exactly n of each m consecutive inputs.
+
+    Example:
+
+    >>> is_n_of_m(np.array([[1], [0], [0], [1], [1], [0]], bool), n_of_m=(1, 2))
+    True
+    >>> is_n_of_m(np.array([[1], [0], [0], [1], [1], [0]], bool), n_of_m=(1, 3))
+    False
+    """
+    n, m = n_of_m
+    *leading, inputs, units = mask.shape
+    return inputs % m == 0 and bool((mask.reshape(*leading, inputs // m, m, units).sum(-2) == n).all())
 
 
 def block_grid(shape, block_shape):

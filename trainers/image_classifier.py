@@ -272,7 +272,7 @@ def finish(model, images, settings, workdir):
 
 def run():
     """Entry point."""
-    program.run(settings_from_flags, train, errors=[ModuleNotFoundError])
+    program.run("image classifier", settings_from_flags, train, errors=[ModuleNotFoundError])
 
 
 if __name__ == "__main__":

@@ -452,7 +452,7 @@ def _plot(workdir):
 
 def run():
     """Entry point."""
-    program.run(settings_from_flags, train)
+    program.run("language model", settings_from_flags, train)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ from absl import app, flags, logging
 from trainers.workdir import RunError, Workdir
 
 
-def run(settings_from_flags, train, errors=()):
+def run(kind, settings_from_flags, train, errors=()):
     """Runs a trainer.
 
     Args:
+        kind: What is trained, such as "language model".
         settings_from_flags: Function that returns the settings of the run, a dict of JSON values.
         train: Function of the settled settings and the `Workdir`.
         errors: Further exception classes whose message is for the user.
@@ -23,7 +24,7 @@ def run(settings_from_flags, train, errors=()):
         began = time.perf_counter()
         try:
             settings = settings_from_flags()
-            workdir = Workdir(flags.FLAGS.workdir)
+            workdir = Workdir(flags.FLAGS.workdir, kind)
             workdir.prepare()
             train(workdir.settle(settings), workdir)
         except (RunError, ValueError, OSError, *errors) as error:

@@ -9,8 +9,6 @@ import tempfile
 
 import numpy as np
 
-FORMAT = "keras_selfish language model run, version 1"
-
 PARTIAL = ".partial-"
 
 # A run may be continued for more epochs and from another copy of the data; all else is part of it.
@@ -28,12 +26,14 @@ class Workdir:
 
     Args:
         path: Folder of the run, made if it is missing.
+        kind: What is trained, such as "language model"; one kind of run is not taken for another.
 
     Attributes:
         path: `pathlib.Path` of the folder.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, kind):
+        self.format = f"keras_selfish {kind} run, version 1"
         self.path = pathlib.Path(path).expanduser()
         self.config = self.path / "config.json"
         self.state = self.path / "checkpoint.json"
@@ -93,12 +93,12 @@ class Workdir:
 
     def begin(self, settings):
         """Writes the settings that the run is made with."""
-        write_json(self.config, {"format": FORMAT, **settings})
+        write_json(self.config, {"format": self.format, **settings})
 
     def _read(self, path):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            if content.pop("format") != FORMAT:
+            if content.pop("format") != self.format:
                 raise KeyError("format")
         except (ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:
             raise RunError(
@@ -136,7 +136,7 @@ class Workdir:
         weights = self.path / f"checkpoint-{epochs_done:05d}.npz"
         arrays = {str(i): _to_numpy(variable) for i, variable in enumerate(_variables(model))}
         replace(weights, lambda path: np.savez(path, **arrays), suffix=".npz")
-        state = {"format": FORMAT, "epochs_done": epochs_done, "weights": weights.name}
+        state = {"format": self.format, "epochs_done": epochs_done, "weights": weights.name}
         write_json(self.state, {**state, "sha256": _sha256(weights), **extra})
         for old in self.path.glob("checkpoint-*.npz"):
             if old != weights:

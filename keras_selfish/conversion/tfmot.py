@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from keras_selfish.conversion.sparsify import sparsify, twin_with_masks
+from keras_selfish.masks import is_n_of_m
 
 # Layers that compute the same from the same weights in both; with the arguments that Keras 3 has dropped.
 DROPPED = {
@@ -78,8 +79,9 @@ def from_tfmot(model):
     the wrapped model does too, except that its wrappers do not pass on which steps are padding (`mask_zero`).
     A model without wrappers, such as a stripped one, is sparse where it has zeros. The twin is not compiled.
 
-    A wrapper with `sparsity_m_by_n` gives its mask, too; a rewiring then moves single connections. The
-    function needs `tf_keras`: `pip install 'keras_selfish[tfmot]'`.
+    A wrapper with `sparsity_m_by_n`, m zeros in n weights, gives `n_of_m=(n - m, n)` where its mask has that
+    pattern throughout, else its mask alone. The function needs `tf_keras`: `pip install
+    'keras_selfish[tfmot]'`.
 
     Args:
         model: A built Functional or Sequential `tf_keras.Model`.
@@ -105,18 +107,30 @@ def from_tfmot(model):
     own = {id(one) for wrapper in wrappers for _, *both in wrapper.pruning_vars for one in both}
     own |= {id(wrapper.pruning_step) for wrapper in wrappers}
 
-    given, block_shapes = {}, {}
+    given, structures = {}, {}
     for layer, twin in _pairs(model, plain):
         weights = [weight for weight in layer.weights if id(weight) not in own]
         _copy_weights(layer, weights, twin)
         for weight, target in zip(weights, twin.weights, strict=True):
             if id(weight) in masks:
                 given[id(target)] = np.asarray(masks[id(weight)]) != 0
-        blocks = [wrapper.block_size for wrapper in _wrappers(layer)]
-        block_shapes[id(twin)] = list(blocks[0]) if blocks else [1, 1]
+        own_masks = [given[id(target)] for target in twin.weights if id(target) in given]
+        structures[id(twin)] = _structure(_wrappers(layer), own_masks)
     if not wrappers:
         return sparsify(plain, initial="nonzero")
-    return twin_with_masks(plain, given, lambda layer: {"block_shape": block_shapes[id(layer)]})
+    return twin_with_masks(plain, given, lambda layer: structures[id(layer)])
+
+
+def _structure(wrappers, masks):
+    """The arguments of a sparse layer that say which patterns its masks keep."""
+    if not wrappers:
+        return {}
+    pattern = wrappers[0].sparsity_m_by_n
+    if pattern is not None:
+        zeros, size = pattern
+        if all(is_n_of_m(mask, (size - zeros, size)) for mask in masks):
+            return {"n_of_m": [size - zeros, size]}
+    return {"block_shape": list(wrappers[0].block_size)}
 
 
 def _is_graph(model):

@@ -176,7 +176,7 @@ class SwitcherNetwork(keras.layers.Layer):
         tensors = [*parameters.values(), *learned.values()]
         return map_tiles(part, tuple(weights.shape), tensors, self.tile_size)
 
-    def prune(self, model, target_sparsity=None):
+    def prune(self, model, target_sparsity=None, layer_shares="magnitude"):
         """Switches a network that this switcher may never have seen.
 
         Layers that switch get their switches set. In plain `keras.layers.Dense` layers of a model without any
@@ -187,12 +187,17 @@ class SwitcherNetwork(keras.layers.Layer):
             target_sparsity: Fraction of zeros over all layers together, in [0, 1), met by moving the
                 logit from which on a connection is on: exactly, or as nearly as whole units allow. None
                 (default): it is zero.
+            layer_shares: With a target, how connections are divided between layers: "magnitude" (default)
+                leaves each layer as many as it has among the largest weights of all layers, and the switcher
+                decides which; "logits" has all layers' logits compete. What the switcher sees of a weight
+                is relative to its matrix, so that its logits say little across layers it was not trained
+                with. Units always compete by their logits.
 
         Returns:
             A dict from layer name to the fraction of zeros in its kernel.
 
         Raises:
-            ValueError: if the model is not built or has no layer to prune, or for a target out of range.
+            ValueError: if the model is not built or has no layer to prune, or for an argument out of range.
 
         Example:
 
@@ -204,7 +209,7 @@ class SwitcherNetwork(keras.layers.Layer):
         """
         from keras_selfish.switcher.prune import prune
 
-        return prune(self, model, target_sparsity)
+        return prune(self, model, target_sparsity, layer_shares)
 
     def get_config(self):
         return {

@@ -7,9 +7,16 @@ from keras import ops
 from keras_selfish import masks
 from keras_selfish.layers.switched_dense import SwitchedDense
 
+LAYER_SHARES = ("magnitude", "logits")
 
-def prune(switcher, model, target_sparsity=None):
+
+def prune(switcher, model, target_sparsity=None, layer_shares="magnitude"):
     """Switches the layers of a model in place. See `SwitcherNetwork.prune`."""
+    if layer_shares not in LAYER_SHARES:
+        raise ValueError(
+            f"`layer_shares` must be one of {', '.join(LAYER_SHARES)}. "
+            f"Received: layer_shares={layer_shares!r}"
+        )
     if not model.built:
         raise ValueError(f"`model` must be built. Received: model={model.name!r}; call it on data first")
     if target_sparsity is not None:
@@ -19,9 +26,12 @@ def prune(switcher, model, target_sparsity=None):
         switcher.build()
     kernels = [layer._kernel if isinstance(layer, SwitchedDense) else layer.kernel for layer in layers]
     logits = [ops.convert_to_numpy(switcher(ops.convert_to_tensor(kernel))) for kernel in kernels]
-    decisions = _decide(
-        logits, [kernel.shape[0] for kernel in kernels], switcher.granularity, target_sparsity
-    )
+    if target_sparsity is None:
+        decisions = [logit > 0 for logit in logits]
+    elif switcher.granularity == "neuron":
+        decisions = _units(logits, [kernel.shape[0] for kernel in kernels], target_sparsity)
+    else:
+        decisions = _connections(logits, kernels if layer_shares == "magnitude" else None, target_sparsity)
     sparsities = {}
     for layer, kernel, is_open in zip(layers, kernels, decisions, strict=True):
         if isinstance(layer, SwitchedDense):
@@ -52,19 +62,33 @@ def _layers_to_prune(switcher, model):
     return dense[:-1]
 
 
-def _decide(logits, inputs, granularity, target_sparsity):
-    """What is on: an array per layer."""
-    if target_sparsity is None:
-        return [logit > 0 for logit in logits]
-    every = np.concatenate([logit.ravel() for logit in logits])
-    order = np.argsort(every, kind="stable")  # ties: the first ones go
-    if granularity == "connection":
-        closed = every.size - round((1.0 - target_sparsity) * every.size)
-    else:
-        connections = np.repeat(inputs, [logit.size for logit in logits])[order]
-        # As many units as come nearest to the target.
-        closed = np.abs(np.cumsum([0, *connections]) - target_sparsity * connections.sum()).argmin()
-    is_open = np.ones(every.size, bool)
+def _connections(logits, kernels, target_sparsity):
+    """The connections of the largest logits; with kernels, as many in a layer as magnitude would leave it."""
+    size = sum(logit.size for logit in logits)
+    count = round((1.0 - target_sparsity) * size)
+    if kernels is None:
+        return _largest(logits, size - count)
+    magnitudes = [np.abs(ops.convert_to_numpy(kernel)) for kernel in kernels]
+    shares = [int(part.sum()) for part in _largest(magnitudes, size - count)]
+    return [_largest([logit], logit.size - share)[0] for logit, share in zip(logits, shares, strict=True)]
+
+
+def _units(logits, inputs, target_sparsity):
+    """The units of the largest logits, as many as come nearest to the target."""
+    connections = np.repeat(inputs, [logit.size for logit in logits])[_order(logits)]
+    closed = np.abs(np.cumsum([0, *connections]) - target_sparsity * connections.sum()).argmin()
+    return _largest(logits, closed)
+
+
+def _order(arrays):
+    """The positions of all values together, the smallest first; of equal ones the first."""
+    return np.argsort(np.concatenate([array.ravel() for array in arrays]), kind="stable")
+
+
+def _largest(arrays, closed):
+    """False for that many smallest values of all arrays together, true for the others; an array for each."""
+    order = _order(arrays)
+    is_open = np.ones(order.size, bool)
     is_open[order[:closed]] = False
-    ends = np.cumsum([logit.size for logit in logits])[:-1]
-    return [part.reshape(logit.shape) for part, logit in zip(np.split(is_open, ends), logits, strict=True)]
+    ends = np.cumsum([array.size for array in arrays])[:-1]
+    return [part.reshape(array.shape) for part, array in zip(np.split(is_open, ends), arrays, strict=True)]

@@ -78,7 +78,7 @@ def assert_masks(model, twin):
         weights = masked_weights(twin.get_layer(name))
         assert len(weights) == len(masks)
         for masked_weight, mask in zip(weights, masks, strict=True):
-            assert 0.3 < mask.mean() < 0.7
+            assert 0.3 < mask.mean() < 0.8
             np.testing.assert_array_equal(numpy_of(masked_weight.mask), mask)
             assert (numpy_of(masked_weight.weight)[~mask] == 0).all()
 
@@ -185,6 +185,24 @@ def test_two_of_four(tfmot):
     assert_masks(model, twin)
     mask = numpy_of(masked_weights(twin)[0].mask)
     np.testing.assert_array_equal(mask.reshape(2, 4, 6).sum(1), np.full((2, 6), 2))
+    assert masked_weights(twin)[0].n_of_m == (2, 4)
+    assert_same(tfmot, model, twin, data(8, 8))
+
+
+def test_a_pattern_with_a_rest_is_a_mask(tfmot):
+    """Six inputs are a group of four and a rest, which the wrapper fills up with zeros."""
+    model = tf_keras.Sequential([tf_keras.Input((6,)), old.Dense(6, name="dense")])
+    twin = from_tfmot(pruned(tfmot, model, data(8, 6), sparsity_m_by_n=(2, 4), sparsity=0.5))
+    assert_masks(model, twin)
+    assert masked_weights(twin)[0].n_of_m is None
+
+
+def test_one_zero_of_four_channels(tfmot):
+    model = tf_keras.Sequential([tf_keras.Input((5, 5, 4)), old.Conv2D(3, 2, name="conv")])
+    model = pruned(tfmot, model, data(8, 5, 5, 4), sparsity_m_by_n=(1, 4), sparsity=0.25)
+    twin = from_tfmot(model)
+    assert_masks(model, twin)
+    assert masked_weights(twin)[0].n_of_m == (3, 4)
 
 
 def test_a_stripped_model_is_sparse_where_it_has_zeros(tfmot):

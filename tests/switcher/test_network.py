@@ -203,13 +203,33 @@ def test_bad_arguments(arguments):
 # On a network that it has not seen
 
 
-def test_prune_sets_switches_exactly_to_the_target():
+@pytest.mark.parametrize("layer_shares", ["magnitude", "logits"])
+def test_prune_sets_switches_exactly_to_the_target(layer_shares):
     model = keras.Sequential([keras.Input((20,)), SwitchedDense(11), SwitchedDense(9), keras.layers.Dense(2)])
-    sparsities = switcher_of().prune(model, target_sparsity=0.7)
+    sparsities = switcher_of().prune(model, target_sparsity=0.7, layer_shares=layer_shares)
     active = [layer.masked_weight.active for layer in model.layers[:2]]
     assert sum(active) == 220 + 99 - round(0.7 * 319) + (round(0.3 * 319) - (319 - round(0.7 * 319)))
     for layer, count in zip(model.layers[:2], active, strict=True):
         assert sparsities[layer.name] == pytest.approx(1 - count / np.prod(layer.mask.shape))
+
+
+def test_prune_leaves_each_layer_its_share_of_the_largest_weights():
+    """Two layers whose weights are 1 to 6 and 10 to 60: of the six largest, five are the second one's."""
+    model = keras.Sequential([keras.Input((2,)), SwitchedDense(3), SwitchedDense(2)])
+    first, second = model.layers
+    first.set_weights([np.arange(1.0, 7).reshape(2, 3), *first.get_weights()[1:]])
+    second.set_weights([np.array([[5.5, 10], [20, 30], [40, 50]]), *second.get_weights()[1:]])
+    switcher = switcher_of()
+    switcher.prune(model, target_sparsity=0.5)
+    for layer, count in ((first, 1), (second, 5)):
+        logits = ops.convert_to_numpy(switcher(ops.convert_to_tensor(layer.kernel)))
+        best = np.zeros(logits.size, bool)
+        best[np.argsort(logits.ravel())[-count:]] = True
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(layer.mask).astype(bool), best.reshape(logits.shape)
+        )
+    with pytest.raises(ValueError, match=r"`layer_shares` must be one of .* Received: layer_shares='size'"):
+        switcher.prune(model, 0.5, layer_shares="size")
 
 
 def test_prune_decides_by_the_sign_of_the_logit():

@@ -157,6 +157,14 @@ def test_bad_flags(tmp_path, flags, message):
     assert not (tmp_path / "config.json").exists()
 
 
+def test_a_workdir_of_another_trainer(tmp_path):
+    config = {"format": "keras_selfish language model run, version 1", "seed": 0}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    result = run(tmp_path)
+    assert result.returncode == 1
+    assert "config.json in --workdir must be from this trainer" in result.stderr
+
+
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
     result = run(tmp_path, *TINY, "--method=dense", "--learning_rate=1e38")
     assert result.returncode == 1
