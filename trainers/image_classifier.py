@@ -180,6 +180,25 @@ def shuffled_batches(images, labels, batch_size, seed, epoch):
     return batches
 
 
+def feed(batches):
+    """Batches in the form that suits the backend."""
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        return batches
+    import tensorflow as tf
+
+    from keras_selfish.data.prefetching_tensorflow import prefetched
+
+    def epoch():
+        yield from (batches[index] for index in range(len(batches)))
+        batches.on_epoch_end()
+
+    signature = tuple(tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in batches[0])
+    dataset = tf.data.Dataset.from_generator(epoch, output_signature=signature)
+    return prefetched(dataset.apply(tf.data.experimental.assert_cardinality(len(batches))))
+
+
 def train(settings, workdir):
     """Trains, tests and exports; goes on from the folder's checkpoint if there is one."""
     images = load_images(settings["dataset"], settings["data_dir"])
@@ -213,7 +232,7 @@ def train(settings, workdir):
     def fit(first, last, callbacks):
         if first < last:
             model.fit(
-                shuffled_batches(*training, settings["batch_size"], settings["seed"], first),
+                feed(shuffled_batches(*training, settings["batch_size"], settings["seed"], first)),
                 validation_data=validation if len(validation[0]) else None,
                 validation_batch_size=1000,
                 shuffle=False,

@@ -123,6 +123,8 @@ class Windows:
         """
         import tensorflow as tf
 
+        from keras_selfish.data.prefetching_tensorflow import prefetched
+
         with tf.device("CPU:0"):
             columns = tf.constant(self.columns)
 
@@ -135,7 +137,7 @@ class Windows:
             }
             return inputs, columns[:, start + 1 : stop + 1]
 
-        return tf.data.Dataset.range(len(self)).map(window).prefetch(tf.data.AUTOTUNE)
+        return prefetched(tf.data.Dataset.range(len(self)).map(window))
 
     def pydataset(self):
         """The same batches as a `keras.utils.PyDataset`, for backends without TensorFlow.
@@ -233,11 +235,13 @@ class RandomWindows(Windows):
         """The same batches in the same order as a `tf.data.Dataset`, of the epoch that it is read in."""
         import tensorflow as tf
 
+        from keras_selfish.data.prefetching_tensorflow import prefetched
+
         columns = tf.TensorSpec((self.batch_size, None), tf.int32)
         inputs = {"tokens": columns, "first": tf.TensorSpec((self.batch_size,), tf.int32)}
         dataset = tf.data.Dataset.from_generator(lambda: iter(self), output_signature=(inputs, columns))
         cardinality = tf.data.experimental.assert_cardinality(len(self))
-        return dataset.apply(cardinality).prefetch(tf.data.AUTOTUNE)
+        return prefetched(dataset.apply(cardinality))
 
     def callback(self):
         """A Keras callback that gives each epoch its lengths."""
