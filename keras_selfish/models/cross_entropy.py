@@ -17,8 +17,7 @@ class TokenCrossEntropy(keras.losses.Loss):
     """Cross-entropy of integer targets under logits, as `keras.losses.SparseCategoricalCrossentropy`.
 
     The numbers are the same. On a CPU with TensorFlow it takes a third of the time, which at a vocabulary of
-    10,000 is a good part of a training step; and `Perplexity`, which needs the same softmax, gets it for
-    nothing.
+    10,000 is a good part of a training step.
 
     Args:
         reduction: As in `keras.losses.Loss`. Default: the mean over all tokens of the batch.

@@ -1,10 +1,14 @@
 """The cross-entropy of tokens on TensorFlow.
 
-On a CPU, TensorFlow's own operation computes exponentials one by one, three times; its softmax is
-vectorised. Everything here follows from one softmax and two row maxima.
+On a CPU, TensorFlow's own operation computes exponentials one by one, three times, and its softmax passes
+over memory many times. Here XLA compiles what is needed into few passes over the logits, and keeps no
+probabilities.
 """
 
 import tensorflow as tf
+
+# Fewer logits of a token are not worth XLA's time, a fraction of a second for each number of tokens.
+SMALLEST_COMPILED = 1000
 
 
 def cross_entropy(targets, logits):
@@ -19,8 +23,10 @@ def cross_entropy(targets, logits):
     """
     if tf.config.list_physical_devices("GPU"):
         return tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
+    logits = tf.convert_to_tensor(logits)
     shape = tf.shape(targets)
     rows = tf.reshape(logits, (-1, tf.shape(logits)[-1]))
+    rows.set_shape((None, logits.shape[-1]))
     return tf.reshape(_of_rows(rows, tf.reshape(targets, (-1,))), shape)
 
 
@@ -29,14 +35,39 @@ def _of_rows(logits, targets):
 
     @tf.custom_gradient
     def losses(logits):
-        probabilities = tf.nn.softmax(logits)
-        # The largest probability is at least 1 / vocabulary, so its logarithm is safe.
-        log_sums = tf.reduce_max(logits, -1) - tf.math.log(tf.reduce_max(probabilities, -1))
+        largest, sums = _few_passes(_largest_and_sums, logits)(logits)
 
         def gradient(upstream):
-            scaled = probabilities * upstream[:, tf.newaxis]
-            return tf.tensor_scatter_nd_sub(scaled, places, upstream)
+            return _few_passes(_gradient, logits)(logits, targets, largest, sums, upstream)
 
-        return log_sums - tf.gather_nd(logits, places), gradient
+        below = largest - _wide(tf.gather_nd(logits, places))
+        return tf.cast(below + tf.math.log(sums), logits.dtype), gradient
 
     return losses(logits)
+
+
+def _largest_and_sums(logits):
+    """The largest logit of each row, and the sum of the exponentials of all less the largest."""
+    largest = tf.reduce_max(_wide(logits), -1)
+    return largest, tf.reduce_sum(tf.exp(_wide(logits) - largest[:, tf.newaxis]), -1)
+
+
+def _gradient(logits, targets, largest, sums, upstream):
+    """The probabilities, less 1 at the targets, times the upstream gradient of each row."""
+    upstream = _wide(upstream)[:, tf.newaxis]
+    exponentials = tf.exp(_wide(logits) - largest[:, tf.newaxis])
+    is_target = tf.range(tf.shape(logits)[-1]) == targets[:, tf.newaxis]
+    scaled = exponentials * (upstream / sums[:, tf.newaxis])
+    return tf.cast(scaled - tf.where(is_target, upstream, 0), logits.dtype)
+
+
+def _wide(values):
+    """Values in float32 at least."""
+    return tf.cast(values, tf.float32) if values.dtype.size < 4 else values
+
+
+def _few_passes(function, logits):
+    size = logits.shape[-1]
+    if tf.inside_function() and size is not None and size >= SMALLEST_COMPILED:
+        return tf.function(function, jit_compile=True, autograph=False)
+    return function

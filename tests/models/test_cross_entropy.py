@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from keras_selfish import TokenCrossEntropy
 from keras_selfish.models.cross_entropy import cross_entropy
+from keras_selfish.models.cross_entropy_tensorflow import SMALLEST_COMPILED
 
 
 @hypothesis.given(
@@ -48,14 +49,36 @@ def test_a_loss_that_is_no_number_shows():
     assert np.isnan(float(TokenCrossEntropy()([[0]], [[[np.nan, 0.0]]])))
 
 
-def test_dynamic_shapes_in_a_graph():
-    signature = [tf.TensorSpec((None, None), tf.int32), tf.TensorSpec((None, None, 7), tf.float32)]
-    graph = tf.function(cross_entropy, input_signature=signature)
+@pytest.mark.parametrize("size", [7, SMALLEST_COMPILED])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2), ("float64", 1e-12)])
+def test_dynamic_shapes_in_a_graph(size, dtype, tolerance):
+    """Losses and gradients are those of the softmax in float64, also where XLA compiles them."""
+
+    @tf.function(
+        input_signature=[tf.TensorSpec((None, None), tf.int32), tf.TensorSpec((None, None, size), dtype)]
+    )
+    def graph(targets, logits):
+        with tf.GradientTape() as tape:
+            tape.watch(logits)
+            losses = cross_entropy(targets, logits)
+        return losses, tape.gradient(losses, logits)
+
     rng = np.random.default_rng(0)
     for time in (2, 3):
-        targets, logits = rng.integers(0, 7, (2, time)), rng.normal(size=(2, time, 7)).astype("float32")
-        expected = keras.losses.sparse_categorical_crossentropy(targets, logits, from_logits=True)
-        np.testing.assert_allclose(graph(targets.astype("int32"), logits), expected, rtol=1e-5)
+        targets = rng.integers(0, size, (2, time)).astype("int32")
+        logits = tf.cast(rng.normal(size=(2, time, size), scale=3), dtype)
+        exponentials = np.exp(logits.numpy().astype("float64"))
+        probabilities = exponentials / exponentials.sum(-1, keepdims=True)
+        of_target = np.take_along_axis(probabilities, targets[..., None], -1)[..., 0]
+        losses, gradient = graph(targets, logits)
+        assert losses.dtype == gradient.dtype == dtype
+        np.testing.assert_allclose(losses.numpy().astype("float64"), -np.log(of_target), rtol=tolerance)
+        np.testing.assert_allclose(
+            gradient.numpy().astype("float64"),
+            probabilities - (np.arange(size) == targets[..., None]),
+            rtol=2 * tolerance,
+            atol=1e-7 if dtype == "float32" else 0.002 if dtype == "bfloat16" else 1e-15,
+        )
 
 
 def test_config():
