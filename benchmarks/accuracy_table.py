@@ -21,7 +21,7 @@ def rows(runs):
     for file in sorted(runs.glob("*/results.json")):
         settings = json.loads((file.parent / "config.json").read_text(encoding="utf-8"))
         results = json.loads(file.read_text(encoding="utf-8"))
-        key = (settings["network"], settings["method"], settings["sparsity"])
+        key = (settings["network"], method(settings), settings["sparsity"])
         groups[key].append((results["sparsity"], results["test_accuracy"]))
     found = []
     for key, pairs in sorted(groups.items()):
@@ -31,13 +31,20 @@ def rows(runs):
     return found
 
 
+def method(settings):
+    """The method's name, and what of its switcher is not the default."""
+    defaults = {"architecture": "contextual", "estimator": "straight_through"}
+    others = [settings[name] for name, default in defaults.items() if settings.get(name, default) != default]
+    return ", ".join([settings["method"], *others])
+
+
 def table(found):
     """Rows as Markdown, in percent."""
     lines = [COLUMNS, ["---"] * len(COLUMNS)]
     for network, method, wanted, sparsity, accuracy, spread, seeds in found:
         spread = "" if spread is None else f"{100 * spread:.2f}"
         figures = (
-            f"{100 * wanted:.0f}",
+            f"{100 * wanted:.0f}" if wanted >= 0 else "",
             f"{100 * sparsity:.2f}",
             f"{100 * accuracy:.2f}",
             spread,

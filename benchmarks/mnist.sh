@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes every MNIST run of docs/results.md that is not there yet; interrupted, it goes on where it stopped.
 #
-# Usage: benchmarks/mnist.sh DATA_DIR RUNS_DIR [PART...]     (targets, against_gmp, curve; all by default)
+# Usage: benchmarks/mnist.sh DATA_DIR RUNS_DIR [PART...]     (targets, against_gmp, curve, variants; all by default)
 #
 # `python -m benchmarks.accuracy_table RUNS_DIR` makes the tables, a CSV and a plot of them.
 set -euo pipefail
@@ -9,13 +9,13 @@ data_dir=$1 runs_dir=$2
 shift 2
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# NETWORK METHOD SPARSITY SEED EPOCHS: two epochs of fine-tuning with a fixed structure follow.
+# NETWORK METHOD SPARSITY SEED EPOCHS [FLAG]: two epochs of fine-tuning with a fixed structure follow.
 train() {
-    local name=$1-$2-$3-seed$4
+    local name=$1-$2-$3-seed$4${6:+-${6#*=}}
     [ -e "$runs_dir/$name/results.json" ] && return
     python -m trainers.image_classifier --network="$1" --dataset=mnist --data_dir="$data_dir" --method="$2" \
         --sparsity="$3" --seed="$4" --epochs="$5" --finetune_epochs=2 --validation_fraction=0 --noexport \
-        --workdir="$runs_dir/$name"
+        --workdir="$runs_dir/$name" "${@:6}"
 }
 
 targets() {
@@ -40,9 +40,18 @@ curve() {
     train lenet_300_100 dense 0.50 0 22
 }
 
-for part in ${*:-targets against_gmp curve}; do
+# Other switchers, and the loss alone.
+variants() {
+    for architecture in attention convolution weight; do
+        train lenet_300_100 switcher 0.95 0 22 --architecture=$architecture
+    done
+    train lenet_300_100 switcher 0.95 0 22 --estimator=hard_concrete
+    train lenet_300_100 switcher -1 0 22
+}
+
+for part in ${*:-targets against_gmp curve variants}; do
     case $part in
-    targets | against_gmp | curve) $part ;;
-    *) echo "unknown part $part; known: targets against_gmp curve" >&2 && exit 1 ;;
+    targets | against_gmp | curve | variants) $part ;;
+    *) echo "unknown part $part; known: targets against_gmp curve variants" >&2 && exit 1 ;;
     esac
 done

@@ -316,9 +316,13 @@ def test_a_table_of_accuracies(tmp_path, capsys):
         settings = {"network": "lenet_5", "method": "gmp", "sparsity": 0.9, "seed": seed}
         (folder / "config.json").write_text(json.dumps(settings))
         (folder / "results.json").write_text(json.dumps({"sparsity": 0.91, "test_accuracy": accuracy}))
+    settings = {"network": "lenet_5", "method": "switcher", "sparsity": -1.0, "estimator": "hard_concrete"}
+    (folder / "config.json").write_text(json.dumps(settings))
     accuracy_table.main([str(tmp_path)])
-    assert "| lenet_5 | gmp | 90 | 91.00 | 98.00 | 1.00 | 3 |" in capsys.readouterr().out
-    assert (tmp_path / "accuracy.csv").read_text().count("\n") == 2
+    printed = capsys.readouterr().out
+    assert "| lenet_5 | gmp | 90 | 91.00 | 97.50 | 0.71 | 2 |" in printed
+    assert "| lenet_5 | switcher, hard_concrete |  | 91.00 | 99.00 |  | 1 |" in printed
+    assert (tmp_path / "accuracy.csv").read_text().count("\n") == 3
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit, match="RUNS_DIR must hold finished runs"):
         accuracy_table.main([str(tmp_path / "empty")])
