@@ -223,7 +223,11 @@ def test_bad_arguments(call, message):
 
 
 @pytest.mark.parametrize(
-    "backend", [pytest.param("jax", marks=pytest.mark.jax), pytest.param("torch", marks=pytest.mark.slow)]
+    "backend",
+    [
+        pytest.param("jax", marks=[pytest.mark.jax, pytest.mark.slow]),
+        pytest.param("torch", marks=pytest.mark.slow),
+    ],
 )
 def test_other_backends(run_tests, backend):
     run_tests(__file__, "(keras_layer or hand or half or rewiring) and not True", backend)

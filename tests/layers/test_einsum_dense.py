@@ -156,7 +156,11 @@ def test_quantized_dtypes_are_refused():
 
 
 @pytest.mark.parametrize(
-    "backend", [pytest.param("jax", marks=pytest.mark.jax), pytest.param("torch", marks=pytest.mark.slow)]
+    "backend",
+    [
+        pytest.param("jax", marks=[pytest.mark.jax, pytest.mark.slow]),
+        pytest.param("torch", marks=pytest.mark.slow),
+    ],
 )
 def test_other_backends(run_tests, backend):
     run_tests(__file__, "keras_layer or gradients or rewiring", backend)

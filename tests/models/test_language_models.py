@@ -113,8 +113,15 @@ CELLS = {
 }
 
 
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    ("cell", "tied"),
+    [
+        ("rhn", True),
+        ("on_lstm", False),
+        pytest.param("rhn", False, marks=pytest.mark.slow),
+        pytest.param("on_lstm", True, marks=pytest.mark.slow),
+    ],
+)
 def test_other_recurrent_layers(cell, tied, tmp_path):
     model = small_model(cell=cell, cell_options=CELLS[cell], tied=tied, sparsity=0.5)
     states = [v for v in model.variables if "training_state" in v.path]
@@ -229,7 +236,16 @@ def test_presets_have_the_published_number_of_parameters(name):
             assert number == pytest.approx(1e6 * published, rel=0.03)
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if name.endswith("_small")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        if name in ("ptb_rhn_small", "wt2_awd_lstm_mos_small")
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in PRESETS
+        if name.endswith("_small")
+    ],
+)
 def test_small_presets_train(name):
     settings = preset(name)
     assert set(settings["training"]) == set(preset("ptb_lstm")["training"])

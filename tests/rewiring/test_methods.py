@@ -282,6 +282,7 @@ def test_pruning_needs_a_built_model(name):
         model.fit(np.ones((2, 4)), np.ones((2, 4)), verbose=0, callbacks=[callback(name)])
 
 
+@pytest.mark.slow
 @pytest.mark.jax
 def test_methods_on_jax(run_tests):
     run_tests(__file__, "resumed and (snfs or snip) or rigl_grows or snip_keeps or gmp_begins", "jax")

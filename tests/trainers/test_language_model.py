@@ -167,7 +167,7 @@ def test_methods_and_options(corpus, tmp_path):
 @pytest.mark.parametrize(
     "method",
     [
-        name if name in ("rigl", "gmp") else pytest.param(name, marks=pytest.mark.slow)
+        name if name == "rigl" else pytest.param(name, marks=pytest.mark.slow)
         for name in METHODS
         if name not in ("selfish", "dense", "static")
     ],
@@ -233,6 +233,7 @@ def test_an_architecture_by_flags(corpus, tmp_path):
     assert len(history(tmp_path)) == 2
 
 
+@pytest.mark.slow  # test_mirrored.py does it in one process
 def test_replicas_train_as_one_device(corpus, tmp_path):
     """Dropout differs between replicas, so without it."""
     flags = (f"--data_dir={corpus}", *TINY, "--epochs=2", "--dropout=0", "--noexport")
