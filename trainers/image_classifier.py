@@ -18,8 +18,6 @@ from trainers import program
 from trainers.image_methods import METHODS
 from trainers.workdir import replace, write_json
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
 FLAGS = flags.FLAGS
 _NETWORKS = ("lenet_300_100", "lenet_5", "vgg_16", "resnet_18", "resnet_34", "mobilenet")
 

@@ -25,8 +25,6 @@ from keras_selfish.rewiring.rules import REDISTRIBUTION_RULES
 from trainers import program
 from trainers.mask_updates import mask_updates
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
 FLAGS = flags.FLAGS
 
 flags.DEFINE_enum("preset", "quick", sorted(PRESETS), "Settings to begin from.")

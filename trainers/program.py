@@ -1,6 +1,7 @@
 """The frame of a trainer: from the command line to an exit status, with errors of one sentence."""
 
 import ctypes
+import os
 import platform
 import sys
 import time
@@ -8,6 +9,11 @@ import time
 from absl import app, flags, logging
 
 from trainers.workdir import RunError, Workdir
+
+# TensorFlow reads these when it is imported, later. Of itself it uses oneDNN's products and convolutions on
+# processors with AVX-512 only, though they are faster on others as well (`docs/design.md`).
+for variable, value in {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "1"}.items():
+    os.environ.setdefault(variable, value)
 
 
 def run(kind, settings_from_flags, train, errors=()):
