@@ -49,7 +49,11 @@ flags.DEFINE_enum(
 flags.DEFINE_enum(
     "estimator", "straight_through", ["straight_through", "hard_concrete"], "The switches' gradient."
 )
-flags.DEFINE_float("pruning_rate", 0.5, "Fraction of connections moved by the first rewiring, in (0, 1).")
+flags.DEFINE_float(
+    "pruning_rate",
+    None,
+    "Fraction of connections moved by the first rewiring, in (0, 1); by default the method's.",
+)
 flags.DEFINE_float("validation_fraction", 0.1, "Part of the training images to validate on, in [0, 1).")
 flags.DEFINE_integer("seed", 0, "Seed of weights, masks, the order of images and rewiring.", lower_bound=0)
 flags.DEFINE_bool("export", True, "Whether to export a SavedModel at the end.")

@@ -9,7 +9,7 @@ def mask_updates(name, *, sparsity, pruning_rate, total_steps, data, seed, **opt
     Args:
         name: One of `METHODS`.
         sparsity: Fraction of zeros that gradual pruning ends with.
-        pruning_rate: Fraction of the connections that the first rewiring moves.
+        pruning_rate: Fraction of the connections that the first rewiring moves; None for the method's own.
         total_steps: Training steps in all.
         data: The training data, for rules that need gradients.
         seed: Integer seed.
@@ -22,7 +22,9 @@ def mask_updates(name, *, sparsity, pruning_rate, total_steps, data, seed, **opt
         return [method(pruning_schedule(sparsity, int(0.75 * total_steps)))]
     if name == "snip":
         return [method(gradient_data=data, seed=seed)]
-    return [method(pruning_rate, total_steps=total_steps, gradient_data=data, seed=seed, **options)]
+    if pruning_rate is not None:
+        options["pruning_rate"] = pruning_rate
+    return [method(total_steps=total_steps, gradient_data=data, seed=seed, **options)]
 
 
 def pruning_schedule(sparsity, end_step):
