@@ -65,19 +65,23 @@ def _layers_to_prune(switcher, model):
 def _connections(logits, kernels, target_sparsity):
     """The connections of the largest logits; with kernels, as many in a layer as magnitude would leave it."""
     size = sum(logit.size for logit in logits)
-    count = round((1.0 - target_sparsity) * size)
+    closed = size - round((1.0 - target_sparsity) * size)
     if kernels is None:
-        return _largest(logits, size - count)
+        return _open(logits, _order(logits)[:closed])
     magnitudes = [np.abs(ops.convert_to_numpy(kernel)) for kernel in kernels]
-    shares = [int(part.sum()) for part in _largest(magnitudes, size - count)]
-    return [_largest([logit], logit.size - share)[0] for logit, share in zip(logits, shares, strict=True)]
+    kept = _open(magnitudes, _order(magnitudes)[:closed])
+    return [
+        _open([logit], _order([logit])[: np.count_nonzero(~part)])[0]
+        for logit, part in zip(logits, kept, strict=True)
+    ]
 
 
 def _units(logits, inputs, target_sparsity):
     """The units of the largest logits, as many as come nearest to the target."""
-    connections = np.repeat(inputs, [logit.size for logit in logits])[_order(logits)]
+    order = _order(logits)
+    connections = np.repeat(inputs, [logit.size for logit in logits])[order]
     closed = np.abs(np.cumsum([0, *connections]) - target_sparsity * connections.sum()).argmin()
-    return _largest(logits, closed)
+    return _open(logits, order[:closed])
 
 
 def _order(arrays):
@@ -85,10 +89,9 @@ def _order(arrays):
     return np.argsort(np.concatenate([array.ravel() for array in arrays]), kind="stable")
 
 
-def _largest(arrays, closed):
-    """False for that many smallest values of all arrays together, true for the others; an array for each."""
-    order = _order(arrays)
-    is_open = np.ones(order.size, bool)
-    is_open[order[:closed]] = False
+def _open(arrays, closed):
+    """False at those positions of all arrays together, true elsewhere; an array for each."""
+    is_open = np.ones(sum(array.size for array in arrays), bool)
+    is_open[closed] = False
     ends = np.cumsum([array.size for array in arrays])[:-1]
     return [part.reshape(array.shape) for part, array in zip(np.split(is_open, ends), arrays, strict=True)]

@@ -1,7 +1,12 @@
 """What several tests of layers look at: gradients against differences, and what TensorFlow runs in loops."""
 
+import operator
+
 import numpy as np
 import pytest
+
+# Of a `tf.compat.v1.GraphDef`.
+FUNCTIONS_OF = operator.attrgetter("library.function")
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +40,7 @@ def loop_bodies():
 
     def bodies(function, *args):
         graph = function.get_concrete_function(*args).graph.as_graph_def()
-        functions = {definition.signature.name: definition for definition in graph.library.function}
+        functions = {definition.signature.name: definition for definition in FUNCTIONS_OF(graph)}
         nodes = [*graph.node, *(node for definition in functions.values() for node in definition.node_def)]
         names = {node.attr["body"].func.name for node in nodes if "While" in node.op}
         return [functions[name] for name in names]
