@@ -89,7 +89,7 @@ def test_unseen_pruning(tmp_path):
     assert [(row["by"], float(row["sparsity"])) for row in rows] == [
         (by, sparsity)
         for sparsity in (0.8, 0.9, 0.95)
-        for by in ("switcher", "magnitude, all", "magnitude, each")
+        for by in ("switcher", "switcher, logits", "magnitude, all", "magnitude, each")
     ]
     assert all(0 <= float(row[name]) <= 1 for row in rows for name in ("dense", "pruned", "fine_tuned"))
 
