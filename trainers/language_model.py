@@ -76,12 +76,26 @@ flags.DEFINE_enum(
     sorted(REDISTRIBUTION_RULES),
     "What the matrices share the connections that come by; by default as --method says.",
 )
-flags.DEFINE_float("pruning_rate", None, "Fraction of connections moved by the first rewiring, in (0, 1).")
-flags.DEFINE_integer(
-    "rewiring_steps", None, "Training steps between rewirings; one an epoch by default.", lower_bound=1
+flags.DEFINE_float(
+    "pruning_rate",
+    None,
+    "Fraction of connections moved by the first rewiring, in (0, 1); by default as --preset says for "
+    "--method=selfish, and as published for the other methods.",
 )
-flags.DEFINE_enum("schedule", "cosine", ["cosine", "linear", "constant"], "Decay of the pruning rate.")
-flags.DEFINE_bool("reset_regrown", False, "Whether a weight dropped and regrown at once restarts at zero.")
+flags.DEFINE_integer(
+    "rewiring_steps", None, "Training steps between rewirings; by default as --method says.", lower_bound=1
+)
+flags.DEFINE_enum(
+    "schedule",
+    None,
+    ["cosine", "linear", "constant"],
+    "Decay of the pruning rate; by default as --method says.",
+)
+flags.DEFINE_bool(
+    "reset_regrown",
+    None,
+    "Whether a weight dropped and regrown at once restarts at zero; by default as --method says.",
+)
 flags.DEFINE_integer("epochs", None, "Epochs of training, in all.", lower_bound=1)
 flags.DEFINE_integer("batch_size", None, "Columns the corpus is read in, over all replicas.", lower_bound=1)
 flags.DEFINE_integer("bptt", None, "Time steps of a window, through which gradients flow.", lower_bound=1)
@@ -153,6 +167,8 @@ def settings_from_flags():
         if value is not None:
             settings[name] = value
     settings.update({name: getattr(FLAGS, name) for name in _RUN_FLAGS})
+    if settings["method"] != "selfish":  # whose published rate the preset's is
+        settings["pruning_rate"] = FLAGS.pruning_rate
     if settings["data_dir"] is not None:
         settings["data_dir"] = os.path.abspath(settings["data_dir"])
     settings["units"] = _units(settings["units"])
@@ -211,7 +227,7 @@ def _check(settings):
             f"--sparsity must be over 0 with --method={settings['method']}. Received: --sparsity=0.0; "
             "use --method=dense for a model with all connections"
         )
-    if not 0.0 < settings["pruning_rate"] < 1.0:
+    if settings["pruning_rate"] is not None and not 0.0 < settings["pruning_rate"] < 1.0:
         raise ValueError(
             f"--pruning_rate must be in (0, 1). Received: --pruning_rate={settings['pruning_rate']}"
         )
@@ -304,9 +320,8 @@ def make_callbacks(settings, workdir, train, checkpoint):
         total_steps=len(train) * settings["schedule_epochs"],
         data=train,
         seed=settings["seed"],
-        schedule=settings["schedule"],
-        frequency=settings["rewiring_steps"] or "epoch",
-        **{name: settings[name] for name in ("reset_regrown", "redistribution") if settings[name]},
+        frequency=settings["rewiring_steps"],
+        **{name: settings[name] for name in ("schedule", "reset_regrown", "redistribution")},
     )
     if settings["averaging"]:
         callbacks.append(NonMonotonicAveraging(monitor="val_perplexity", patience=settings["patience"]))

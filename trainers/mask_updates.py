@@ -9,11 +9,12 @@ def mask_updates(name, *, sparsity, pruning_rate, total_steps, data, seed, **opt
     Args:
         name: One of `METHODS`.
         sparsity: Fraction of zeros that gradual pruning ends with.
-        pruning_rate: Fraction of the connections that the first rewiring moves; None for the method's own.
+        pruning_rate: Fraction of the connections that the first rewiring moves.
         total_steps: Training steps in all.
         data: The training data, for rules that need gradients.
         seed: Integer seed.
-        **options: Further arguments of `Rewiring`.
+        **options: Further arguments of `Rewiring`. Of these and `pruning_rate` None stands for the method's
+            own default.
     """
     method = METHODS[name].callback
     if method is None:
@@ -22,9 +23,9 @@ def mask_updates(name, *, sparsity, pruning_rate, total_steps, data, seed, **opt
         return [method(pruning_schedule(sparsity, int(0.75 * total_steps)))]
     if name == "snip":
         return [method(gradient_data=data, seed=seed)]
-    if pruning_rate is not None:
-        options["pruning_rate"] = pruning_rate
-    return [method(total_steps=total_steps, gradient_data=data, seed=seed, **options)]
+    options["pruning_rate"] = pruning_rate
+    given = {name: value for name, value in options.items() if value is not None}
+    return [method(total_steps=total_steps, gradient_data=data, seed=seed, **given)]
 
 
 def pruning_schedule(sparsity, end_step):

@@ -1,0 +1,66 @@
+"""What a run takes where no flag says anything."""
+
+import json
+
+import pytest
+
+from keras_selfish.models.presets import PRESETS
+from keras_selfish.rewiring.registry import METHODS
+from trainers.mask_updates import mask_updates
+
+
+@pytest.fixture
+def settings(run_python):
+    """A function from a trainer's name and flags to the settings of its run."""
+    code = """
+        import importlib, json, sys
+        from absl import flags
+        trainer = importlib.import_module(f"trainers.{sys.argv[1]}")
+        flags.FLAGS(sys.argv[1:])
+        print(json.dumps(trainer.settings_from_flags()))
+    """
+    return lambda *arguments: json.loads(run_python(code, *arguments))
+
+
+def test_a_presets_pruning_rate_is_that_of_the_selfish_method(settings):
+    found = settings("language_model", "--preset=ptb_lstm")
+    assert found["pruning_rate"] == PRESETS["ptb_lstm"]["training"]["pruning_rate"] == 0.8
+    assert settings("language_model", "--preset=ptb_lstm", "--method=set")["pruning_rate"] is None
+    given = settings("language_model", "--preset=ptb_lstm", "--method=set", "--pruning_rate=0.6")
+    assert given["pruning_rate"] == 0.6
+
+
+def test_the_digits_get_more_and_smaller_steps(settings):
+    chosen = [
+        {name: found[name] for name in ("epochs", "batch_size")}
+        for found in (
+            settings("image_classifier"),
+            settings("image_classifier", "--batch_size=64"),
+            settings("image_classifier", "--dataset=mnist"),
+        )
+    ]
+    assert chosen == [
+        {"epochs": 60, "batch_size": 32},
+        {"epochs": 60, "batch_size": 64},
+        {"epochs": 20, "batch_size": 128},
+    ]
+
+
+def callback(method, **options):
+    given = {"sparsity": 0.5, "pruning_rate": None, "total_steps": 1000, "data": [], "seed": 0}
+    (made,) = mask_updates(method, **{**given, **options})
+    return made
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"dense", "dense_small", "gmp", "snip"}))
+def test_a_method_keeps_the_defaults_it_was_published_with(name):
+    published = METHODS[name].callback(gradient_data=[])
+    made = callback(name, schedule=None, frequency=None, reset_regrown=None, redistribution=None)
+    for attribute in ("pruning_rate", "schedule", "frequency", "reset_regrown", "redistribution"):
+        assert getattr(made, attribute) == getattr(published, attribute), attribute
+
+
+def test_what_is_given_replaces_a_default():
+    made = callback("set", pruning_rate=0.6, schedule="linear", frequency=7, reset_regrown=False)
+    assert (made.pruning_rate, made.frequency, made.reset_regrown) == (0.6, 7, False)
+    assert made.schedule(500, 1000) == pytest.approx((0.6 + 0.005) / 2)
