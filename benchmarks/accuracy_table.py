@@ -1,4 +1,4 @@
-"""Accuracy against sparsity of finished runs of the image trainer: a table, a CSV and a plot.
+"""Accuracy against sparsity of finished runs of the image trainer: a table, a CSV and plots.
 
 Usage:
     python -m benchmarks.accuracy_table RUNS_DIR
@@ -8,11 +8,13 @@ import collections
 import csv
 import importlib.util
 import json
+import math
 import pathlib
 import statistics
 import sys
 
 COLUMNS = ("network", "method", "wanted sparsity", "sparsity", "test accuracy", "standard deviation", "seeds")
+TICKS = (0, 50, 70, 80, 90, 95, 97, 98, 98.5, 99, 99.5, 99.9)  # of both axes, in percent
 
 
 def rows(runs):
@@ -54,24 +56,38 @@ def table(found):
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def plot(found, path):
-    """Accuracy over sparsity, a line for each method of each network."""
+def plot(found, network, path):
+    """A network's accuracy over sparsity, a line for each method.
+
+    Both axes are logarithmic in what is missing to 100%: half the errors or half the connections are the same
+    distance everywhere.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    lines = collections.defaultdict(list)
-    for network, method, _, sparsity, accuracy, _, _ in found:
-        lines[network, method].append((100 * sparsity, 100 * accuracy))
     figure, axes = pyplot.subplots(figsize=(8, 5))
-    for (network, method), points in lines.items():
-        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=f"{network}, {method}")
-    axes.set_xlabel("sparsity of the dense layers in %")
-    axes.set_ylabel("test accuracy in %")
+    lines = collections.defaultdict(list)
+    for name, method, _, sparsity, accuracy, _, _ in found:
+        if name == network:
+            lines[method].append((_distance(100 * sparsity), _distance(100 * accuracy)))
+    for method, points in lines.items():
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=method)
+    for axis, label in ((axes.xaxis, "sparsity of the dense layers"), (axes.yaxis, "test accuracy")):
+        low, high = axis.get_view_interval()
+        ticks = [tick for tick in TICKS if low <= _distance(tick) <= high]
+        axis.set_ticks([_distance(tick) for tick in ticks], [f"{tick:g}%" for tick in ticks])
+        axis.set_label_text(label)
+    axes.set_title(network)
+    axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150, bbox_inches="tight")
     pyplot.close(figure)
+
+
+def _distance(percent):
+    return -math.log10(max(100 - percent, 0.01))
 
 
 def main(arguments):
@@ -84,7 +100,8 @@ def main(arguments):
     with (runs / "accuracy.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([COLUMNS, *found])
     if importlib.util.find_spec("matplotlib") is not None:
-        plot(found, runs / "accuracy.png")
+        for network in dict.fromkeys(row[0] for row in found):
+            plot(found, network, runs / f"accuracy_{network}.png")
     print(table(found))
 
 

@@ -323,6 +323,8 @@ def test_a_table_of_accuracies(tmp_path, capsys):
     assert "| lenet_5 | gmp | 90 | 91.00 | 97.50 | 0.71 | 2 |" in printed
     assert "| lenet_5 | switcher, hard_concrete |  | 91.00 | 99.00 |  | 1 |" in printed
     assert (tmp_path / "accuracy.csv").read_text().count("\n") == 3
+    if importlib.util.find_spec("matplotlib") is not None:
+        assert (tmp_path / "accuracy_lenet_5.png").read_bytes().startswith(b"\x89PNG")
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit, match="RUNS_DIR must hold finished runs"):
         accuracy_table.main([str(tmp_path / "empty")])
