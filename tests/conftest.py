@@ -9,7 +9,6 @@ import sys
 import textwrap
 
 import hypothesis
-import numpy as np
 import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
@@ -56,9 +55,8 @@ def fresh_keras():
     keras.utils.clear_session(free_memory=False)
     if os.environ["KERAS_BACKEND"] == "tensorflow":
         keras.utils.set_random_seed(1)
-    else:  # that function would import TensorFlow to seed it, too; a new session draws its seeds from these
+    else:  # that function would import TensorFlow to seed it, too; a new session draws its seeds from this
         random.seed(1)
-        np.random.seed(1)
     yield
     keras.utils.clear_session(free_memory=False)
 
@@ -126,6 +124,27 @@ def run_python():
         return result.stdout
 
     return run
+
+
+@pytest.fixture
+def jax_alone(tmp_path_factory, monkeypatch):
+    """New processes run Keras on JAX and find no TensorFlow, as on a machine where it is not installed."""
+    if importlib.util.find_spec("jax") is None:
+        pytest.skip("needs jax")
+    folder = tmp_path_factory.mktemp("jax_alone")
+    code = """
+        from importlib.machinery import PathFinder
+        find_spec = PathFinder.find_spec
+
+        def found(cls, name, path=None, target=None):
+            return None if name.partition(".")[0] == "tensorflow" else find_spec(name, path, target)
+
+        PathFinder.find_spec = classmethod(found)
+    """
+    (folder / "sitecustomize.py").write_text(textwrap.dedent(code), encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Callbacks of the trainers: what a run writes down, and when it stops."""
 
+import importlib.util
 import math
 import sys
 import time
@@ -109,6 +110,14 @@ class RemainingTime(keras.callbacks.Callback):
         logging.info(
             "Epoch %d of %d%s: %s", self._epoch + 1, self.epochs, where, ", ".join([*shown, f"{left} left"])
         )
+
+
+def tensorboard(workdir):
+    """The callback that writes TensorBoard's logs, in a list; an empty one without TensorFlow."""
+    if importlib.util.find_spec("tensorflow") is None:
+        logging.info("No TensorBoard logs: Keras writes them with TensorFlow, which is not installed")
+        return []
+    return [keras.callbacks.TensorBoard(str(workdir.tensorboard), write_graph=False)]
 
 
 class Recorder(keras.callbacks.Callback):

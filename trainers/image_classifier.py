@@ -206,10 +206,11 @@ def train(settings, workdir):
     images = load_images(settings["dataset"], settings["data_dir"])
     training, validation = split(images, settings)
     checkpoint = workdir.checkpoint()
+    program.check_backend(FLAGS.export)
 
     import keras
 
-    from trainers.callbacks import ClassifierRecorder, RemainingTime, StopOnNaN
+    from trainers.callbacks import ClassifierRecorder, RemainingTime, StopOnNaN, tensorboard
 
     keras.utils.set_random_seed(settings["seed"])
     steps_per_epoch = -(-len(training[0]) // settings["batch_size"])
@@ -226,7 +227,7 @@ def train(settings, workdir):
     watching = [
         StopOnNaN(workdir, "a smaller --learning_rate"),
         ClassifierRecorder(workdir, workdir.trim_history(done)),
-        keras.callbacks.TensorBoard(str(workdir.tensorboard), write_graph=False),
+        *tensorboard(workdir),
         RemainingTime(["loss", "accuracy", "val_accuracy", "sparsity"], epochs),
     ]
     steps = settings["epochs"] * steps_per_epoch

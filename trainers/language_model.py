@@ -302,10 +302,8 @@ def make_model(settings, vocabulary_size, replicas):
 
 def make_callbacks(settings, workdir, train, checkpoint):
     """The callbacks of the run; recorder and progress bar stand last and so see all statistics."""
-    import keras
-
     from keras_selfish.optimizers import NonMonotonicAveraging
-    from trainers.callbacks import LanguageModelRecorder, ProgressBar, RemainingTime, StopOnNaN
+    from trainers.callbacks import LanguageModelRecorder, ProgressBar, RemainingTime, StopOnNaN, tensorboard
 
     callbacks = [
         StopOnNaN(workdir, "a smaller --learning_rate or --clipnorm"),
@@ -325,7 +323,7 @@ def make_callbacks(settings, workdir, train, checkpoint):
     )
     if settings["averaging"]:
         callbacks.append(NonMonotonicAveraging(monitor="val_perplexity", patience=settings["patience"]))
-    callbacks.append(keras.callbacks.TensorBoard(str(workdir.tensorboard), write_graph=False))
+    callbacks += tensorboard(workdir)
     done = checkpoint["epochs_done"] if checkpoint else 0
     best = checkpoint["best"] if checkpoint else None
     rows = workdir.trim_history(done)
@@ -344,6 +342,7 @@ def train(settings, workdir):
         "test, one column": Windows(corpus.test, 1, 10 * settings["bptt"]),
     }
     checkpoint = workdir.checkpoint()
+    program.check_backend(FLAGS.export)
 
     import keras
 

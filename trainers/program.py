@@ -47,6 +47,18 @@ def run(kind, settings_from_flags, train, errors=()):
     app.run(main)
 
 
+def check_backend(export):
+    """Refuses a run that could not be exported at its end: only TensorFlow writes SavedModels."""
+    import keras
+
+    backend = keras.backend.backend()
+    if export and backend != "tensorflow":
+        raise RunError(
+            f"--export needs Keras's TensorFlow backend. Received: backend {backend!r}; train with "
+            "--noexport, and give the same command with --export and KERAS_BACKEND=tensorflow afterwards"
+        )
+
+
 def keep_memory():
     """Has glibc keep what is freed for what comes next, where it would return it to the kernel.
 

@@ -125,12 +125,17 @@ def test_other_methods(tmp_path, method):
 
 
 @pytest.mark.jax
-def test_neurons_leave_the_network_on_jax(tmp_path, monkeypatch):
+def test_neurons_leave_the_network_on_jax(tmp_path, jax_alone):
     import keras
 
-    monkeypatch.setenv("KERAS_BACKEND", "jax")
-    result = run(tmp_path, *TINY, "--method=switcher_neuron", "--noexport")
+    flags = (*TINY, "--method=switcher_neuron")
+    refused = run(tmp_path, *flags)
+    assert refused.returncode == 1
+    assert "--export needs Keras's TensorFlow backend. Received: backend 'jax'" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    result = run(tmp_path, *flags, "--noexport")
     assert result.returncode == 0, result.stderr
+    assert "No TensorBoard logs" in result.stderr
     model = keras.models.load_model(tmp_path / "final.keras")
     units = [layer.units for layer in model.layers if isinstance(layer, keras.layers.Dense)]
     assert units[0] + units[1] < 0.5 * (90 + 30)

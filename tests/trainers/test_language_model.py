@@ -235,6 +235,20 @@ def test_an_architecture_by_flags(corpus, tmp_path):
     assert len(history(tmp_path)) == 2
 
 
+@pytest.mark.slow
+@pytest.mark.jax
+def test_jax_alone_trains_and_tensorflow_exports(corpus, tmp_path, jax_alone, monkeypatch):
+    flags = (f"--data_dir={corpus}", *TINY)
+    trained = run(tmp_path, *flags, "--noexport")
+    assert trained.returncode == 0, trained.stderr
+    monkeypatch.delenv("PYTHONPATH")
+    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
+    exported = run(tmp_path, *flags)
+    assert exported.returncode == 0, exported.stderr
+    assert len(history(tmp_path)) == 3
+    assert (tmp_path / "saved_model" / "saved_model.pb").exists()
+
+
 @pytest.mark.slow  # test_mirrored.py does it in one process
 def test_replicas_train_as_one_device(corpus, tmp_path):
     """Dropout differs between replicas, so without it."""
