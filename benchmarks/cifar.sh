@@ -14,7 +14,7 @@ for network in ${*:-mobilenet resnet_18 vgg_16 resnet_34}; do
     for method in switcher dense; do
         [ -e "$runs_dir/$network-$method/results.json" ] && continue
         python -m trainers.image_classifier --network="$network" --dataset=cifar10 --data_dir="$data_dir" \
-            --method="$method" --sparsity=0.9 --epochs="${EPOCHS:-3}" --finetune_epochs=1 --batch_size=64 \
+            --method="$method" --sparsity=0.9 --learning_rate=5e-4 --epochs="${EPOCHS:-3}" --finetune_epochs=1 --batch_size=64 \
             --task_steps=10 --switcher_steps=2 --warmup_epochs=0.5 --validation_fraction=0 --noexport \
             --workdir="$runs_dir/$network-$method"
     done
