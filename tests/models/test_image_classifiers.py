@@ -41,6 +41,18 @@ def test_forward_pass_of_a_narrow_network_with_switched_layers(network):
     assert dense[-1].units == 7
 
 
+def test_moving_statistics_follow_within_tens_of_steps():
+    model = image_classifier("mobilenet", (8, 8, 3), 7, width=0.1)
+    first = next(layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization))
+    beginning = keras.Model(model.inputs, [first.input, first.output])
+    images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3)).astype("uint8")
+    for _ in range(40):
+        features, _ = beginning(images, training=True)
+    variance = np.var(features, (0, 1, 2))
+    assert abs(variance - 1).min() > 0.5  # where it begins
+    np.testing.assert_allclose(first.moving_variance, variance, rtol=0, atol=0.02)
+
+
 def test_hidden_and_last_layers_may_differ():
     hidden = functools.partial(SparseDense, sparsity=0.9)
     model = image_classifier("lenet_5", (28, 28, 1), 10, hidden, keras.layers.Dense)
