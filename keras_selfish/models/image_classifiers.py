@@ -138,7 +138,7 @@ def _convolution(filters, size=3, stride=1):
 
 
 def _normalised(layer, features, activation=True):
-    # With Keras's 0.99 the moving variances are hundreds of steps behind, and in a deep chain that multiplies.
+    # With Keras's 0.99 moving variances are hundreds of steps behind, and in a deep chain that multiplies.
     features = keras.layers.BatchNormalization(momentum=0.9)(layer(features))
     return keras.layers.ReLU()(features) if activation else features
 
