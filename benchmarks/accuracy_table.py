@@ -14,7 +14,9 @@ import statistics
 import sys
 
 COLUMNS = ("network", "method", "wanted sparsity", "sparsity", "test accuracy", "standard deviation", "seeds")
-TICKS = (0, 50, 70, 80, 90, 95, 97, 98, 98.5, 99, 99.5, 99.9)  # of both axes, in percent
+# In percent.
+SPARSITY_TICKS = (0, 50, 70, 80, 90, 95, 97, 98, 99, 99.5, 99.9)
+ACCURACY_TICKS = (0, 50, 70, 80, 90, 95, 97, 98, 98.5, 99, 99.3, 99.5, 99.7, 99.9)
 
 
 def rows(runs):
@@ -34,8 +36,12 @@ def rows(runs):
 
 
 def method(settings):
-    """The method's name, and what of its switcher is not the default."""
-    defaults = {"architecture": "contextual", "estimator": "straight_through"}
+    """The method's name, and what of its settings is not the default."""
+    defaults = {
+        "architecture": "contextual",
+        "estimator": "straight_through",
+        "distribution": "uniform",
+    }
     others = [settings[name] for name, default in defaults.items() if settings.get(name, default) != default]
     return ", ".join([settings["method"], *others])
 
@@ -68,15 +74,19 @@ def plot(found, network, path):
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5))
+    axes.set_prop_cycle(pyplot.cycler(marker="os^") * pyplot.rcParams["axes.prop_cycle"])
     lines = collections.defaultdict(list)
     for name, method, _, sparsity, accuracy, _, _ in found:
         if name == network:
             lines[method].append((_distance(100 * sparsity), _distance(100 * accuracy)))
     for method, points in lines.items():
-        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=method)
-    for axis, label in ((axes.xaxis, "sparsity of the dense layers"), (axes.yaxis, "test accuracy")):
+        axes.plot(*zip(*sorted(points), strict=True), label=method)
+    for axis, label, all_ticks in (
+        (axes.xaxis, "sparsity of the dense layers", SPARSITY_TICKS),
+        (axes.yaxis, "test accuracy", ACCURACY_TICKS),
+    ):
         low, high = axis.get_view_interval()
-        ticks = [tick for tick in TICKS if low <= _distance(tick) <= high]
+        ticks = [tick for tick in all_ticks if low <= _distance(tick) <= high]
         axis.set_ticks([_distance(tick) for tick in ticks], [f"{tick:g}%" for tick in ticks])
         axis.set_label_text(label)
     axes.set_title(network)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Makes every MNIST run of docs/results.md that is not there yet; interrupted, it goes on where it stopped.
 #
-# Usage: benchmarks/mnist.sh DATA_DIR RUNS_DIR [PART...]     (targets, against_gmp, curve, variants; all by default)
+# Usage: benchmarks/mnist.sh DATA_DIR RUNS_DIR [PART...]     (targets, against_gmp, curve, variants, erk;
+#        all by default)
 #
 # `python -m benchmarks.accuracy_table RUNS_DIR` makes the tables, a CSV and a plot of them.
 set -euo pipefail
@@ -49,9 +50,19 @@ variants() {
     train lenet_300_100 switcher -1 0 22
 }
 
-for part in ${*:-targets against_gmp curve variants}; do
-    case $part in
-    targets | against_gmp | curve | variants) $part ;;
-    *) echo "unknown part $part; known: targets against_gmp curve variants" >&2 && exit 1 ;;
+# More of the connections for small matrices.
+erk() {
+    for sparsity in 0.95 0.98 0.99; do
+        for method in selfish set rigl static; do
+            train lenet_300_100 $method $sparsity 0 22 --distribution=erk
+        done
+    done
+}
+
+parts="targets against_gmp curve variants erk"
+for part in ${*:-$parts}; do
+    case " $parts " in
+    *" $part "*) $part ;;
+    *) echo "unknown part $part; known: $parts" >&2 && exit 1 ;;
     esac
 done

@@ -30,6 +30,12 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_float("width", 1.0, "Factor of all numbers of filters and units, over 0.")
 flags.DEFINE_float("sparsity", 0.9, "Fraction of zeros in the dense layers; negative: the loss decides.")
+flags.DEFINE_enum(
+    "distribution",
+    "uniform",
+    masks.DISTRIBUTIONS,
+    "How the dense layers share the connections of a method that is sparse from its first step.",
+)
 flags.DEFINE_integer("epochs", None, "Epochs of training; by default 20, of digits 60.", lower_bound=1)
 flags.DEFINE_integer("finetune_epochs", 2, "Epochs with a fixed structure after them.", lower_bound=0)
 flags.DEFINE_integer("batch_size", None, "Images of a step; by default 128, of digits 32.", lower_bound=1)
@@ -62,7 +68,7 @@ _SETTINGS = (
     *("network", "dataset", "data_dir", "method", "width", "sparsity", "epochs", "finetune_epochs"),
     *("batch_size", "learning_rate", "weight_decay", "switcher_learning_rate", "task_steps"),
     *("switcher_steps", "warmup_epochs", "ramp", "architecture", "estimator", "pruning_rate"),
-    *("validation_fraction", "seed"),
+    *("distribution", "validation_fraction", "seed"),
 )
 
 
@@ -83,6 +89,12 @@ def settings_from_flags():
     for name, (low, high) in {"ramp": (0.0, 1.0), "validation_fraction": (0.0, 0.9)}.items():
         if not low <= settings[name] <= high:
             raise ValueError(f"--{name} must be in [{low}, {high}]. Received: --{name}={settings[name]}")
+    if settings["distribution"] != "uniform" and not METHODS[settings["method"]].begins_sparse:
+        found = ", ".join(name for name, method in METHODS.items() if method.begins_sparse)
+        raise ValueError(
+            f"--distribution needs a method that begins sparse ({found}). Received: "
+            f"--distribution={settings['distribution']} --method={settings['method']}"
+        )
     if settings["method"] == "switcher_neuron" and settings["network"] in _NETWORKS[3:]:
         raise ValueError(
             "--method=switcher_neuron needs a network with hidden dense layers, a LeNet or VGG-16. Received: "
@@ -118,6 +130,8 @@ def make_model(settings, images, steps_per_epoch):
         output,
         width=settings["width"],
     )
+    if settings["distribution"] != "uniform":
+        masks.distribute(model, settings["sparsity"], settings["distribution"], settings["seed"])
     steps = settings["epochs"] * steps_per_epoch
     arguments = {}
     if method.switched:

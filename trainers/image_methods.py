@@ -17,6 +17,7 @@ class Method:
         output: The same for the last layer; None (default) for `hidden`.
         callbacks: Maps the settings, the number of steps and the training data to the callbacks of training.
         switched: Whether a switcher is trained as well.
+        begins_sparse: Whether connections are missing from the first step on.
     """
 
     summary: str
@@ -24,6 +25,7 @@ class Method:
     output: object = None
     callbacks: object = lambda settings, steps, data: []
     switched: bool = False
+    begins_sparse: bool = False
 
     def layers(self, settings):
         """Functions that make hidden layers and the last layer."""
@@ -75,7 +77,9 @@ METHODS = {
     ),
     "dense": Method("all connections exist", _plain),
     **{
-        name: Method(method.summary, _sparse, callbacks=_updates(name))
+        name: Method(
+            method.summary, _sparse, callbacks=_updates(name), begins_sparse=name not in ("gmp", "snip")
+        )
         for name, method in REWIRING.items()
         if method.class_name is not None
     },

@@ -118,10 +118,18 @@ image_classifier.run()
     ],
 )
 def test_other_methods(tmp_path, method):
-    result = run(tmp_path, *TINY, f"--method={method}", "--noexport")
+    import keras
+
+    flags = ["--distribution=erk"] if method == "rigl" else []
+    result = run(tmp_path, *TINY, f"--method={method}", "--noexport", *flags)
     assert result.returncode == 0, result.stderr
     sparsity = json.loads((tmp_path / "results.json").read_text())["sparsity"]
     assert sparsity == pytest.approx(0.0 if method == "dense" else 0.7, abs=0.01)
+    if flags:
+        layers = keras.models.load_model(tmp_path / "final.keras").layers
+        kernels = [np.asarray(one.kernel) for one in layers if isinstance(one, keras.layers.Dense)]
+        densities = [np.count_nonzero(kernel) / kernel.size for kernel in kernels]
+        assert densities[0] < densities[1] < densities[2]
 
 
 @pytest.mark.jax
@@ -149,6 +157,10 @@ def test_neurons_leave_the_network_on_jax(tmp_path, jax_alone):
     [
         (["--sparsity=1.5"], "`--sparsity` is the fraction of zeros"),
         (["--ramp=2"], "--ramp must be in"),
+        (
+            ["--method=gmp", "--distribution=erk"],
+            "--distribution needs a method that begins sparse (static, ",
+        ),
         (["--method=switcher_neuron", "--network=resnet_18"], "needs a network with hidden dense layers"),
         (["--network=lenet_5"], "`input_shape` must be"),
         (["--dataset=mnist", "--data_dir=/nowhere"], "`data_dir` must be a folder"),
