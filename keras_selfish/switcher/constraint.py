@@ -64,8 +64,11 @@ class SparsityConstraint(keras.layers.Layer):
     the constraint is a threshold that all logits share: it decides how many connections are open, and the
     task's loss, through the logits, which. The multiplier follows the violation by Newton's method on the
     dual, a step each time the switcher decides: it moves by (fraction open - fraction wanted) over the
-    derivative of the fraction open, estimated from the logits near the threshold. It is at rest only where
-    the number of binary switches that are on is the number wanted.
+    derivative of the fraction open, estimated from the logits near the threshold. Where it has just stepped
+    over the number wanted, it goes to where the line through the last two points meets it (false position):
+    at an edge of the logits, such as the largest weights of a new layer, the smooth estimate is half of the
+    derivative, and Newton's method would step to and fro for ever. It is at rest only where the number of
+    binary switches that are on is the number wanted.
 
     The fraction wanted falls from 1 to the target over the first `ramp_steps` steps of the switcher, fast at
     first, as a cube.
@@ -98,6 +101,9 @@ class SparsityConstraint(keras.layers.Layer):
         self.threshold = self.add_weight(name="threshold", initializer=_below_all, **state)
         self.width = self.add_weight(name="width", initializer=_some_width, **state)
         self.steps = self.add_weight(name="steps", initializer="zeros", **state)
+        # Where the threshold was before, and what fraction was open there.
+        self.last_threshold = self.add_weight(name="last_threshold", initializer=_below_all, **state)
+        self.last_open = self.add_weight(name="last_open", initializer="ones", **state)
         self.built = True
 
     def density_wanted(self):
@@ -114,13 +120,20 @@ class SparsityConstraint(keras.layers.Layer):
             counted: The `Count` of all switched connections at the present threshold and width.
             advance: Whether this was a step of the switcher, which the approach to the target is counted in.
         """
-        width = ops.convert_to_tensor(self.width)
-        excess = counted.is_open / counted.size - self.density_wanted()
+        threshold, width = ops.convert_to_tensor(self.threshold), ops.convert_to_tensor(self.width)
+        is_open = counted.is_open / counted.size
+        wanted = self.density_wanted()
+        excess, last_excess = is_open - wanted, ops.convert_to_tensor(self.last_open) - wanted
         slope = ops.maximum(counted.near / counted.size, LEAST_SLOPE / width)
-        step = ops.clip(excess / slope, -LARGEST_STEP * width, LARGEST_STEP * width)
+        newton = ops.clip(excess / slope, -LARGEST_STEP * width, LARGEST_STEP * width)
+        crossed = excess * last_excess < 0.0
+        back = ops.convert_to_tensor(self.last_threshold) - threshold
+        step = ops.where(crossed, back * excess / ops.where(crossed, excess - last_excess, 1.0), newton)
         mean = counted.total / counted.size
         deviation = ops.sqrt(ops.maximum(counted.squares / counted.size - mean**2, 0.0))
-        self.threshold.assign(ops.convert_to_tensor(self.threshold) + step)
+        self.last_threshold.assign(threshold)
+        self.last_open.assign(is_open)
+        self.threshold.assign(threshold + step)
         self.width.assign(WIDTH * deviation + 1e-3)
         if advance:
             self.steps.assign(ops.convert_to_tensor(self.steps) + 1.0)

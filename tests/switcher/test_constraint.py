@@ -33,6 +33,15 @@ def test_a_step_by_hand():
     assert float(constraint.steps) == 1
 
 
+def test_a_step_over_the_target_is_taken_back_by_hand():
+    constraint = SparsityConstraint(0.75, ramp_steps=0)
+    constraint.build()
+    constraint.update(Count(100.0, 60.0, 200.0, 50.0, 125.0), advance=True)
+    # 60 open at -5, now 15 at -4.825; 25 are wanted: 10 / 45 of the way back.
+    constraint.update(Count(100.0, 15.0, 1.0, 50.0, 125.0), advance=True)
+    assert float(constraint.threshold) == pytest.approx(-4.825 - 0.175 * 10 / 45)
+
+
 def test_a_step_is_limited():
     constraint = SparsityConstraint(0.75, ramp_steps=0)
     constraint.build()
@@ -75,6 +84,22 @@ def test_reaches_the_target_for_any_logits(target, center, spread, shape):
         if abs(sparsities[-1] - target) < 0.005:
             break
     assert abs(sparsities[-1] - target) < 0.01
+
+
+@pytest.mark.parametrize("target", [0.8, 0.9, 0.98])
+def test_is_at_rest_at_the_edge_of_the_logits(target):
+    """Those that a switcher begins with, of a layer as it is initialised."""
+    weights = np.random.default_rng(0).uniform(-1, 1, 20000)
+    logits = ops.convert_to_tensor((2 + np.log(np.abs(weights) + 1e-6)).astype("float32"))
+    constraint = SparsityConstraint(target, ramp_steps=0)
+    constraint.build()
+    sparsities = []
+    for _ in range(40):
+        state = ops.convert_to_tensor(constraint.threshold), ops.convert_to_tensor(constraint.width)
+        counted = Count(20000.0, *count(logits, *state))
+        sparsities.append(1 - float(counted.is_open) / 20000)
+        constraint.update(counted, advance=True)
+    np.testing.assert_allclose(sparsities[-10:], target, atol=1e-3)
 
 
 @hypothesis.given(target=st.floats(0.0, 0.99), seed=st.integers(0, 100))
