@@ -16,6 +16,7 @@ from keras_selfish import masks
 from keras_selfish.data import IMAGE_DATASETS, load_images
 from trainers import program
 from trainers.image_methods import METHODS
+from trainers.mask_updates import check_distribution
 from trainers.workdir import replace, write_json
 
 FLAGS = flags.FLAGS
@@ -89,12 +90,7 @@ def settings_from_flags():
     for name, (low, high) in {"ramp": (0.0, 1.0), "validation_fraction": (0.0, 0.9)}.items():
         if not low <= settings[name] <= high:
             raise ValueError(f"--{name} must be in [{low}, {high}]. Received: --{name}={settings[name]}")
-    if settings["distribution"] != "uniform" and not METHODS[settings["method"]].begins_sparse:
-        found = ", ".join(name for name, method in METHODS.items() if method.begins_sparse)
-        raise ValueError(
-            f"--distribution needs a method that begins sparse ({found}). Received: "
-            f"--distribution={settings['distribution']} --method={settings['method']}"
-        )
+    check_distribution(settings, METHODS)
     if settings["method"] == "switcher_neuron" and settings["network"] in _NETWORKS[3:]:
         raise ValueError(
             "--method=switcher_neuron needs a network with hidden dense layers, a LeNet or VGG-16. Received: "

@@ -77,9 +77,7 @@ METHODS = {
     ),
     "dense": Method("all connections exist", _plain),
     **{
-        name: Method(
-            method.summary, _sparse, callbacks=_updates(name), begins_sparse=name not in ("gmp", "snip")
-        )
+        name: Method(method.summary, _sparse, callbacks=_updates(name), begins_sparse=method.begins_sparse)
         for name, method in REWIRING.items()
         if method.class_name is not None
     },

@@ -23,7 +23,7 @@ from keras_selfish.models.presets import PRESETS, preset
 from keras_selfish.rewiring.registry import METHODS
 from keras_selfish.rewiring.rules import REDISTRIBUTION_RULES
 from trainers import program
-from trainers.mask_updates import mask_updates
+from trainers.mask_updates import check_distribution, mask_updates
 
 FLAGS = flags.FLAGS
 
@@ -227,6 +227,7 @@ def _check(settings):
             f"--sparsity must be over 0 with --method={settings['method']}. Received: --sparsity=0.0; "
             "use --method=dense for a model with all connections"
         )
+    check_distribution(settings, METHODS)
     if settings["pruning_rate"] is not None and not 0.0 < settings["pruning_rate"] < 1.0:
         raise ValueError(
             f"--pruning_rate must be in (0, 1). Received: --pruning_rate={settings['pruning_rate']}"

@@ -28,6 +28,16 @@ def mask_updates(name, *, sparsity, pruning_rate, total_steps, data, seed, **opt
     return [method(total_steps=total_steps, gradient_data=data, seed=seed, **given)]
 
 
+def check_distribution(settings, methods):
+    """Refuses a distribution of connections with a method that says itself which go, or has all."""
+    if settings["distribution"] != "uniform" and not methods[settings["method"]].begins_sparse:
+        found = ", ".join(name for name, method in methods.items() if method.begins_sparse)
+        raise ValueError(
+            f"--distribution needs a method that begins sparse ({found}). Received: "
+            f"--distribution={settings['distribution']} --method={settings['method']}"
+        )
+
+
 def pruning_schedule(sparsity, end_step):
     """From dense to this sparsity along a cubic, as far as three quarters of training."""
     import keras

@@ -14,10 +14,12 @@ class Method:
         summary: What it does, for a help text.
         class_name: Name in `keras_selfish.rewiring` of the callback class that carries it out; None for a
             model without masks.
+        begins_sparse: Whether connections are missing from the first step on.
     """
 
     summary: str
     class_name: str = None
+    begins_sparse: bool = True
 
     @property
     def callback(self):
@@ -26,8 +28,10 @@ class Method:
 
 
 METHODS = {
-    "dense": Method("all connections exist"),
-    "dense_small": Method("all exist, in fewer units: as many parameters as the sparse model"),
+    "dense": Method("all connections exist", begins_sparse=False),
+    "dense_small": Method(
+        "all exist, in fewer units: as many parameters as the sparse model", begins_sparse=False
+    ),
     "static": Method("connections stay as drawn", "Static"),
     "selfish": Method("small weights go, random ones come, gates compete", "SelfishRewiring"),
     "set": Method("half of the small weights that go are positive, half negative", "SET"),
@@ -35,6 +39,8 @@ METHODS = {
     "snfs": Method("what comes follows the momentum, and so does the matrix it comes to", "SNFS"),
     "rigl": Method("what comes follows the gradient, until a fraction of training", "RigL"),
     "gse": Method("what comes follows the gradient within a random subset", "GSE"),
-    "gmp": Method("begins with all, small weights go little by little", "GMP"),
-    "snip": Method("what the loss is least sensitive to goes once, before the first step", "SNIP"),
+    "gmp": Method("begins with all, small weights go little by little", "GMP", begins_sparse=False),
+    "snip": Method(
+        "what the loss is least sensitive to goes once, before the first step", "SNIP", begins_sparse=False
+    ),
 }
