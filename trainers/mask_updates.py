@@ -3,18 +3,16 @@
 from keras_selfish.rewiring.registry import METHODS
 
 
-def mask_updates(name, *, sparsity, pruning_rate, total_steps, data, seed, **options):
+def mask_updates(name, *, sparsity, total_steps, data, seed, **options):
     """The callback of a method, in a list; an empty one for a dense model.
 
     Args:
         name: One of `METHODS`.
         sparsity: Fraction of zeros that gradual pruning ends with.
-        pruning_rate: Fraction of the connections that the first rewiring moves.
         total_steps: Training steps in all.
         data: The training data, for rules that need gradients.
         seed: Integer seed.
-        **options: Further arguments of `Rewiring`. Of these and `pruning_rate` None stands for the method's
-            own default.
+        **options: Further arguments of `Rewiring`; None stands for the method's own default.
     """
     method = METHODS[name].callback
     if method is None:
@@ -23,7 +21,6 @@ def mask_updates(name, *, sparsity, pruning_rate, total_steps, data, seed, **opt
         return [method(pruning_schedule(sparsity, int(0.75 * total_steps)))]
     if name == "snip":
         return [method(gradient_data=data, seed=seed)]
-    options["pruning_rate"] = pruning_rate
     given = {name: value for name, value in options.items() if value is not None}
     return [method(total_steps=total_steps, gradient_data=data, seed=seed, **given)]
 
