@@ -34,12 +34,20 @@ def measure(variant, sizes, steps):
         A result as `result_of` makes it.
     """
     model = plain_model(sizes) if variant == "keras" else our_model(variant, sizes)
-    data = windows(sizes, steps).dataset()
-    if variant == "keras":
-        data = data.map(lambda inputs, targets: (inputs["tokens"], targets))
+    data = batches(windows(sizes, steps), plain=variant == "keras")
     clock = Clock()
-    model.fit(data, verbose=0, shuffle=False, callbacks=[clock])
+    model.fit(data, verbose=0, shuffle=False, steps_per_epoch=steps, callbacks=[clock])
     return result_of(clock.seconds, clock.loss)
+
+
+def batches(windows, plain):
+    """Windows for `fit`, on TensorFlow as a dataset; with `plain` of tokens and targets alone."""
+    tensorflow = keras.backend.backend() == "tensorflow"
+    if not plain:
+        return windows.dataset() if tensorflow else windows.pydataset()
+    if tensorflow:
+        return windows.dataset().map(lambda inputs, targets: (inputs["tokens"], targets))
+    return ((inputs["tokens"], targets) for inputs, targets in windows)
 
 
 def our_model(variant, sizes):

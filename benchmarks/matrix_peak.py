@@ -1,4 +1,4 @@
-"""How fast TensorFlow multiplies large square matrices here: what a training step could reach at most.
+"""How fast Keras's backend multiplies large square matrices here: what a training step could reach at most.
 
 Usage: python -m benchmarks.matrix_peak [--dtype bfloat16] [--size 3072]
 
@@ -10,30 +10,41 @@ import argparse
 import json
 import time
 
+import keras
+from keras import ops
+
 from benchmarks.options import positive
 
 CHAIN, REPETITIONS = 4, 6
 
 
 def measure(dtype, size):
-    import tensorflow as tf
-
-    generator = tf.random.Generator.from_seed(0)
     # Scaled so that the numbers of the chain neither vanish nor overflow.
-    factor = tf.cast(generator.normal((size, size)) * size**-0.5, dtype)
+    factor = ops.cast(keras.random.normal((size, size), stddev=size**-0.5, seed=0), dtype)
 
-    @tf.function
+    @compiled
     def chain(product):
         for _ in range(CHAIN):
-            product = tf.matmul(product, factor)
-        return product[0, 0]
+            product = ops.matmul(product, factor)
+        return ops.cast(product[0, 0], "float32")
 
     seconds = []
     for _ in range(1 + REPETITIONS):
         began = time.perf_counter()
-        chain(factor).numpy()
+        float(chain(factor))  # waits for it
         seconds.append(time.perf_counter() - began)
     return {"operations_per_second": CHAIN * 2 * size**3 / min(seconds[1:])}
+
+
+def compiled(function):
+    """The function, compiled by Keras's backend: TensorFlow or JAX."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.jit(function)
+    import tensorflow as tf
+
+    return tf.function(function)
 
 
 def main():

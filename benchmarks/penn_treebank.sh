@@ -5,7 +5,12 @@
 #
 # A run takes 14 epochs of about two minutes on two cores (--precision=mixed_bfloat16 less). With more cores,
 # name different runs in different shells; averaging and no_averaging begin with second_1111, so make that
-# one first. TRAINER_FLAGS, if set, are further flags of every run: TRAINER_FLAGS=--units=16 tries it all out.
+# one first. On a GPU, with JAX, twelve runs side by side:
+#
+#   export KERAS_BACKEND=jax XLA_PYTHON_CLIENT_PREALLOCATE=false
+#   echo NAME... | xargs -n 1 -P 12 benchmarks/penn_treebank.sh DATA_DIR RUNS_DIR
+#
+# TRAINER_FLAGS, if set, are further flags of every run: TRAINER_FLAGS=--units=16 tries it all out.
 set -euo pipefail
 data_dir=$1 runs_dir=$2
 shift 2

@@ -94,11 +94,11 @@ def machine():
 
     libraries = [
         f"{name} {importlib.metadata.version(name)}"
-        for name in ("tensorflow", "torch", "numpy")
+        for name in ("tensorflow", "jax", "torch", "numpy")
         if importlib.util.find_spec(name) is not None
     ]
     return (
-        f"{os.cpu_count()} cores, {_processor()}, load {load:.1f} at the start, "
+        f"{os.cpu_count()} cores, {', '.join([_processor(), *_gpus()])}, load {load:.1f} at the start, "
         f"Python {platform.python_version()}, Keras {keras.__version__} on {keras.backend.backend()}, "
         f"{', '.join(libraries)}"
     )
@@ -111,3 +111,11 @@ def _processor():
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def _gpus():
+    """Names of the NVIDIA GPUs."""
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return []

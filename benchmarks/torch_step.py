@@ -26,6 +26,7 @@ def measure(variant, sizes, steps):
     """Measures `"torch"` or `"torch_bfloat16"`; arguments and result as in `keras_step.measure`."""
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU that has it, as JAX does of itself
     model = LanguageModel(sizes).to(device)
     matrices = [weight for weight in model.parameters() if weight.ndim == 2]
     masks = [(torch.rand_like(weight) >= SPARSITY).to(weight.dtype) for weight in matrices]

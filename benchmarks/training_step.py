@@ -18,7 +18,8 @@ clipping by the global norm and weight decay:
 PyTorch comes with the extra `bench`; without it, its two variants are left out. Its LSTM in bfloat16 wants a
 processor with AVX-512: without one, leave it out with `--variants`. A step's time is the median
 over rounds of the median over steps; "x keras" is that time over the time of `keras`. TFLOP/s count the
-matrix products of a dense model (see `Sizes.operations`), masked or not. Memory is that of the host.
+matrix products of a dense model (see `Sizes.operations`), masked or not. Memory is that of the host. With
+KERAS_BACKEND=jax, Keras's variants run on JAX. On a GPU, float32 products are of TensorFloat-32 precision.
 """
 
 import dataclasses

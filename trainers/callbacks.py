@@ -13,6 +13,9 @@ from keras_selfish.analysis import training_flops
 from trainers.workdir import RunError, replace
 
 
+# Callbacks that are `async_safe` do not make Keras wait for each step's loss where it need not (on JAX).
+
+
 class StopOnNaN(keras.callbacks.Callback):
     """Ends a run whose loss is no longer a number, before anything of that epoch is saved.
 
@@ -21,22 +24,27 @@ class StopOnNaN(keras.callbacks.Callback):
         advice: What to try instead, such as "a smaller --learning_rate".
     """
 
+    async_safe = True
+
     def __init__(self, workdir, advice):
         super().__init__()
         self.workdir = workdir
         self.advice = advice
 
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+
     def on_train_batch_end(self, batch, logs=None):
-        self._check("loss", logs)
+        self._check("loss", logs, batch + 1)
 
     def on_test_end(self, logs=None):
-        self._check("validation loss", logs)
+        self._check("validation loss", logs, self.params["steps"])
 
-    def _check(self, name, logs):
+    def _check(self, name, logs, batches):
         loss = (logs or {}).get("loss")
         if loss is None or math.isfinite(float(loss)):
             return
-        step = int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
+        step = self._epoch * self.params["steps"] + batches
         kept = self.workdir.checkpoint()
         kept = (
             f"the checkpoint after epoch {kept['epochs_done']} is kept" if kept else "nothing was saved yet"
@@ -57,6 +65,7 @@ class ProgressBar(keras.callbacks.ProgbarLogger):
     def __init__(self, verbose=1):
         super().__init__()
         self._wanted = verbose
+        self.async_safe = verbose != 1  # without a bar, the order of the steps does not matter
 
     def set_params(self, params):
         super().set_params({**params, "verbose": self._wanted})
@@ -75,6 +84,8 @@ class RemainingTime(keras.callbacks.Callback):
         progress_bar: Whether there is one on a terminal.
         interval: Seconds between two lines within an epoch.
     """
+
+    async_safe = True
 
     def __init__(self, shown, epochs=None, progress_bar=False, interval=30.0):
         super().__init__()

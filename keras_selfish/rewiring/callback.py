@@ -148,18 +148,10 @@ class Rewiring(MaskUpdates):
             self._first_step = self._step() if epoch == 0 else 0
         self._epoch_due = self.frequency == "epoch" and epoch > 0
 
-    def is_awaited(self):
-        return self._epoch_due or self.frequency != "epoch"
-
     def is_due(self, last, step):
         if self.frequency == "epoch":
-            due, self._epoch_due = self._epoch_due, False
-        else:
-            due = 0 < step // self.frequency > last // self.frequency
-        ended = self.end_step is not None and step > self.end_step
-        if due and self.stop_fraction < 1.0:
-            ended = ended or step > self._schedule_steps(step, self._epoch)
-        return due and not ended and not self._just_triggered()
+            return self._epoch_due
+        return 0 < step // self.frequency > last // self.frequency
 
     def on_epoch_end(self, epoch, logs=None):
         super().on_epoch_end(epoch, logs)
@@ -195,7 +187,13 @@ class Rewiring(MaskUpdates):
     # What.
 
     def update(self, step):
-        self.rewire(self._rate(step, self._epoch), step)
+        self._epoch_due = False
+        if not self._has_ended(step) and not self._just_triggered():
+            self.rewire(self._rate(step, self._epoch), step)
+
+    def _has_ended(self, step):
+        ended = self.end_step is not None and step > self.end_step
+        return ended or (self.stop_fraction < 1.0 and step > self._schedule_steps(step, self._epoch))
 
     def rewire(self, rate, step):
         """Rewires the model now; `fit` calls it, and a training loop of one's own may after `set_model`.

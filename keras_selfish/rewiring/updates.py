@@ -47,12 +47,16 @@ class MaskUpdates(keras.callbacks.Callback):
         self._prepared = False
         self._epoch = 0
         self._last_step = None
+        self._possible_steps = 0
         self._statistics = None
 
     # What a subclass says.
 
     def is_due(self, last, step):
-        """Whether the masks change at `step`; they were looked at last at the step `last`, before it."""
+        """Whether the masks are to change after the step `last` and at the latest at `step`.
+
+        It reads nothing from the device and, once True, stays so for later `step`s.
+        """
         raise ValueError(f"{type(self).__name__} must define `is_due`.")
 
     def update(self, step):
@@ -79,18 +83,17 @@ class MaskUpdates(keras.callbacks.Callback):
         # a model without an input shape, like its optimizer, is built by the first batch.
         if not self._prepared and self.model.built:
             self._prepare()
-        if not self.is_awaited():
+        # The training step is read from the device only where it may have come far enough.
+        self._possible_steps += self.model.steps_per_execution
+        last = self._last_step
+        if last is not None and not self.is_due(last, last + self._possible_steps):
             return
         self._sync()
         step = self._step()
-        last = step - self._steps_of_last_execution() if self._last_step is None else self._last_step
-        self._last_step = step
+        last = step - self._steps_of_last_execution() if last is None else last
+        self._last_step, self._possible_steps = step, 0
         if self.is_due(last, step):
             self.update(step)
-
-    def is_awaited(self):
-        """Whether it may be due before this batch; if not, the training step is not read from the device."""
-        return True
 
     def _steps_of_last_execution(self):
         """Training steps of the last call of the training function before this epoch.

@@ -95,6 +95,22 @@ def test_when(frequency, together, steps):
     assert rewiring.steps == steps
 
 
+@pytest.mark.parametrize(("frequency", "reads"), [("epoch", 3), (4, 5), (6, 3), (18, 1)])
+def test_the_step_is_read_only_where_a_rewiring_may_be_due(frequency, reads):
+    """On JAX a reading waits for the device and takes the state apart."""
+
+    class Reading(Rewiring):
+        reads = 0
+
+        def _step(self):
+            self.reads += 1
+            return super()._step()
+
+    rewiring = Reading(frequency=frequency)
+    fit(dense_model(), rewiring)
+    assert rewiring.reads - 4 == reads  # four where training begins and where epochs end
+
+
 def test_steps_are_updates_of_the_optimizer():
     rewiring = Recorded(schedule="linear", end_rate=0.0, frequency=2)
     fit(dense_model(keras.optimizers.SGD(gradient_accumulation_steps=3)), rewiring)

@@ -361,10 +361,12 @@ def test_workdir_that_cannot_be_written(corpus, tmp_path):
     assert "--workdir must be a folder that can be written" in result.stderr
 
 
-def test_nan_loss_stops_and_keeps_the_checkpoint(corpus, tmp_path):
+@pytest.mark.parametrize("backend", ["tensorflow", pytest.param("jax", marks=pytest.mark.jax)])
+def test_nan_loss_stops_and_keeps_the_checkpoint(backend, corpus, tmp_path):
     """Weights that grow without bound: no clipping and an absurd learning rate."""
+    pytest.importorskip(backend)
     flags = (f"--data_dir={corpus}", *TINY, "--clipnorm=0", "--learning_rate=1e38", "--noexport")
-    result = run(tmp_path, *flags)
+    result = run(tmp_path, *flags, env={"KERAS_BACKEND": backend})
     assert result.returncode == 1
     assert re.search(r"loss became (nan|inf) at step \d+: nothing was saved yet", result.stderr)
     assert "Traceback" not in result.stderr
