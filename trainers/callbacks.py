@@ -1,4 +1,7 @@
-"""Callbacks of the trainers: what a run writes down, and when it stops."""
+"""Callbacks of the trainers: what a run writes down, and when it stops.
+
+Those that are `async_safe` do not make Keras wait for the loss of each step where it need not (on JAX).
+"""
 
 import importlib.util
 import math
@@ -11,9 +14,6 @@ from absl import logging
 from keras_selfish import masks
 from keras_selfish.analysis import training_flops
 from trainers.workdir import RunError, replace
-
-
-# Callbacks that are `async_safe` do not make Keras wait for each step's loss where it need not (on JAX).
 
 
 class StopOnNaN(keras.callbacks.Callback):
