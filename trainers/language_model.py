@@ -375,8 +375,8 @@ def training_windows(tokens, settings):
     """The windows that a model is trained on, of one length or of random ones."""
     if not settings["random_lengths"]:
         return Windows(tokens, settings["batch_size"], settings["bptt"])
-    # JAX compiles a step for each length.
-    multiple = 5 if os.environ.get("KERAS_BACKEND") == "jax" else 1
+    # JAX compiles a step for each length, which can take longer than an epoch of steps.
+    multiple = 10 if os.environ.get("KERAS_BACKEND") == "jax" else 1
     return RandomWindows(tokens, settings["batch_size"], settings["bptt"], settings["seed"], multiple)
 
 
