@@ -160,10 +160,15 @@ def test_save_and_load_in_the_middle_of_an_alternation(granularity, tmp_path):
     ours, theirs = model.get_config(), loaded.get_config()
     del ours["network"], theirs["network"]  # it says also how it was built
     assert ours == theirs
-    fit(model, epochs=2)
-    fit(loaded, epochs=2)
+    fit(model, epochs=1)  # which has steps of all phases
+    fit(loaded, epochs=1)
+    # Not to the bit: on a busy machine TensorFlow rounded one of some hundred runs otherwise, and a switch near
+    # the threshold turned. State that is lost moves weights by the learning rates, 0.01 and 0.02.
     for one, other in zip(values(model.variables), values(loaded.variables), strict=True):
-        np.testing.assert_array_equal(one, other)
+        if one.dtype == bool:
+            assert (one != other).mean() < 0.02
+        else:
+            np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("granularity", ["connection", "neuron"])
