@@ -162,8 +162,8 @@ def test_save_and_load_in_the_middle_of_an_alternation(granularity, tmp_path):
     assert ours == theirs
     fit(model, epochs=1)  # which has steps of all phases
     fit(loaded, epochs=1)
-    # Not to the bit: on a busy machine TensorFlow rounded one of some hundred runs otherwise, and a switch near
-    # the threshold turned. State that is lost moves weights by the learning rates, 0.01 and 0.02.
+    # Not to the bit: on a busy machine TensorFlow rounded one of some hundred runs otherwise, and a switch
+    # near the threshold turned. State that is lost moves weights by the learning rates, 0.01 and 0.02.
     for one, other in zip(values(model.variables), values(loaded.variables), strict=True):
         if one.dtype == bool:
             assert (one != other).mean() < 0.02
