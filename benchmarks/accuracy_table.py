@@ -63,7 +63,7 @@ def table(found):
 
 
 def plot(found, network, path):
-    """A network's accuracy over sparsity, a line for each method.
+    """A network's accuracy over sparsity, a line for each method, broken where it has options.
 
     Both axes are logarithmic in what is missing to 100%: half the errors or half the connections are the same
     distance everywhere.
@@ -74,13 +74,19 @@ def plot(found, network, path):
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5))
-    axes.set_prop_cycle(pyplot.cycler(marker="os^") * pyplot.rcParams["axes.prop_cycle"])
     lines = collections.defaultdict(list)
     for name, method, _, sparsity, accuracy, _, _ in found:
         if name == network:
             lines[method].append((_distance(100 * sparsity), _distance(100 * accuracy)))
+    # A colour for each method, a marker for each of its options.
+    options = collections.defaultdict(list)
     for method, points in lines.items():
-        axes.plot(*zip(*sorted(points), strict=True), label=method)
+        alone = method.split(",")[0]
+        options[alone].append(method)
+        place = len(options[alone]) - 1
+        style = {"color": f"C{list(options).index(alone)}", "marker": "os^vD"[place % 5]}
+        style["linestyle"] = "--" if place else "-"
+        axes.plot(*zip(*sorted(points), strict=True), label=method, **style)
     for axis, label, all_ticks in (
         (axes.xaxis, "sparsity of the dense layers", SPARSITY_TICKS),
         (axes.yaxis, "test accuracy", ACCURACY_TICKS),
@@ -91,7 +97,7 @@ def plot(found, network, path):
         axis.set_label_text(label)
     axes.set_title(network)
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=150, bbox_inches="tight")
     pyplot.close(figure)
 
