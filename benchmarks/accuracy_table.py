@@ -79,12 +79,12 @@ def plot(found, network, path):
         if name == network:
             lines[method].append((_distance(100 * sparsity), _distance(100 * accuracy)))
     # A colour for each method, a marker for each of its options.
-    options = collections.defaultdict(list)
+    places = collections.Counter()
     for method, points in lines.items():
         alone = method.split(",")[0]
-        options[alone].append(method)
-        place = len(options[alone]) - 1
-        style = {"color": f"C{list(options).index(alone)}", "marker": "os^vD"[place % 5]}
+        place = places[alone]
+        places[alone] += 1
+        style = {"color": f"C{list(places).index(alone)}", "marker": "os^vD"[place % 5]}
         style["linestyle"] = "--" if place else "-"
         axes.plot(*zip(*sorted(points), strict=True), label=method, **style)
     for axis, label, all_ticks in (

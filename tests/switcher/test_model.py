@@ -160,6 +160,10 @@ def test_save_and_load_in_the_middle_of_an_alternation(granularity, tmp_path):
     ours, theirs = model.get_config(), loaded.get_config()
     del ours["network"], theirs["network"]  # it says also how it was built
     assert ours == theirs
+    for side, loaded_side in zip(state(model), state(loaded), strict=True):
+        assert not any(differ(side, loaded_side))
+    for one, other in zip(values(model.variables), values(loaded.variables), strict=True):
+        np.testing.assert_array_equal(one, other)
     fit(model, epochs=1)  # which has steps of all phases
     fit(loaded, epochs=1)
     # Not to the bit: on a busy machine TensorFlow rounded one of some hundred runs otherwise, and a switch
