@@ -36,16 +36,15 @@ def measure(variant, sizes, steps):
     model = plain_model(sizes) if variant == "keras" else our_model(variant, sizes)
     data = batches(windows(sizes, steps), plain=variant == "keras")
     clock = Clock()
-    model.fit(data, verbose=0, shuffle=False, steps_per_epoch=steps, callbacks=[clock])
+    model.fit(data, verbose=0, shuffle=False, callbacks=[clock])
     return result_of(clock.seconds, clock.loss)
 
 
 def batches(windows, plain):
-    """Windows for `fit`, on TensorFlow as a dataset; with `plain` of tokens and targets alone."""
-    tensorflow = keras.backend.backend() == "tensorflow"
+    """Windows for `fit`; with `plain` of tokens and targets alone."""
     if not plain:
-        return windows.dataset() if tensorflow else windows.pydataset()
-    if tensorflow:
+        return windows.batches()
+    if keras.backend.backend() == "tensorflow":
         return windows.dataset().map(lambda inputs, targets: (inputs["tokens"], targets))
     return ((inputs["tokens"], targets) for inputs, targets in windows)
 

@@ -387,21 +387,14 @@ def fit(model, windows, settings, workdir, checkpoint):
         logging.info("All %d epochs are done; nothing is left to train", settings["epochs"])
         return
     model.fit(
-        batches(windows["train"]),
-        validation_data=batches(windows["validation"]),
+        windows["train"].batches(),
+        validation_data=windows["validation"].batches(),
         epochs=settings["epochs"],
         initial_epoch=done,
         callbacks=make_callbacks(settings, workdir, windows["train"], checkpoint),
         shuffle=False,
         verbose=0,  # `ProgressBar` is among the callbacks
     )
-
-
-def batches(windows):
-    """Windows in the form that suits the backend."""
-    import keras
-
-    return windows.dataset() if keras.backend.backend() == "tensorflow" else windows.pydataset()
 
 
 def finish(model, corpus, windows, workdir):
@@ -416,7 +409,7 @@ def finish(model, corpus, windows, workdir):
     results = {}
     # One column cannot be divided among replicas; the model that was loaded has one.
     for name, tested in {"validation": model, "test": model, "test, one column": best}.items():
-        scores = tested.evaluate(batches(windows[name]), verbose=0, return_dict=True)
+        scores = tested.evaluate(windows[name].batches(), verbose=0, return_dict=True)
         results[name] = float(scores["perplexity"])
     results["unigram, test"] = corpus.unigram_perplexity("test")
     replace(workdir.final, best.save, suffix=".keras")

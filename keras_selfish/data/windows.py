@@ -149,6 +149,12 @@ class Windows:
 
         return WindowsSequence(self)
 
+    def batches(self):
+        """The same batches in the form that suits Keras's backend: `dataset()` or `pydataset()`."""
+        import keras
+
+        return self.dataset() if keras.backend.backend() == "tensorflow" else self.pydataset()
+
     def __repr__(self):
         return (
             f"<Windows: {len(self):,} of {self.batch_size} × {self.time_steps} tokens, "
