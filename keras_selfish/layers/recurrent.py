@@ -253,7 +253,15 @@ class SparseRecurrent(RunsSparseCell):
             and self.use_bias
             and not self.recurrent_dropout
             and getattr(self.cell, "reset_after", True)
-            and (BACKEND == "tensorflow" or (mask is None and isinstance(self, keras.layers.LSTM)))
+            and (BACKEND == "tensorflow" or self._cudnn_of_jax_applies(mask))
+        )
+
+    def _cudnn_of_jax_applies(self, mask):
+        # JAX refuses half precision only when it compiles, too late for Keras to do without.
+        return (
+            isinstance(self, keras.layers.LSTM)
+            and mask is None
+            and self.compute_dtype in ("float32", "float64")
         )
 
     def get_config(self):

@@ -27,9 +27,9 @@ def on_gpu():
     """Whether JAX computes on a GPU, where Keras calls cuDNN for the LSTM.
 
     Keras 3.15 does so (`jax.experimental.rnn.lstm`) with tanh and sigmoid, a bias, and without padded
-    steps, recurrent dropout or unrolling. For the GRU it has no such call: its `backend.gru` is a
-    `lax.scan` over projected inputs with an automatic gradient, on every device. For the simple recurrent
-    network it has neither.
+    steps, recurrent dropout or unrolling; JAX has that call for float32 and float64 only. For the GRU Keras
+    has none: its `backend.gru` is a `lax.scan` over projected inputs with an automatic gradient, on every
+    device. For the simple recurrent network it has neither.
     """
     return jax.default_backend() == "gpu"
 

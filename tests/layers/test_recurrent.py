@@ -18,6 +18,7 @@ elif BACKEND == "jax":
     import jax
 
 tensorflow_only = pytest.mark.skipif(BACKEND != "tensorflow", reason="needs Keras's TensorFlow backend")
+jax_only = pytest.mark.skipif(BACKEND != "jax", reason="needs Keras's JAX backend")
 
 BATCH, TIME, FEATURES, UNITS = 4, 5, 3, 6
 # Padded on the right, on the left, everywhere, and in between.
@@ -205,7 +206,7 @@ def test_what_runs_over_the_whole_sequence(kind, case):
         assert second_gradient() is not None
 
 
-@pytest.mark.skipif(BACKEND != "jax", reason="needs Keras's JAX backend")
+@jax_only
 def test_functions_for_jax():
     """They have no derivative in forward mode, which Keras's loops have."""
 
@@ -218,9 +219,19 @@ def test_functions_for_jax():
 
     for kind in KINDS:
         with pytest.raises(TypeError, match="custom_vjp"):
-            forward_derivative(kind, {})
+            forward_derivative(kind, {} if kind == "SimpleRNN" else {"use_cudnn": False})
     # A dropout mask for each gate is left to Keras.
     forward_derivative("LSTM", {"recurrent_dropout": 0.5}, training=True)
+
+
+@jax_only
+@pytest.mark.parametrize(
+    ("policy", "meant"), [("float32", True), ("mixed_bfloat16", False), ("mixed_float16", False)]
+)
+def test_jax_has_cudnn_for_full_precision_only(policy, meant, monkeypatch):
+    layer = SparseLSTM(UNITS, dtype=policy)
+    monkeypatch.setattr("keras_selfish.layers.sequence_jax.on_gpu", lambda: True)  # here there is none
+    assert layer._cudnn_is_meant(None) is meant
 
 
 @tensorflow_only
