@@ -175,8 +175,8 @@ class RandomWindows(Windows):
         batch_size: number of columns the corpus is cut into.
         time_steps: mean length before any is halved.
         seed: integer seed of the lengths.
-        multiple: lengths are multiples of it (the last window holds what is left). A backend that compiles
-            for each length, such as JAX, wants few: 10, say. Default 1.
+        multiple: lengths are multiples of it; the last window, of about `time_steps` if any is, also holds
+            what is left. A backend that compiles for each length, such as JAX, wants few: 10, say. Default 1.
 
     Attributes:
         epoch: which epoch's lengths the windows have; set it before the epoch, or let `callback()` do so.
@@ -226,6 +226,9 @@ class RandomWindows(Windows):
             may_change = np.flatnonzero(lengths > (shortest if excess > 0 else 0))
             changed = generator.permutation(may_change)[: abs(excess)]
             lengths[changed] -= np.sign(excess)
+        usual = np.flatnonzero(lengths == round(self.time_steps / self.multiple))
+        if self.multiple > 1 and usual.size:  # then the last window has the same odd length in every epoch
+            lengths[[usual[-1], -1]] = lengths[[-1, usual[-1]]]
         ends = self.multiple * np.cumsum(lengths)
         ends[-1] = self._steps
         return ends

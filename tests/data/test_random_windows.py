@@ -49,6 +49,17 @@ def test_lengths_are_distributed_as_published():
     assert found[~halved].std() == pytest.approx(5, abs=0.7)
 
 
+@pytest.mark.parametrize("time_steps", [35, 70])
+def test_few_lengths_in_many_epochs(time_steps):
+    windows = RandomWindows(np.arange(40_008), batch_size=1, time_steps=time_steps, multiple=10)
+    found = set()
+    for epoch in range(20):
+        windows.epoch = epoch
+        found.update(lengths(windows))
+    assert len(found) <= 10
+    assert sum(length % 10 > 0 for length in found) == 1
+
+
 def test_lengths_follow_from_seed_and_epoch():
     def drawn(seed, epoch):
         windows = RandomWindows(np.arange(4000), 2, 20, seed=seed)
