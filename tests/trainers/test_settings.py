@@ -2,10 +2,13 @@
 
 import json
 
+import keras
 import pytest
 
 from keras_selfish.models.presets import PRESETS
+from keras_selfish.optimizers import NonMonotonicAveraging
 from keras_selfish.rewiring.registry import METHODS
+from trainers.callbacks import LanguageModelRecorder, ProgressBar, RemainingTime, StopOnNaN
 from trainers.mask_updates import mask_updates
 
 
@@ -64,3 +67,28 @@ def test_what_is_given_replaces_a_default():
     made = callback("set", pruning_rate=0.6, schedule="linear", frequency=7, reset_regrown=False)
     assert (made.pruning_rate, made.frequency, made.reset_regrown) == (0.6, 7, False)
     assert made.schedule(500, 1000) == pytest.approx((0.6 + 0.005) / 2)
+
+
+def waits_for_each_step(callback):
+    """Whether Keras, on JAX, reads the loss of every step for this callback before it begins the next."""
+    hooks = ("on_batch_end", "on_train_batch_end")
+    kept = all(getattr(type(callback), hook) is getattr(keras.callbacks.Callback, hook) for hook in hooks)
+    return not kept and not getattr(callback, "async_safe", False)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_method_waits_for_each_step(name):
+    made = mask_updates(name, sparsity=0.5, pruning_rate=None, total_steps=1000, data=[], seed=0)
+    assert not any(map(waits_for_each_step, made))
+
+
+def test_no_callback_of_a_run_waits_for_each_step():
+    run = [
+        StopOnNaN(None, "less"),
+        RemainingTime([]),
+        NonMonotonicAveraging(),
+        LanguageModelRecorder(None, 1),
+        ProgressBar(verbose=2),
+    ]
+    assert [each for each in run if waits_for_each_step(each)] == []
+    assert waits_for_each_step(ProgressBar(verbose=1))  # which shows each step
