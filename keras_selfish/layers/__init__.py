@@ -4,6 +4,7 @@ from keras_selfish.layers.carried_state import CarriedState
 from keras_selfish.layers.convolution import SparseConv1D, SparseConv2D, SparseDepthwiseConv2D
 from keras_selfish.layers.dense import SparseDense
 from keras_selfish.layers.dropout import ActivationRegularization, LockedDropout
+from keras_selfish.layers.dropping import EmbeddingDropout, WeightDrop
 from keras_selfish.layers.einsum_dense import SparseEinsumDense
 from keras_selfish.layers.embedding import SparseEmbedding, SparseReversibleEmbedding
 from keras_selfish.layers.gru import SparseGRU, SparseGRUCell
@@ -18,6 +19,7 @@ from keras_selfish.layers.switched_dense import SwitchedDense
 __all__ = [
     "ActivationRegularization",
     "CarriedState",
+    "EmbeddingDropout",
     "HoistedCell",
     "HoistedRNN",
     "LockedDropout",
@@ -40,4 +42,5 @@ __all__ = [
     "SparseSimpleRNN",
     "SparseSimpleRNNCell",
     "SwitchedDense",
+    "WeightDrop",
 ]
