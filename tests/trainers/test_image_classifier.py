@@ -111,10 +111,12 @@ image_classifier.run()
 @pytest.mark.parametrize(
     "method",
     [
-        "dense",
         "rigl",
         "gmp",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("static", "selfish", "set", "snip")),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("dense", "static", "selfish", "set", "snip")
+        ),
     ],
 )
 def test_other_methods(tmp_path, method):
@@ -132,6 +134,7 @@ def test_other_methods(tmp_path, method):
         assert densities[0] < densities[1] < densities[2]
 
 
+@pytest.mark.slow
 @pytest.mark.jax
 def test_neurons_leave_the_network_on_jax(tmp_path, jax_alone):
     import keras
