@@ -15,8 +15,8 @@ clipping by the global norm and weight decay:
     torch           PyTorch, float32, masks multiplied into the weights after each update
     torch_bfloat16  as torch, in autocast
 
-PyTorch comes with the extra `bench`; without it, its two variants are left out. Its LSTM in bfloat16 wants a
-processor with AVX-512: without one, leave it out with `--variants`. A step's time is the median
+PyTorch comes with the extra `bench`; without it, its two variants are left out, and without a GPU or AVX-512
+torch_bfloat16 is, for its LSTM needs one. A step's time is the median
 over rounds of the median over steps; "x keras" is that time over the time of `keras`. TFLOP/s count the
 matrix products of a dense model (see `Sizes.operations`), masked or not. Memory is that of the host. With
 KERAS_BACKEND=jax, Keras's variants run on JAX. On a GPU, float32 products are of TensorFloat-32 precision.
@@ -52,12 +52,23 @@ def measure(variant, sizes, steps):
 
 def available(variants):
     """Those of the variants that can run here."""
-    if importlib.util.find_spec("torch") is not None:
+    if importlib.util.find_spec("torch") is None:
+        left_out = [variant for variant in variants if variant.startswith("torch")]
+        reason = "for PyTorch is not installed: {}; it is in the extra `bench`"
+    elif "torch_bfloat16" in variants and not torch_has_bfloat16():
+        left_out, reason = ["torch_bfloat16"], "for PyTorch's LSTM wants AVX-512 for it: {}"
+    else:
         return variants
-    left_out = [variant for variant in variants if variant.startswith("torch")]
     if left_out:
-        print(f"Left out, for PyTorch is not installed: {', '.join(left_out)}; it is in the extra `bench`.")
+        print(f"Left out, {reason.format(', '.join(left_out))}.")
     return [variant for variant in variants if variant not in left_out]
+
+
+def torch_has_bfloat16():
+    """Whether PyTorch's LSTM runs in bfloat16 here."""
+    import torch
+
+    return torch.cuda.is_available() or torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
 
 
 def summarise(results, sizes):

@@ -26,6 +26,7 @@ SETTINGS = {
     "dataset": "mnist",
     "width": 1.0,
     "sparsity": 0.9,
+    "distribution": "uniform",
     "batch_size": 128,
     "learning_rate": 2e-3,
     "weight_decay": 0.02,
