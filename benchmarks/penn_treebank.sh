@@ -4,7 +4,7 @@
 # Usage: benchmarks/penn_treebank.sh DATA_DIR RUNS_DIR [NAME...]     (all runs, or those named)
 #
 # published_dense, published_static and published_selfish, the preset's 2x1500 units for 20 epochs, are made
-# where they are named only: an epoch takes half an hour on two cores, and about 12 seconds on an NVIDIA H100.
+# where they are named only: an epoch takes half an hour on two cores, and 16 to 18 seconds on an NVIDIA H100.
 #
 # A run takes 14 epochs of about two minutes on two cores (--precision=mixed_bfloat16 less). With more cores,
 # name different runs in different shells; averaging and no_averaging begin with second_1111, so make that

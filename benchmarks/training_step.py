@@ -16,10 +16,10 @@ clipping by the global norm and weight decay:
     torch_bfloat16  as torch, in autocast
 
 PyTorch comes with the extra `bench`; without it, its two variants are left out, and without a GPU or AVX-512
-torch_bfloat16 is, for its LSTM needs one. A step's time is the median
-over rounds of the median over steps; "x keras" is that time over the time of `keras`. TFLOP/s count the
-matrix products of a dense model (see `Sizes.operations`), masked or not. Memory is that of the host. With
-KERAS_BACKEND=jax, Keras's variants run on JAX. On a GPU, float32 products are of TensorFloat-32 precision.
+torch_bfloat16 is, for its LSTM needs one. A step's time is the median over rounds of the median over steps;
+"x keras" is that time over the time of `keras`. TFLOP/s count the matrix products of a dense model (see
+`Sizes.operations`), masked or not. Memory is that of the host. With KERAS_BACKEND=jax, Keras's variants run
+on JAX. On a GPU, float32 products are of TensorFloat-32 precision.
 """
 
 import dataclasses

@@ -46,7 +46,7 @@ def test_a_sparse_layer_gets_the_argument(function, argument, make):
     ("function", "layer", "inputs"),
     [
         (WeightDrop, keras.layers.LSTM(6, return_sequences=True), SEQUENCES),
-        (WeightDrop, keras.layers.GRU(6, return_sequences=True, recurrent_dropout=0.0), SEQUENCES),
+        (WeightDrop, keras.layers.GRU(6, return_sequences=True), SEQUENCES),
         (WeightDrop, keras.layers.SimpleRNN(6, return_sequences=True), SEQUENCES),
         (EmbeddingDropout, keras.layers.Embedding(9, 4), TOKENS),
         (EmbeddingDropout, keras.layers.ReversibleEmbedding(9, 4), TOKENS),

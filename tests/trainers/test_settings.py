@@ -49,9 +49,11 @@ def test_the_digits_get_more_and_smaller_steps(settings):
     ]
 
 
+GIVEN = {"sparsity": 0.5, "pruning_rate": None, "total_steps": 1000, "data": [], "seed": 0}
+
+
 def callback(method, **options):
-    given = {"sparsity": 0.5, "pruning_rate": None, "total_steps": 1000, "data": [], "seed": 0}
-    (made,) = mask_updates(method, **{**given, **options})
+    (made,) = mask_updates(method, **{**GIVEN, **options})
     return made
 
 
@@ -78,8 +80,7 @@ def waits_for_each_step(callback):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_no_method_waits_for_each_step(name):
-    made = mask_updates(name, sparsity=0.5, pruning_rate=None, total_steps=1000, data=[], seed=0)
-    assert not any(map(waits_for_each_step, made))
+    assert not any(map(waits_for_each_step, mask_updates(name, **GIVEN)))
 
 
 def test_no_callback_of_a_run_waits_for_each_step():
