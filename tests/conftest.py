@@ -9,9 +9,13 @@ import sys
 import textwrap
 
 import hypothesis
+import numpy as np
 import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+
+# What JAX needs in order to run tests on a CPU, where most of the time is compilation of what runs once.
+JAX_ON_CPU = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
 
 # The libraries read these when they are imported, so they stand before any import of them. What is
 # already set wins: `CUDA_VISIBLE_DEVICES=0 python -m pytest` runs the suite on a GPU.
@@ -24,6 +28,12 @@ for variable, value in {
 }.items():
     os.environ.setdefault(variable, value)
 
+BACKENDS = ("tensorflow", "jax", "torch")
+BACKEND = os.environ["KERAS_BACKEND"]
+if BACKEND == "jax" and os.environ["CUDA_VISIBLE_DEVICES"] == "-1":
+    for variable, value in JAX_ON_CPU.items():
+        os.environ.setdefault(variable, value)
+
 hypothesis.settings.register_profile(
     "local",
     deadline=None,  # the first example also traces and compiles
@@ -35,14 +45,42 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
-if os.environ["KERAS_BACKEND"] == "tensorflow":
+
+def pytest_configure(config):
+    """Divides TensorFlow's CPU in two, before a test module that is collected runs anything on it."""
+    # The process that only hands tests to others needs no TensorFlow.
+    hands_out = getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput")
+    if BACKEND != "tensorflow" or hands_out:
+        return
     import tensorflow as tf
 
-    # TensorFlow fixes its devices when it first runs anything, which a test module may do while it
-    # is collected: hence here, and for every run. Both devices share one pool of threads.
+    # Both devices share one pool of threads.
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
     )
+
+
+def pytest_ignore_collect(collection_path):
+    """On another backend a file in which no test is marked for it is not read: it may import TensorFlow."""
+    if BACKEND == "tensorflow" or not collection_path.match("test_*.py"):
+        return None
+    return True if "mark.backends(" not in collection_path.read_text(encoding="utf-8") else None
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves the tests that run on this backend: those marked for it, and on TensorFlow those not marked."""
+    chosen = {True: [], False: []}
+    for item in items:
+        marker = item.get_closest_marker("backends")
+        names = marker.args if marker else BACKENDS[:1]
+        if not names or not set(names) <= set(BACKENDS):
+            raise pytest.UsageError(
+                f"{item.nodeid}: `backends` must name some of {', '.join(BACKENDS)}. Received: {names}"
+            )
+        chosen[BACKEND in names].append(item)
+    if chosen[False]:
+        config.hook.pytest_deselected(items=chosen[False])
+        items[:] = chosen[True]
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +91,7 @@ def fresh_keras():
         yield
         return
     keras.utils.clear_session(free_memory=False)
-    if os.environ["KERAS_BACKEND"] == "tensorflow":
+    if BACKEND == "tensorflow":
         keras.utils.set_random_seed(1)
     else:  # that function would import TensorFlow to seed it, too; a new session draws its seeds from this
         random.seed(1)
@@ -68,8 +106,10 @@ def two_replicas():
     It sums on one device: TensorFlow numbers its collective operations anew for each strategy, and two
     strategies with different models in one process then take each other's.
     """
-    if os.environ["KERAS_BACKEND"] != "tensorflow":
+    if BACKEND != "tensorflow":
         pytest.skip("tf.distribute needs Keras's TensorFlow backend")
+    import tensorflow as tf
+
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], tf.distribute.ReductionToOneDevice())
 
 
@@ -102,10 +142,8 @@ def run_python():
             env={
                 **os.environ,
                 "CUDA_VISIBLE_DEVICES": "-1",
-                "JAX_PLATFORMS": "cpu",
                 "KERAS_BACKEND": backend,
-                # Most of the time on JAX is compilation of what runs once.
-                **({"XLA_FLAGS": "--xla_backend_optimization_level=0"} if backend == "jax" else {}),
+                **(JAX_ON_CPU if backend == "jax" else {}),
                 "PYTEST_ADDOPTS": "",  # a snippet that runs pytest is not the run whose options these are
                 "PYTHONPATH": os.pathsep.join(filter(None, path)),
                 **(env or {}),
@@ -147,17 +185,29 @@ def jax_alone(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
 
 
-@pytest.fixture(scope="session")
-def run_tests(run_python):
-    """A function `run_tests(file, names, backend)`: runs a file's tests, chosen as by `-k`, on a backend."""
+@pytest.fixture(scope="module")
+def reused():
+    """A function `reused(make, **arguments)`: what `make(**arguments)` makes, each time in its first state.
 
-    def run(file, names, backend):
-        run_python(
-            "import pytest, sys; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *sys.argv[1:]]))",
-            file,
-            "-k",
-            names,
-            backend=backend,
-        )
+    `make` returns a compiled and built model. The model of the same arguments is the same one for all tests
+    of a file, so that its training step is traced and compiled once; its variables and those of its
+    optimizer are set back.
+    """
+    from keras import ops
 
-    return run
+    models = {}
+
+    def model_of(make, **arguments):
+        key = make, repr(sorted(arguments.items()))
+        if key not in models:
+            model = make(**arguments)
+            model.optimizer.build(model.trainable_variables)
+            variables = [*model.variables, *model.optimizer.variables]
+            values = [np.array(ops.convert_to_numpy(variable)) for variable in variables]
+            models[key] = model, list(zip(variables, values, strict=True))
+        model, first = models[key]
+        for variable, value in first:
+            variable.assign(value.copy())  # which JAX may take for its own
+        return model
+
+    return model_of

@@ -2,7 +2,6 @@
 
 import doctest
 import importlib
-import os
 import pathlib
 
 import pytest
@@ -18,11 +17,14 @@ def modules_with_examples():
             yield name.removesuffix(".__init__")
 
 
-@pytest.mark.parametrize("name", list(modules_with_examples()))
+def examples():
+    for name in modules_with_examples():
+        backend = name.rpartition("_")[2]
+        yield pytest.param(name, marks=pytest.mark.backends(backend if backend in BACKENDS else "tensorflow"))
+
+
+@pytest.mark.parametrize("name", list(examples()))
 def test_examples(name, tmp_path, monkeypatch, capsys):
-    backend = name.rpartition("_")[2]
-    if backend in BACKENDS and backend != os.environ["KERAS_BACKEND"]:
-        pytest.skip(f"needs KERAS_BACKEND={backend}")
     monkeypatch.chdir(tmp_path)  # for examples that write files
     options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     results = doctest.testmod(importlib.import_module(name), optionflags=options)

@@ -4,6 +4,8 @@ import pytest
 
 from keras_selfish.variables import fill, view
 
+pytestmark = pytest.mark.backends("tensorflow", "jax", "torch")
+
 LARGE, SMALL = (300, 400), (3, 4)
 
 
@@ -44,7 +46,7 @@ def test_view(dtype):
     np.testing.assert_array_equal(view(variable), keras.ops.convert_to_numpy(variable))
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only TensorFlow writes in place")
+@pytest.mark.backends("tensorflow")  # which alone writes in place
 def test_large_variables_are_read_and_written_where_they_stand():
     def stands():
         before = view(variable).ctypes.data
@@ -57,6 +59,7 @@ def test_large_variables_are_read_and_written_where_they_stand():
     assert any(stands() for _ in range(20))
 
 
+@pytest.mark.backends("tensorflow")
 def test_every_replica_is_filled(two_replicas):
     with two_replicas.scope():
         variable, positions = draw(LARGE)
@@ -64,8 +67,3 @@ def test_every_replica_is_filled(two_replicas):
     fill(variable, positions, 5.0)
     for value in variable.value.values:
         np.testing.assert_array_equal(value, expected)
-
-
-@pytest.mark.parametrize("backend", [pytest.param("jax", marks=pytest.mark.jax), "torch"])
-def test_other_backends(run_tests, backend):
-    run_tests(__file__, "test_fill or view", backend)

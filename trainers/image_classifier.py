@@ -302,9 +302,12 @@ def finish(model, images, settings, workdir):
     return results
 
 
+main = program.command("image classifier", settings_from_flags, train, errors=[ModuleNotFoundError])
+
+
 def run():
     """Entry point."""
-    program.run("image classifier", settings_from_flags, train, errors=[ModuleNotFoundError])
+    program.run(main)
 
 
 if __name__ == "__main__":

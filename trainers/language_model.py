@@ -456,9 +456,12 @@ def _plot(workdir):
     plot_history(workdir.history, workdir.path / "history.png")
 
 
+main = program.command("language model", settings_from_flags, train)
+
+
 def run():
     """Entry point."""
-    program.run("language model", settings_from_flags, train)
+    program.run(main)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ for variable, value in {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "1
     os.environ.setdefault(variable, value)
 
 
-def run(kind, settings_from_flags, train, errors=()):
-    """Runs a trainer.
+def command(kind, settings_from_flags, train, errors=()):
+    """The main function of a trainer: reads the parsed flags, trains, and exits with a sentence on errors.
 
     Args:
         kind: What is trained, such as "language model".
@@ -41,6 +41,11 @@ def run(kind, settings_from_flags, train, errors=()):
             sys.exit(f"error: {error}")
         logging.info("Finished in %.0f s", time.perf_counter() - began)
 
+    return main
+
+
+def run(main):
+    """Runs the main function of a trainer as a program: parses the command line, logs, exits."""
     keep_memory()
     flags.mark_flag_as_required("workdir")
     logging.set_verbosity(logging.INFO)

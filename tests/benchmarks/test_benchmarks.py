@@ -60,6 +60,7 @@ def check_sizes(row, **others):
 # The commands.
 
 
+@pytest.mark.slow
 def test_rewiring(tmp_path):
     printed, rows = figures("rewiring", tmp_path / "new" / "folder", "--steps=1", "--pruning_rate=0.5")
     assert [row["what"] for row in rows] == ["training step", "rewiring", "sorting"]
@@ -173,7 +174,9 @@ def test_bad_options_are_refused_before_anything_is_measured(module, arguments, 
     assert message in done.stderr
 
 
-@pytest.mark.parametrize("module", ["training_step", "rewiring", "scaling", "matrix_peak"])
+@pytest.mark.parametrize(
+    "module", ["training_step", "rewiring", "scaling", pytest.param("matrix_peak", marks=pytest.mark.slow)]
+)
 def test_help(module):
     done = run(module, "--help")
     assert done.returncode == 0

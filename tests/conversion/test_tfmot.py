@@ -41,7 +41,7 @@ def pruned(tfmot, model, inputs, sparsity=0.6, epochs=2, **options):
 
 
 def trained(tfmot, model, inputs, epochs=2):
-    model.compile("adam", "mse")
+    model.compile("adam", "mse", run_eagerly=True)
     outputs = model(inputs).numpy()
     model.fit(
         inputs,
@@ -158,7 +158,7 @@ def test_some_layers_of_a_graph(tfmot):
 
 def test_padding_is_that_of_the_stripped_model(tfmot):
     """The wrapper of an embedding keeps its padding mask from the layers after it; stripped, it passes on."""
-    model = tf_keras.Sequential([old.Embedding(10, 4, mask_zero=True), old.LSTM(3)])
+    model = tf_keras.Sequential([old.Embedding(10, 4, mask_zero=True), old.SimpleRNN(3)])
     model.build((None, 5))
     tokens = TOKENS * np.array([1, 1, 1, 0, 0])
     model = pruned(tfmot, model, tokens)
@@ -214,11 +214,11 @@ def test_a_stripped_model_is_sparse_where_it_has_zeros(tfmot):
 
 
 def test_training_goes_on_in_keras_3(tfmot):
-    model = tf_keras.Sequential([old.Embedding(10, 8), old.LSTM(6), old.Dense(1)])
+    model = tf_keras.Sequential([old.Embedding(10, 8), old.SimpleRNN(6), old.Dense(1)])
     model.build((None, 5))
     twin = from_tfmot(pruned(tfmot, model, TOKENS))
     before = [numpy_of(weight.mask) for weight in masked_weights(twin)]
-    twin.compile(keras.optimizers.Adam(0.05), "mse")
+    twin.compile(keras.optimizers.Adam(0.05), "mse", run_eagerly=True)
     targets = (TOKENS[:, 0] > 4).astype("float32")
     history = twin.fit(
         TOKENS, targets, epochs=8, batch_size=4, verbose=0, callbacks=[SelfishRewiring(pruning_rate=0.5)]

@@ -9,6 +9,8 @@ import sys
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -43,7 +45,6 @@ def test_a_sparse_resnet_learns_generated_images():
     assert accuracy > 0.5  # 0.1 by chance
 
 
-@pytest.mark.slow
 def test_a_sparse_resnet_reads_a_folder(tmp_path):
     generator = np.random.default_rng(0)
     arrays = {
@@ -56,9 +57,7 @@ def test_a_sparse_resnet_reads_a_folder(tmp_path):
     assert numbers(output)[2] == 54 + 72 + 224 + 896
 
 
-@pytest.mark.parametrize(
-    ("cell", "backend"), [("lstm", "tensorflow"), pytest.param("gru", "jax", marks=pytest.mark.jax)]
-)
+@pytest.mark.parametrize(("cell", "backend"), [("lstm", "tensorflow"), ("gru", "jax")])
 def test_a_sparse_recurrent_network_learns_time_series(cell, backend):
     pytest.importorskip(backend)
     flags = ("--units=16", "--sparsity=0.7", "--examples=1000", "--epochs=6", f"--cell={cell}")

@@ -1,5 +1,6 @@
-"""What several tests of layers look at: gradients against differences, and what TensorFlow runs in loops."""
+"""What tests of layers share: tables of options, gradients against differences, TensorFlow's loops."""
 
+import itertools
 import operator
 
 import numpy as np
@@ -7,6 +8,40 @@ import pytest
 
 # Of a `tf.compat.v1.GraphDef`.
 FUNCTIONS_OF = operator.attrgetter("library.function")
+
+
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers",
+        "pairwise(**values): the values of each argument of a test, which runs with so many combinations "
+        "that every two values of different arguments occur together",
+    )
+
+
+def pytest_generate_tests(metafunc):
+    for marker in metafunc.definition.iter_markers("pairwise"):
+        metafunc.parametrize(list(marker.kwargs), pairwise(list(marker.kwargs.values())))
+
+
+def pairwise(options):
+    """Rows of one value of each option, in which every two values of different options occur together."""
+    rows = []
+    values = [(option, value) for option, values in enumerate(options) for value in range(len(values))]
+    missing = {pair: None for pair in itertools.combinations(values, 2) if pair[0][0] != pair[1][0]}
+    while missing:
+        row = dict(next(iter(missing)))  # and of the other options what gives the most new pairs
+        for option, values in enumerate(options):
+            if option not in row:
+                row[option] = max(
+                    range(len(values)),
+                    key=lambda value, o=option: sum(
+                        tuple(sorted([(o, value), other])) in missing for other in row.items()
+                    ),
+                )
+        for pair in itertools.combinations(sorted(row.items()), 2):
+            missing.pop(pair, None)
+        rows.append([values[row[option]] for option, values in enumerate(options)])
+    return rows
 
 
 @pytest.fixture(scope="session")

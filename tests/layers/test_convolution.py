@@ -19,6 +19,7 @@ CASES = {
     "depthwise": (SparseDepthwiseConv2D, (3,), {"depth_multiplier": 2, "padding": "same"}),
 }
 case = pytest.mark.parametrize("name", CASES)
+on_all_backends = pytest.mark.backends("tensorflow", "jax", "torch")
 
 
 def data(*shape, seed=0):
@@ -56,11 +57,13 @@ def kernel_after_a_step(model, inputs):
     model.compile(
         keras.optimizers.SGD(1.0),
         loss=lambda y, outputs: ops.sum(ops.multiply(ops.cast(outputs, "float32"), weights)),
+        run_eagerly=True,
     )
     model.train_on_batch(inputs, np.zeros(len(inputs)))
     return numpy_of(model.layers[0].kernel)
 
 
+@on_all_backends
 @case
 def test_without_sparsity_it_is_the_keras_layer(name):
     sparse, dense = models(name, 0.0)
@@ -70,6 +73,7 @@ def test_without_sparsity_it_is_the_keras_layer(name):
     np.testing.assert_array_equal(kernel_after_a_step(sparse, inputs), kernel_after_a_step(dense, inputs))
 
 
+@on_all_backends
 @case
 def test_with_sparsity_it_is_the_keras_layer_with_zeros(name):
     sparse, dense = models(name, 0.75)
@@ -84,6 +88,7 @@ def test_with_sparsity_it_is_the_keras_layer_with_zeros(name):
     assert (after[~mask] == 0).all()
 
 
+@on_all_backends
 @case
 def test_half_precision(name):
     sparse, dense = models(name, 0.5, dtype="mixed_bfloat16")
@@ -94,6 +99,7 @@ def test_half_precision(name):
     assert np.count_nonzero(kernel_after_a_step(sparse, inputs)) == masked_weights(sparse)[0].active
 
 
+@on_all_backends
 def test_a_convolution_by_hand():
     """Each output adds up, over the window and the channels, what a loop in Python does."""
     sparse, _ = models("conv2d", 0.75)
@@ -149,6 +155,7 @@ def test_configs_and_files_keep_everything(name, sparsity, tmp_path):
             np.testing.assert_array_equal(ops.convert_to_numpy(mine), ops.convert_to_numpy(its))
 
 
+@on_all_backends
 @case
 def test_strip_gives_the_keras_layer(name):
     sparse, _ = models(name, 0.75)
@@ -181,7 +188,9 @@ def network(jit_compile="auto"):
     return model
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize(
+    "jit_compile", [False, pytest.param(True, marks=pytest.mark.backends("tensorflow", "jax", "torch"))]
+)
 def test_rewiring_a_network_in_fit(jit_compile):
     model = network(jit_compile)
     before = [ops.convert_to_numpy(masked_weight.mask) for masked_weight in masked_weights(model)]
@@ -220,14 +229,3 @@ def test_two_of_four_channels():
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-@pytest.mark.parametrize(
-    "backend",
-    [
-        pytest.param("jax", marks=[pytest.mark.jax, pytest.mark.slow]),
-        pytest.param("torch", marks=pytest.mark.slow),
-    ],
-)
-def test_other_backends(run_tests, backend):
-    run_tests(__file__, "(keras_layer or hand or half or rewiring) and not True", backend)

@@ -7,6 +7,8 @@ from keras import ops
 
 from keras_selfish.layers import SparseDense
 
+pytestmark = pytest.mark.backends("tensorflow", "jax", "torch")
+
 
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
 @pytest.mark.parametrize("shape", [(2000, 4), (40, 50, 4)])
@@ -35,10 +37,3 @@ def test_outputs_in_half_precision_are_those_of_keras(activation):
     np.testing.assert_array_equal(
         *(ops.convert_to_numpy(ops.cast(one(x), "float32")) for one in (layer, parent))
     )
-
-
-@pytest.mark.parametrize(
-    "backend", [pytest.param("jax", marks=pytest.mark.jax), pytest.param("torch", marks=pytest.mark.slow)]
-)
-def test_other_backends(run_tests, backend):
-    run_tests(__file__, "gradient or outputs", backend)

@@ -18,6 +18,7 @@ CASES = {
     "scale": ("abc,c->abc", (None, 4), {"bias_axes": "c"}, (4,)),
 }
 case = pytest.mark.parametrize("name", CASES)
+on_all_backends = pytest.mark.backends("tensorflow", "jax", "torch")
 INPUTS = np.random.default_rng(0).normal(size=(3, 6, 4)).astype("float32")
 
 
@@ -46,11 +47,16 @@ def numpy_of(tensor):
 
 def kernel_after_a_step(model):
     weights = data(*numpy_of(model(INPUTS)).shape, seed=4)
-    model.compile(keras.optimizers.SGD(1.0), loss=lambda y, outputs: ops.sum(ops.multiply(outputs, weights)))
+    model.compile(
+        keras.optimizers.SGD(1.0),
+        loss=lambda y, outputs: ops.sum(ops.multiply(outputs, weights)),
+        run_eagerly=True,
+    )
     model.train_on_batch(INPUTS, np.zeros(len(INPUTS)))
     return numpy_of(model.layers[0].kernel)
 
 
+@on_all_backends
 @case
 def test_without_sparsity_it_is_the_keras_layer(name):
     sparse, dense = model_of(name, 0.0), model_of(name, 0.0, keras.layers.EinsumDense)
@@ -59,6 +65,7 @@ def test_without_sparsity_it_is_the_keras_layer(name):
     np.testing.assert_array_equal(kernel_after_a_step(sparse), kernel_after_a_step(dense))
 
 
+@on_all_backends
 @case
 def test_outputs_and_gradients_are_those_of_the_masked_kernel(name):
     model = model_of(name, 0.5)
@@ -115,12 +122,13 @@ def test_configs_files_and_strip_keep_everything(name, tmp_path):
     np.testing.assert_allclose(numpy_of(stripped(INPUTS)), numpy_of(model(INPUTS)), rtol=1e-6, atol=1e-6)
 
 
+@on_all_backends
 @case
 def test_rewiring_in_fit(name):
     model = model_of(name, 0.5)
     (masked_weight,) = masked_weights(model)
     before = ops.convert_to_numpy(masked_weight.mask)
-    model.compile("adam", "mse")
+    model.compile("adam", "mse", run_eagerly=name != "to_heads")
     targets = data(*numpy_of(model(INPUTS)).shape)
     model.fit(INPUTS, targets, epochs=3, verbose=0, callbacks=[SelfishRewiring(pruning_rate=0.8)])
     after = ops.convert_to_numpy(masked_weight.mask)
@@ -153,14 +161,3 @@ def test_two_of_four():
 def test_quantized_dtypes_are_refused():
     with pytest.raises(ValueError, match=r"`dtype` must not be a quantized one .* dtype='int8_from_float32'"):
         SparseEinsumDense("ab,bc->ac", 4, dtype="int8_from_float32")
-
-
-@pytest.mark.parametrize(
-    "backend",
-    [
-        pytest.param("jax", marks=[pytest.mark.jax, pytest.mark.slow]),
-        pytest.param("torch", marks=pytest.mark.slow),
-    ],
-)
-def test_other_backends(run_tests, backend):
-    run_tests(__file__, "keras_layer or gradients or rewiring", backend)

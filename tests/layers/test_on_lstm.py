@@ -17,7 +17,7 @@ BACKEND = keras.backend.backend()
 if BACKEND == "tensorflow":
     import tensorflow as tf
 
-tensorflow_only = pytest.mark.skipif(BACKEND != "tensorflow", reason="needs Keras's TensorFlow backend")
+also_on_jax = pytest.mark.backends("tensorflow", "jax")
 # JAX computes in float32 unless told otherwise when it starts.
 TOLERANCE = 1e-12 if BACKEND == "tensorflow" else 1e-5
 
@@ -100,6 +100,7 @@ def arguments():
     return draw(BATCH, TIME, FEATURES), [draw(BATCH, UNITS, seed=seed) for seed in (1, 2)]
 
 
+@also_on_jax
 @pytest.mark.parametrize("options", [{}, {"use_bias": False}, {"sparsity": 0.0}], ids=str)
 @pytest.mark.parametrize("padding", [None, PADDING], ids=["plain", "padded"])
 def test_equals_a_loop_in_numpy(options, padding):
@@ -110,6 +111,7 @@ def test_equals_a_loop_in_numpy(options, padding):
     assert_equals(results, numpy_loop(layer, sequences, initial, padding), padding)
 
 
+@also_on_jax
 def test_dropout_masks_are_those_of_all_steps(monkeypatch):
     layer = built(dropout=0.5, recurrent_dropout=0.5)
     sequences, initial = arguments()
@@ -122,6 +124,7 @@ def test_dropout_masks_are_those_of_all_steps(monkeypatch):
     assert np.abs(expected[0] - numpy_loop(layer, sequences, initial)[0]).max() > 0.01
 
 
+@also_on_jax
 def test_weight_drop_is_drawn_once_per_call():
     layer = built(weight_drop=0.4, seed=7)
     sequences, initial = arguments()
@@ -151,7 +154,6 @@ def test_weight_drop_needs_our_loop():
         loop(draw(BATCH, TIME, FEATURES), training=True)
 
 
-@tensorflow_only
 def test_gradient_equals_differences(assert_gradients_are_differences):
     layer = built()
     sequences, _ = arguments()
@@ -174,6 +176,7 @@ def test_cumax_rises_to_one(logits):
     assert steps[-1] == pytest.approx(1, abs=1e-5)
 
 
+@also_on_jax
 def test_gates_of_different_widths():
     layer = SparseONLSTM(4, 2, sparsity=0.5, name="layer")
     layer.build((None, None, 2))
@@ -195,6 +198,7 @@ def test_gates_of_different_widths():
     ]
 
 
+@also_on_jax
 @pytest.mark.parametrize("return_state", [True, False])
 def test_distances_in_a_model(return_state):
     inputs = keras.Input((None, FEATURES))
@@ -234,10 +238,3 @@ def test_distances_are_no_state_to_carry():
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         SparseONLSTM(UNITS, **options)
-
-
-@pytest.mark.slow
-@pytest.mark.jax
-@tensorflow_only
-def test_this_file_on_jax(run_tests):
-    run_tests(__file__, "numpy or dropout or once_per_call or widths or in_a_model", backend="jax")

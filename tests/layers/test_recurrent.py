@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_selfish.layers import SparseGRU, SparseLSTM, SparseSimpleRNN
+from keras_selfish.layers import SparseGRU, SparseLSTM, SparseSimpleRNN, recurrent
 from keras_selfish.layers.hoisted import HoistedCell, HoistedRNN
+from keras_selfish.masks import masked_weights
 
 BACKEND = keras.backend.backend()
 if BACKEND == "tensorflow":
@@ -17,12 +18,13 @@ if BACKEND == "tensorflow":
 elif BACKEND == "jax":
     import jax
 
-tensorflow_only = pytest.mark.skipif(BACKEND != "tensorflow", reason="needs Keras's TensorFlow backend")
-jax_only = pytest.mark.skipif(BACKEND != "jax", reason="needs Keras's JAX backend")
+pytestmark = pytest.mark.backends("tensorflow", "jax")
+tensorflow_only = pytest.mark.backends("tensorflow")
+jax_only = pytest.mark.backends("jax")
 
-BATCH, TIME, FEATURES, UNITS = 4, 5, 3, 6
+BATCH, TIME, FEATURES, UNITS = 4, 3, 4, 6
 # Padded on the right, on the left, everywhere, and in between.
-MASK = np.array([[1, 1, 1, 0, 0], [0, 0, 1, 1, 1], [0, 0, 0, 0, 0], [1, 0, 1, 1, 0]], bool)
+MASK = np.array([[1, 1, 0], [0, 1, 1], [0, 0, 0], [1, 0, 1]], bool)
 KINDS = {
     "LSTM": (SparseLSTM, {}),
     "GRU": (SparseGRU, {}),
@@ -30,20 +32,9 @@ KINDS = {
     "SimpleRNN": (SparseSimpleRNN, {}),
 }
 ALL = {"return_sequences": True, "return_state": True}
-BOTH_DROPOUTS = {"dropout": 0.4, "recurrent_dropout": 0.3, "seed": 5}
-# Options of the layer, and whether it gets padded steps, initial states and `training`.
-CASES = {
-    "plain": (ALL, ""),
-    "padded": (ALL, "padded states"),
-    "padded, last output": ({}, "padded states"),
-    "padded, last output, backwards": ({"go_backwards": True, "use_bias": False}, "padded states"),
-    "padded, zeros": ({**ALL, "zero_output_for_mask": True, "go_backwards": True}, "padded states"),
-    "padded, last zero": ({"zero_output_for_mask": True}, "padded states"),
-    "dropout": ({**ALL, "dropout": 0.4, "seed": 5}, "training"),
-    "recurrent dropout": ({**ALL, "recurrent_dropout": 0.3, "seed": 5, "use_bias": False}, "training"),
-    "everything": ({**ALL, **BOTH_DROPOUTS, "go_backwards": True}, "padded states training"),
-    "no dropout in inference": ({**ALL, **BOTH_DROPOUTS}, "padded states"),
-}
+BOTH_DROPOUTS = {"dropout": 0.4, "recurrent_dropout": 0.3}
+# Weights are assigned; to draw them first would take longer than anything else here.
+CHEAP = {"kernel_initializer": "zeros", "recurrent_initializer": "zeros"}
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -59,13 +50,17 @@ def with_weights(layer):
     return layer
 
 
-def sparse_and_dense(kind, options):
+def sparse_and_dense(kind, options, sparsity=0.0):
+    """A sparse layer, and Keras's with the same weights and zeros."""
     sparse_class, kind_options = KINDS[kind]
-    options = {**kind_options, **options}
-    return [
-        with_weights(sparse_class(UNITS, sparsity=0, **options)),
-        with_weights(sparse_class.keras_layer(UNITS, **options)),
-    ]
+    options = {**CHEAP, **kind_options, **options}
+    layer = with_weights(sparse_class(UNITS, sparsity=sparsity, mask_seed=7, **options))
+    dense = with_weights(sparse_class.keras_layer(UNITS, **options))
+    for masked_weight in masked_weights(layer):
+        masked_weight.project()
+    for weight, value in zip(dense.trainable_weights, layer.trainable_weights, strict=True):
+        weight.assign(ops.convert_to_numpy(value))
+    return layer, dense
 
 
 def call_arguments(layer, given=""):
@@ -77,7 +72,10 @@ def call_arguments(layer, given=""):
 
 
 def outputs_and_gradients(layer, inputs, states, arguments):
-    """Outputs, and gradients of a loss in which every output counts differently."""
+    """Outputs, and gradients of a loss in which every output counts differently.
+
+    Gradients are those of the weights, the inputs and the initial states, in this order.
+    """
     weights = [weight.value for weight in layer.trainable_weights]
 
     def loss_of(outputs):
@@ -95,7 +93,7 @@ def outputs_and_gradients(layer, inputs, states, arguments):
             outputs, _ = layer.stateless_call(weights, others, inputs, **initial_state(states), **arguments)
             return loss_of(outputs)
 
-        gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
+        gradient = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
         gradients, outputs = gradient(weights, inputs, states)
     else:
         inputs, *states = [tf.convert_to_tensor(tensor) for tensor in (inputs, *states)]
@@ -103,125 +101,182 @@ def outputs_and_gradients(layer, inputs, states, arguments):
             tape.watch([inputs, *states])
             loss, outputs = loss_of(layer(inputs, **initial_state(states), **arguments))
         gradients = tape.gradient(loss, [weights, inputs, states], unconnected_gradients="zero")
-    return [ops.convert_to_numpy(result) for result in keras.tree.flatten([outputs, gradients])]
+    return [
+        [ops.convert_to_numpy(each) for each in keras.tree.flatten(part)] for part in (outputs, gradients)
+    ]
 
 
-def assert_same(results, expected):
-    assert len(results) == len(expected)
-    for result, value in zip(results, expected, strict=True):
+def assert_same(results, expected, exact=False):
+    for result, value in zip(keras.tree.flatten(results), keras.tree.flatten(expected), strict=True):
         assert result.shape == value.shape
-        np.testing.assert_allclose(result, value, rtol=0, atol=1e-5 * max(1, np.abs(value).max()))
+        if exact:
+            np.testing.assert_array_equal(result, value)
+        else:
+            np.testing.assert_allclose(result, value, rtol=0, atol=1e-5 * max(1, np.abs(value).max()))
 
 
-@each_kind
-@pytest.mark.parametrize("case", CASES)
-def test_equals_keras(case, kind):
-    options, given = CASES[case]
-    results = []
-    for layer in sparse_and_dense(kind, options):
-        results.append(outputs_and_gradients(layer, *call_arguments(layer, given)))
-    assert_same(*results)
-    if "training" in given:
-        plain = outputs_and_gradients(layer, *call_arguments(layer, given.replace("training", "")))
-        assert np.abs(plain[0] - results[0][0]).max() > 0.01  # dropout did something
+def assert_equals_keras(layer, dense, given="", exact=False, **arguments):
+    """The outputs are the same, and the gradients, but for those of connections that do not exist."""
+    inputs, states, call = call_arguments(layer, given)
+    outputs, gradients = outputs_and_gradients(layer, inputs, states, call | arguments)
+    expected, dense_gradients = outputs_and_gradients(dense, inputs, states, call | arguments)
+    assert_same(outputs, expected, exact)
+    for index, masked_weight in enumerate(masked_weights(layer)):
+        mask = ops.convert_to_numpy(masked_weight.mask)
+        assert mask.mean() == 0.5
+        assert np.abs(dense_gradients[index][~mask]).max() > 0  # it was the mask, not chance
+        assert (gradients[index][~mask] == 0).all()
+        dense_gradients[index] = np.where(mask, dense_gradients[index], 0)
+    assert_same(gradients, dense_gradients, exact)
+    return outputs
 
 
-@tensorflow_only
-@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
-def test_a_dropout_mask_for_each_gate(kind):
-    options = {**ALL, "implementation": 1, "dropout": 0.5, "seed": 5, "use_cudnn": False}
-    pair = sparse_and_dense(kind, options)
-    assert_same(*(outputs_and_gradients(layer, *call_arguments(layer, "training")) for layer in pair))
+@pytest.fixture
+def calls(monkeypatch):
+    """The calls of the functions over whole sequences, which Keras's own loop does without."""
+    seen = []
+
+    def recorded(function):
+        def call(*args, **kwargs):
+            seen.append(function.__name__)
+            return function(*args, **kwargs)
+
+        return call
+
+    for name in ("lstm", "gru", "simple_rnn"):
+        monkeypatch.setattr(recurrent.sequence, name, recorded(getattr(recurrent.sequence, name)))
+    return seen
 
 
-@tensorflow_only
-@each_kind
-def test_in_a_function_of_dynamic_shape(kind):
-    pair = sparse_and_dense(kind, {**ALL, **BOTH_DROPOUTS, "go_backwards": True})
-    states = [tf.TensorSpec((None, UNITS))] * len(pair[0].state_size)
-    specs = [tf.TensorSpec((None, None, FEATURES)), tf.TensorSpec((None, None), tf.bool), *states]
+TABLE = {
+    "sparsity": [0.0, 0.5],
+    "returns": [{}, {"return_sequences": True}, ALL],
+    "go_backwards": [False, True],
+    "padding": [None, "repeated", "zeros"],
+    "states": [False, True],
+    "use_bias": [True, False],
+    "drops": [{}, {"dropout": 0.4}, {"recurrent_dropout": 0.3}, BOTH_DROPOUTS],
+    "training": [True, False],
+    # The first draws a dropout mask for each gate.
+    "implementation": [2, 1],
+}
 
-    def compiled(layer):
-        @tf.function(input_signature=specs)
-        def run(inputs, mask, *states):
-            sources = [inputs, *states, *(weight.value for weight in layer.trainable_weights)]
-            with tf.GradientTape() as tape:
-                tape.watch(sources)
-                outputs = layer(inputs, mask=mask, initial_state=list(states), training=True)
-                loss = tf.add_n([tf.reduce_sum(output**2) for output in outputs])
-            return [*outputs, *tape.gradient(loss, sources)]
 
-        return run
+def each_case(test):
+    if BACKEND == "tensorflow":
+        return each_kind(pytest.mark.pairwise(**TABLE)(test))
+    # On JAX each is compiled.
+    short = {"drops": [{}, BOTH_DROPOUTS], "padding": [None, "zeros"], "returns": [{}, ALL]}
+    return pytest.mark.pairwise(kind=list(KINDS), **{**TABLE, **short})(test)
 
-    functions = [compiled(layer) for layer in pair]
-    for batch, time in [(BATCH, TIME), (2, 1)]:
-        sequences, states, _ = call_arguments(pair[0], "states")
-        arguments = [sequences[:batch, :time], MASK[:batch, :time], *(state[:batch] for state in states)]
-        assert_same(*([result.numpy() for result in function(*arguments)] for function in functions))
+
+@each_case
+def test_equals_keras(
+    kind, sparsity, returns, go_backwards, padding, states, use_bias, drops, training, implementation, calls
+):
+    options = {**returns, **drops, "go_backwards": go_backwards, "use_bias": use_bias, "seed": 5}
+    options["zero_output_for_mask"] = padding == "zeros"
+    if kind != "SimpleRNN":
+        options |= {"implementation": implementation, "use_cudnn": False}
+    given = " ".join(
+        ["padded" if padding else "", "states" if states else "", "training" if training else ""]
+    )
+    pair = sparse_and_dense(kind, options, sparsity)
+    dropped = assert_equals_keras(*pair, given)
+    # On JAX a dropout mask for each gate is left to Keras.
+    of_gates = getattr(pair[1].cell, "implementation", 2) == 1
+    left = BACKEND == "jax" and training and drops and of_gates
+    assert len(calls) == (0 if left else 1)
+    inputs, initial, arguments = call_arguments(pair[1], given.replace("training", ""))
+    if drops and training:
+        initial = {"initial_state": initial} if states else {}
+        plain = keras.tree.flatten(pair[1](inputs, **initial, **arguments))[0]
+        assert np.abs(ops.convert_to_numpy(plain) - dropped[0]).max() > 0.01  # dropout did something
 
 
 # Options of the layer, and arguments of its call.
-WHOLE_SEQUENCE = {
-    "plain": ({}, {}),
-    "padded": ({}, {"mask": MASK}),
-    "dropout": (BOTH_DROPOUTS, {"training": True}),
-    "no dropout in inference": ({"dropout": 1.0}, {}),
-}
-KERAS_LOOP = {
+LEFT_TO_KERAS = {
     "drops everything": ({"dropout": 1.0}, {"training": True}),
     "drops all states": ({"recurrent_dropout": 1.0}, {"training": True}),
     "unrolled": ({"unroll": True}, {}),
     "relu": ({"activation": "relu"}, {}),
     "padding of rank 3": ({}, {"mask": MASK[:, :, None]}),
+    "hard gates": ({"recurrent_activation": "hard_sigmoid"}, {"mask": MASK}),
 }
 
 
 @tensorflow_only
-@pytest.mark.parametrize(
-    ("kind", "case"),
-    [(kind, case) for kind in KINDS for case in WHOLE_SEQUENCE]
-    + [(kind, case) for kind in ("LSTM", "SimpleRNN") for case in KERAS_LOOP],
-)
-def test_what_runs_over_the_whole_sequence(kind, case):
-    """Keras's own loop, which has a gradient of second order, is left what it alone computes."""
-    options, arguments = {**WHOLE_SEQUENCE, **KERAS_LOOP}[case]
-    layer, dense = sparse_and_dense(kind, options)
-    inputs, call = draw(BATCH, TIME, FEATURES), {"training": False, **arguments}
-    assert_same(*(outputs_and_gradients(each, inputs, [], call) for each in (layer, dense)))
+@pytest.mark.pairwise(kind=["LSTM", "GRU", "SimpleRNN"], case=list(LEFT_TO_KERAS), sparsity=[0.5, 0.0])
+def test_what_is_left_to_keras(kind, case, sparsity, calls):
+    """What Keras's own loop alone computes; it gives the very same numbers."""
+    options, arguments = LEFT_TO_KERAS[case]
+    if "recurrent_activation" in options and kind == "SimpleRNN":
+        options = {"activation": "linear"}
+    if {"dropout", "recurrent_dropout"} & set(options):
+        sparsity = 0.0  # else there are kernels without any gradient
+    assert_equals_keras(*sparse_and_dense(kind, options, sparsity), exact=True, **arguments)
+    assert calls == []
 
-    def second_gradient():
+
+@tensorflow_only
+def test_dropout_of_everything_leaves_inference_to_ours(calls):
+    assert_equals_keras(*sparse_and_dense("LSTM", {"dropout": 1.0}))
+    assert calls == ["lstm"]
+
+
+@tensorflow_only
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "SimpleRNN"])
+def test_stateful(kind):
+    layer, dense = sparse_and_dense(kind, {"stateful": True}, sparsity=0.5)
+    first, second = (assert_equals_keras(layer, dense)[0] for _ in range(2))
+    assert np.abs(first - second).max() > 0.01
+
+
+@tensorflow_only
+def test_second_gradients():
+    """Ours are of first order and say so; Keras's loop has them."""
+
+    def second_gradient(**options):
+        layer, _ = sparse_and_dense("LSTM", options)
         weight = layer.cell.kernel.value
         with tf.GradientTape() as outer:
             with tf.GradientTape() as inner:
-                loss = tf.reduce_sum(layer(inputs, **call))
+                loss = tf.reduce_sum(layer(draw(BATCH, TIME, FEATURES)))
             norm = tf.reduce_sum(inner.gradient(loss, weight) ** 2)
         return outer.gradient(norm, weight)
 
-    if case in WHOLE_SEQUENCE:
-        with pytest.raises(
-            LookupError, match=f"second-order gradients use `keras.layers.{kind.split(',')[0]}`"
-        ):
-            second_gradient()
-    else:
-        assert second_gradient() is not None
+    assert np.abs(second_gradient(activation="relu")).max() > 0
+    with pytest.raises(LookupError, match=r"second-order gradients use `keras\.layers\.LSTM`"):
+        second_gradient()
 
 
-@jax_only
-def test_functions_for_jax():
-    """They have no derivative in forward mode, which Keras's loops have."""
+@tensorflow_only
+@pytest.mark.parametrize("kind", ["LSTM", "GRU, reset before", "SimpleRNN"])
+def test_in_a_function_of_dynamic_shape(kind):
+    options = {**ALL, **BOTH_DROPOUTS, "seed": 5, "go_backwards": True}
+    layer, dense = sparse_and_dense(kind, options, sparsity=0.5)
+    states = [tf.TensorSpec((None, UNITS))] * len(layer.state_size)
+    specs = [tf.TensorSpec((None, None, FEATURES)), tf.TensorSpec((None, None), tf.bool), *states]
 
-    def forward_derivative(kind, options, **arguments):
-        layer, _ = sparse_and_dense(kind, options)
-        weights = [variable.value for variable in layer.variables]
-        weights = [weights[: len(layer.trainable_variables)], weights[len(layer.trainable_variables) :]]
-        inputs = draw(BATCH, TIME, FEATURES)
-        return jax.jvp(lambda x: layer.stateless_call(*weights, x, **arguments)[0], [inputs], [inputs])
+    def run(layer, inputs, mask, *states):
+        sources = [inputs, *states, *(weight.value for weight in layer.trainable_weights)]
+        with tf.GradientTape() as tape:
+            tape.watch(sources)
+            outputs = layer(inputs, mask=mask, initial_state=list(states), training=True)
+            loss = tf.add_n([tf.reduce_sum(output**2) for output in outputs])
+        return [*outputs, *tape.gradient(loss, sources)]
 
-    for kind in KINDS:
-        with pytest.raises(TypeError, match="custom_vjp"):
-            forward_derivative(kind, {} if kind == "SimpleRNN" else {"use_cudnn": False})
-    # A dropout mask for each gate is left to Keras.
-    forward_derivative("LSTM", {"recurrent_dropout": 0.5}, training=True)
+    compiled = tf.function(lambda *arguments: run(layer, *arguments), input_signature=specs)
+    masks = [ops.convert_to_numpy(masked_weight.mask) for masked_weight in masked_weights(layer)]
+    for batch, time in [(BATCH, TIME), (2, 1)]:
+        sequences, states, _ = call_arguments(layer, "states")
+        arguments = [sequences[:batch, :time], MASK[:batch, :time], *(state[:batch] for state in states)]
+        arguments = [tf.constant(argument) for argument in arguments]
+        expected = [result.numpy() for result in run(dense, *arguments)]
+        first = len(expected) - len(layer.trainable_weights)
+        for index, mask in enumerate(masks, first):
+            expected[index] = expected[index] * mask
+        assert_same([result.numpy() for result in compiled(*arguments)], expected)
 
 
 @jax_only
@@ -234,59 +289,62 @@ def test_jax_has_cudnn_for_full_precision_only(policy, meant, monkeypatch):
     assert layer._cudnn_is_meant(None) is meant
 
 
-@tensorflow_only
-@pytest.mark.parametrize("sparse_class", [SparseLSTM, SparseGRU])
-def test_other_gates_are_left_to_keras(sparse_class):
-    layer = sparse_class(UNITS, sparsity=0, recurrent_activation="hard_sigmoid")
-    dense = sparse_class.keras_layer(UNITS, recurrent_activation="hard_sigmoid")
-    results = [
-        outputs_and_gradients(with_weights(each), *call_arguments(each, "padded states"))
-        for each in (layer, dense)
-    ]
-    assert_same(*results)
-
-
-def stack(sparse):
-    """All kinds of layers, one upon the other, on padded sequences of any length."""
-    options = {"sparsity": 0.5, "mask_seed": 1} if sparse else {}
-
-    def layer(sparse_class, **others):
-        return (sparse_class if sparse else sparse_class.keras_layer)(
-            UNITS, return_sequences=True, **others, **options
+def stack(sparse, kinds=tuple(KINDS), **options):
+    """Layers of these kinds, one upon the other, on padded sequences of any length."""
+    if sparse:
+        options = {"sparsity": 0.5, "mask_seed": 1, **options}
+    own = {
+        "LSTM": {"dropout": 0.2, "seed": 1},
+        "GRU": {"go_backwards": True},
+        "GRU, reset before": {"reset_after": False, "recurrent_dropout": 0.2, "seed": 2},
+    }
+    model = keras.Sequential([keras.Input((None, FEATURES)), keras.layers.Masking()])
+    for kind in kinds:
+        layer_class = KINDS[kind][0] if sparse else KINDS[kind][0].keras_layer
+        layer = layer_class(
+            UNITS, return_sequences=True, recurrent_initializer="zeros", **own.get(kind, {}), **options
         )
+        model.add(keras.layers.Bidirectional(layer) if kind == "SimpleRNN" else layer)
+    for index, weight in enumerate(model.trainable_weights):
+        weight.assign(0.7 * draw(*weight.shape, seed=index))
+    for masked_weight in masked_weights(model):
+        masked_weight.project()
+    return model
 
-    return keras.Sequential(
-        [
-            keras.Input((None, FEATURES)),
-            keras.layers.Masking(),
-            layer(SparseLSTM, dropout=0.2),
-            layer(SparseGRU, go_backwards=True),
-            keras.layers.Bidirectional(layer(SparseSimpleRNN)),
-            layer(SparseGRU, reset_after=False, recurrent_dropout=0.2),
-        ]
-    )
+
+def padded_sequences():
+    return draw(BATCH, TIME, FEATURES) * MASK[:, :, None]
 
 
 @tensorflow_only
 def test_in_a_saved_model(tmp_path):
-    model = stack(sparse=True)
+    model, dense = stack(sparse=True), stack(sparse=False)
     model.export(str(tmp_path / "model"), verbose=False)
     loaded = tf.saved_model.load(str(tmp_path / "model"))
-    dense = stack(sparse=False)
-    weights = [weight for weight in model.weights if not weight.name.endswith("_mask")]
-    for weight, value in zip(dense.weights, weights, strict=True):
-        weight.assign(value)
-    for batch, time in [(BATCH, TIME), (2, 3)]:
-        sequences = draw(BATCH, TIME, FEATURES) * MASK[:, :, None]
-        sequences = sequences[:batch, :time]
-        np.testing.assert_allclose(loaded.serve(sequences), dense.predict(sequences, verbose=0), atol=1e-5)
+    for weight, value in zip(dense.trainable_weights, model.trainable_weights, strict=True):
+        weight.assign(value.numpy())
+    for batch, time in [(BATCH, TIME), (2, 2)]:
+        sequences = padded_sequences()[:batch, :time]
+        np.testing.assert_allclose(loaded.serve(sequences), dense(sequences), atol=1e-5)
+
+
+@jax_only
+def test_fit_equals_keras():
+    def fitted(sparse):
+        model = stack(sparse, ["LSTM", "GRU"], **({"sparsity": 0.0} if sparse else {}))
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        model.fit(padded_sequences(), draw(BATCH, TIME, UNITS), batch_size=2, shuffle=False, verbose=0)
+        return [ops.convert_to_numpy(weight) for weight in model.trainable_weights]
+
+    expected = fitted(sparse=False)
+    assert_same(fitted(sparse=True), expected)
 
 
 @tensorflow_only
 def test_mirrored_strategy_on_two_devices(two_replicas):
     with two_replicas.scope():
-        model = stack(sparse=True)
-    sequences = draw(BATCH, TIME, FEATURES) * MASK[:, :, None]
+        model = stack(sparse=True, kinds=["LSTM", "GRU, reset before"])
+    sequences = padded_sequences()
     halves = [sequences[:2], sequences[2:]]
     variables = model.trainable_variables
 
@@ -305,8 +363,7 @@ def test_mirrored_strategy_on_two_devices(two_replicas):
     distributed = two_replicas.experimental_distribute_values_from_function(
         lambda context: tf.constant(halves[context.replica_id_in_sync_group])
     )
-    expected = tf.function(gradients)(tf.constant(sequences))
-    for found, value in zip(step(distributed), expected, strict=True):
+    for found, value in zip(step(distributed), gradients(tf.constant(sequences)), strict=True):
         for replica in two_replicas.experimental_local_results(found):
             np.testing.assert_allclose(replica, value, atol=1e-5 * max(1, np.abs(value).max()))
 
@@ -360,10 +417,10 @@ class HoistedMinimalGatedCell(HoistedCell, MinimalGatedCell):
 @pytest.mark.parametrize(
     ("options", "given"),
     [
-        ({}, ""),
-        (ALL, "padded states"),
+        pytest.param({}, "", marks=tensorflow_only),
+        pytest.param(ALL, "padded states", marks=tensorflow_only),
         ({**ALL, "go_backwards": True, "zero_output_for_mask": True}, "padded states"),
-        ({**ALL, "unroll": True}, "padded"),
+        pytest.param({**ALL, "unroll": True}, "padded", marks=tensorflow_only),
     ],
     ids=str,
 )
@@ -379,6 +436,7 @@ def test_hoisted_inputs(options, given):
     assert {len(shape) for shape in unhoisted.cell.projected_shapes} == {2}
 
 
+@tensorflow_only
 def test_hoisted_rnn_round_trip():
     layer = HoistedRNN(HoistedMinimalGatedCell(UNITS), return_sequences=True, name="layer")
     custom = {"HoistedMinimalGatedCell": HoistedMinimalGatedCell}
@@ -394,10 +452,3 @@ def test_bad_cells():
         HoistedRNN(MinimalGatedCell(UNITS))
     with pytest.raises(ValueError, match=r"computes in float64, in a layer that computes in float32"):
         HoistedRNN(HoistedMinimalGatedCell(UNITS, dtype="float64"))
-
-
-@pytest.mark.jax
-@tensorflow_only
-def test_this_file_on_jax(run_tests):
-    names = "(hoisted_inputs and zero) or zeros-GRU or everything-SimpleRNN or functions_for_jax"
-    run_tests(__file__, names, backend="jax")

@@ -12,7 +12,7 @@ BACKEND = keras.backend.backend()
 if BACKEND == "tensorflow":
     import tensorflow as tf
 
-tensorflow_only = pytest.mark.skipif(BACKEND != "tensorflow", reason="needs Keras's TensorFlow backend")
+also_on_jax = pytest.mark.backends("tensorflow", "jax")
 # JAX computes in float32 unless told otherwise when it starts.
 TOLERANCE = 1e-12 if BACKEND == "tensorflow" else 1e-5
 
@@ -65,6 +65,7 @@ def numpy_loop(layer, sequences, initial, padding=None, seen_inputs=None, seen_s
     return np.array(sequence_of_states), np.array(last)
 
 
+@also_on_jax
 @pytest.mark.parametrize(
     "options", [{}, {"coupled": False}, {"use_bias": False}, {"depth": 1}, {"sparsity": 0.0}], ids=str
 )
@@ -82,6 +83,7 @@ def test_equals_a_loop_in_numpy(options, padding):
     np.testing.assert_allclose(state, expected_state, rtol=0, atol=TOLERANCE)
 
 
+@also_on_jax
 def test_dropout_masks_are_those_of_all_steps_and_depths(monkeypatch):
     layer = built(dropout=0.5, recurrent_dropout=0.5)
     sequences, initial = draw(BATCH, TIME, FEATURES), draw(BATCH, UNITS)
@@ -98,7 +100,6 @@ def test_dropout_masks_are_those_of_all_steps_and_depths(monkeypatch):
     assert np.abs(expected[0] - numpy_loop(layer, sequences, initial)[0]).max() > 0.01
 
 
-@tensorflow_only
 @pytest.mark.parametrize("coupled", [True, False])
 def test_gradient_equals_differences(coupled, assert_gradients_are_differences):
     layer = built(coupled=coupled)
@@ -111,6 +112,7 @@ def test_gradient_equals_differences(coupled, assert_gradients_are_differences):
     assert_gradients_are_differences(loss, weights)
 
 
+@also_on_jax
 def test_weights_and_their_first_values():
     layer = SparseRHN(4, depth=2, coupled=False, sparsity=0.5, bias_initializer="ones", transform_bias=-3)
     layer.build((None, None, 6))
@@ -133,6 +135,7 @@ def test_weights_and_their_first_values():
     np.testing.assert_array_equal(coupled.cell.bias, np.ones((10, 8)))
 
 
+@also_on_jax
 def test_a_transform_gate_that_is_shut_carries_the_state():
     layer = SparseRHN(4, depth=10, sparsity=0, transform_bias=-40.0)
     state = draw(BATCH, 4).astype("float32")
@@ -145,10 +148,3 @@ def test_a_transform_gate_that_is_shut_carries_the_state():
 def test_bad_depths(depth):
     with pytest.raises(ValueError, match=rf"`depth` must be a positive integer\. Received: depth={depth}"):
         SparseRHN(4, depth=depth)
-
-
-@pytest.mark.slow
-@pytest.mark.jax
-@tensorflow_only
-def test_this_file_on_jax(run_tests):
-    run_tests(__file__, "numpy or dropout or first_values or shut", backend="jax")

@@ -17,9 +17,8 @@ if BACKEND == "tensorflow":
 elif BACKEND == "jax":
     import jax
 
-    jax.config.update("jax_disable_most_optimizations", True)  # it is compiling that takes the time
-
-tensorflow_only = pytest.mark.skipif(BACKEND != "tensorflow", reason="needs Keras's TensorFlow backend")
+# There it is compiling that takes the time.
+also_on_jax = pytest.mark.backends("tensorflow", "jax")
 
 BATCH, TIME, FEATURES, UNITS = 3, 5, 4, 6
 # Padded on the right, everywhere, and in between.
@@ -31,12 +30,14 @@ KINDS = {
     "RHN, own carry gate": (SparseRHN, {"depth": 2, "coupled": False}),
     "ON-LSTM": (SparseONLSTM, {"chunk_size": 2}),
 }
-each_kind = pytest.mark.parametrize("kind", KINDS)
+each_kind = pytest.mark.parametrize("kind", KINDS if BACKEND == "tensorflow" else ["RHN", "ON-LSTM"])
 
 
 def make(kind, **options):
     layer_class, kind_options = KINDS[kind]
-    return layer_class(UNITS, **{"sparsity": 0.5, "mask_seed": 3, **kind_options, **options})
+    # Keras's orthogonal matrices would take longer than most of these tests.
+    defaults = {"sparsity": 0.5, "mask_seed": 3, "recurrent_initializer": "glorot_uniform"}
+    return layer_class(UNITS, **{**defaults, **kind_options, **options})
 
 
 def draw(*shape, seed=0):
@@ -59,7 +60,7 @@ def copy_weights(source, target):
         weight.assign(value)
 
 
-def outputs_and_gradients(layer, inputs, **arguments):
+def outputs_and_gradients(layer, inputs, xla=False, **arguments):
     """Outputs, and gradients of a loss in which every output counts differently: of weights and inputs."""
 
     def loss_of(outputs):
@@ -75,13 +76,20 @@ def outputs_and_gradients(layer, inputs, **arguments):
             outputs, _ = layer.stateless_call(weights, others, inputs, **arguments)
             return loss_of(outputs)
 
-        gradients, outputs = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(weights, inputs)
+        gradients, outputs = jax.grad(loss, argnums=(0, 1), has_aux=True)(weights, inputs)
     else:
-        inputs = tf.convert_to_tensor(inputs)
-        with tf.GradientTape() as tape:
-            tape.watch(inputs)
-            loss, outputs = loss_of(layer(inputs, **arguments))
-        gradients = tape.gradient(loss, [weights, inputs])
+
+        @tf.function(jit_compile=True, autograph=False)
+        def compiled(inputs):
+            return computed(inputs)
+
+        def computed(inputs):
+            with tf.GradientTape() as tape:
+                tape.watch(inputs)
+                loss, outputs = loss_of(layer(inputs, **arguments))
+            return tape.gradient(loss, [weights, inputs]), outputs
+
+        gradients, outputs = (compiled if xla else computed)(tf.convert_to_tensor(inputs))
     return [ops.convert_to_numpy(result) for result in keras.tree.flatten([outputs, gradients])]
 
 
@@ -100,6 +108,7 @@ def assert_zero_outside(model):
 # Masks
 
 
+@also_on_jax
 @each_kind
 @pytest.mark.parametrize("options", [{}, {"use_bias": False, **DROPOUTS}], ids=["plain", "dropout"])
 def test_equals_a_dense_layer_of_the_masked_weights(kind, options):
@@ -120,8 +129,8 @@ def test_equals_a_dense_layer_of_the_masked_weights(kind, options):
     assert_close(results, expected)
 
 
-@each_kind
 @given(
+    kind=st.sampled_from(list(KINDS)),
     sparsity=st.floats(0.05, 0.95),
     distribution=st.sampled_from(["uniform", "erdos_renyi", "erk"]),
     block_shape=st.sampled_from([(1, 1), (2, 1), (2, 3)]),
@@ -160,7 +169,6 @@ def test_matrices_begin_with_different_numbers(kind):
         np.testing.assert_array_equal(weight, other)  # they follow the seed
 
 
-@tensorflow_only
 @each_kind
 def test_masks_and_input_projection_stay_out_of_the_loop(kind, loop_bodies):
     layer = make(kind, **DROPOUTS)
@@ -263,6 +271,7 @@ def test_dropout_is_for_training_and_follows_its_seed(kind):
         assert np.abs(outputs(True, seed=6, **options) - dropped).max() > 0.01
 
 
+@also_on_jax
 @each_kind
 def test_carried_state(kind):
     """A text in two windows, as one; the training state is another one."""
@@ -310,18 +319,19 @@ def test_half_precision_is_near_float32(kind, sparsity):
 
 
 def test_states_keep_small_changes_in_bfloat16():
-    """Candidate 1, transform gate 0.0067: in bfloat16 the state would stop growing below 0.8."""
+    """Candidate 1, transform gate 0.0067: in bfloat16 the state would stop growing at 0.7."""
     layer = SparseRHN(1, depth=1, sparsity=0, dtype="mixed_bfloat16", kernel_initializer="zeros")
     layer.build((1, None, 1))
     layer.cell.recurrent_kernel_0.assign(np.zeros((1, 2)))
     layer.cell.bias.assign([[30.0, -5.0]])
-    last = float(ops.convert_to_numpy(layer(np.zeros((1, 1000, 1))))[0, 0])
-    assert last == pytest.approx(1 - (1 + np.exp(-5)) ** -1000, rel=0.005)
+    last = float(ops.convert_to_numpy(layer(np.zeros((1, 300, 1))))[0, 0])
+    assert last == pytest.approx(1 - (1 + np.exp(-5)) ** -300, rel=0.005)
 
 
 # Training
 
 
+@also_on_jax
 @each_kind
 def test_rewiring_in_fit(kind):
     layer = make(kind, **DROPOUTS)
@@ -329,7 +339,8 @@ def test_rewiring_in_fit(kind):
     weights = masked_weights(model)
     counts = [weight.active for weight in weights]
     before = [ops.convert_to_numpy(weight.mask) for weight in weights]
-    model.compile("adam", "mse")
+    # One kind as a graph, and what JAX compiles.
+    model.compile("adam", "mse", run_eagerly=BACKEND == "tensorflow" and kind != "RHN")
     history = model.fit(
         draw(8, TIME, FEATURES),
         np.ones((8, 1)),
@@ -345,22 +356,17 @@ def test_rewiring_in_fit(kind):
             assert len(history[f"density/{weight.name}/{gate}"]) == 3
     assert_zero_outside(model)
     model.fit(draw(3, 2, FEATURES), np.ones((3, 1)), verbose=0)  # another length
-    assert model.predict(draw(3, 7, FEATURES), verbose=0).shape == (3, 1)
+    assert model(draw(3, 7, FEATURES)).shape == (3, 1)
     assert_zero_outside(model)
 
 
-@tensorflow_only
 @each_kind
 def test_compiled_by_xla(kind):
-    model = keras.Sequential([keras.Input((TIME, FEATURES)), make(kind), keras.layers.Dense(1)])
-    data = draw(BATCH, TIME, FEATURES)
-    expected = model(data)
-    model.compile("sgd", "mse", jit_compile=True)
-    assert_close(model.predict(data, verbose=0), expected)
-    before = model.get_weights()
-    model.fit(data, np.ones((BATCH, 1)), verbose=0)
-    assert any((weight != value).any() for weight, value in zip(model.get_weights(), before, strict=True))
-    assert_zero_outside(model)
+    layer, sequences = with_weights(make(kind)), draw(BATCH, TIME, FEATURES)
+    results, expected = (outputs_and_gradients(layer, sequences, xla=xla) for xla in (True, False))
+    assert_close(results, expected)
+    for masked_weight, gradient in zip(masked_weights(layer), results[1:], strict=False):
+        assert (gradient[~masked_weight.mask.numpy()] == 0).all()
 
 
 # Files, copies and export
@@ -445,7 +451,6 @@ def test_strip(kind):
     assert_close(stripped(data), model(data))
 
 
-@tensorflow_only
 @each_kind
 def test_saved_model(kind, tmp_path):
     from keras_selfish.export import saved_model
@@ -478,11 +483,3 @@ def test_bad_arguments(layer_class, options, message):
 def test_blocks_must_divide_every_kernel(kind):
     with pytest.raises(ValueError, match=r"`block_shape` .* Received: block_shape=\(4, 1\)"):
         make(kind, block_shape=(4, 1)).build((None, None, 8))  # not the six rows of the recurrent kernel
-
-
-@pytest.mark.slow
-@pytest.mark.jax
-@tensorflow_only
-def test_this_file_on_jax(run_tests):
-    names = "dense_layer or carried or fit"
-    run_tests(__file__, f"({names}) and not own", backend="jax")

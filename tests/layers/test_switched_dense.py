@@ -8,6 +8,8 @@ from keras import ops
 from keras_selfish import SwitchedDense, masked_weights
 from keras_selfish.analysis import report
 
+pytestmark = pytest.mark.backends("tensorflow", "jax")
+
 X = np.random.default_rng(0).normal(size=(5, 6)).astype("float32")
 
 
@@ -97,8 +99,3 @@ def test_save_and_load(granularity, tmp_path):
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-@pytest.mark.jax
-def test_on_jax(run_tests):
-    run_tests(__file__, "parent or loop or frozen or load", "jax")

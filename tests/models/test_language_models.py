@@ -16,26 +16,39 @@ from keras_selfish.analysis import report
 from keras_selfish.data import RandomWindows, Windows
 from keras_selfish.models import PRESETS, language_model, preset, small_dense
 
+on_jax_too = pytest.mark.backends("tensorflow", "jax")
+
 VOCABULARY, COLUMNS = 17, 4
 RNG = np.random.default_rng(0)
 TRAIN = RNG.integers(0, VOCABULARY, COLUMNS * 26)
 VALIDATION = RNG.integers(0, VOCABULARY, COLUMNS * 20)
 
 
-def small_model(**overrides):
+def small_model(graph=False, **overrides):
+    """A model whose steps run eagerly, or in a graph, which takes seconds to make."""
     settings = {"units": 12, "dropout": 0.0, "batch_size": COLUMNS, "seed": 3, **overrides}
     model = LanguageModel(VOCABULARY, **settings)
     model.compile(
         SNTASGD(1.0, global_clipnorm=0.25),
         loss=TokenCrossEntropy(),
         metrics=[Perplexity()],
+        run_eagerly=not graph,
     )
     return model
 
 
+def batches(windows):
+    return windows.dataset() if keras.backend.backend() == "tensorflow" else windows.pydataset()
+
+
+def fit(model, windows=None, **options):
+    windows = windows or Windows(TRAIN, COLUMNS, 5)
+    return model.fit(batches(windows), shuffle=False, verbose=0, **options).history
+
+
 def evaluate(model, time_steps, tokens=VALIDATION, columns=COLUMNS):
     windows = Windows(tokens, columns, time_steps)
-    return model.evaluate(windows.dataset(), verbose=0, return_dict=True)
+    return model.evaluate(batches(windows), verbose=0, return_dict=True)
 
 
 def whole_text_perplexity(model, tokens, columns=COLUMNS):
@@ -47,35 +60,44 @@ def whole_text_perplexity(model, tokens, columns=COLUMNS):
     return np.exp((log_sums - chosen).mean())
 
 
+@pytest.fixture(scope="module")
+def trained():
+    """A model in graphs that learns nothing (learning rate 0): all it is asked must agree, in any order.
+
+    Returns the model, its perplexity before training, and the history of its training.
+    """
+    model = small_model(graph=True)
+    model.optimizer.learning_rate = 0.0
+    before = evaluate(model, 5)["perplexity"]
+    validation = batches(Windows(VALIDATION, COLUMNS, 5))
+    return model, before, fit(model, validation_data=validation, epochs=2)
+
+
+@on_jax_too
 @pytest.mark.parametrize("time_steps", [1, 5, 7, 19])
-def test_perplexity_does_not_depend_on_the_windows(time_steps):
-    model = small_model()
+def test_perplexity_does_not_depend_on_the_windows(trained, time_steps):
+    model, *_ = trained
     expected = whole_text_perplexity(model, VALIDATION)
     scores = evaluate(model, time_steps)
     assert scores["perplexity"] == pytest.approx(expected, rel=1e-5)
     assert scores["loss"] == pytest.approx(np.log(expected), rel=1e-5)
 
 
-def test_evaluation_is_the_same_before_during_and_after_training():
-    """Nothing is learnt (learning rate 0), so all evaluations must agree, whatever was run between."""
-    model = small_model()
-    model.optimizer.learning_rate = 0.0
-    expected = evaluate(model, 5)["perplexity"]
-    train, validation = Windows(TRAIN, COLUMNS, 5), Windows(VALIDATION, COLUMNS, 5)
-    history = model.fit(
-        train.dataset(), validation_data=validation.dataset(), epochs=2, shuffle=False, verbose=0
-    ).history
-    assert history["val_perplexity"] == pytest.approx([expected] * 2, rel=1e-6)
+@on_jax_too
+def test_evaluation_is_the_same_before_during_and_after_training(trained):
+    model, before, history = trained
+    assert history["val_perplexity"] == pytest.approx([before] * 2, rel=1e-6)
     # Training starts from a zero state at each epoch, and validation between them does not show.
     assert history["perplexity"] == pytest.approx([whole_text_perplexity(model, TRAIN)] * 2, rel=1e-5)
-    assert evaluate(model, 5)["perplexity"] == pytest.approx(expected, rel=1e-6)
+    assert evaluate(model, 5)["perplexity"] == pytest.approx(before, rel=1e-6)
 
 
-def test_validation_leaves_the_training_state_alone():
-    model = small_model()
+@on_jax_too
+def test_validation_leaves_the_training_state_alone(trained):
+    model, *_ = trained
     states = [v for v in model.variables if "training_state" in v.path]
     assert len(states) == 4
-    model.fit(Windows(TRAIN, COLUMNS, 5).dataset(), shuffle=False, verbose=0)
+    fit(model)  # without validation after it
     before = [keras.ops.convert_to_numpy(state).copy() for state in states]
     assert all(state.any() for state in before)
     evaluate(model, 5)
@@ -83,8 +105,17 @@ def test_validation_leaves_the_training_state_alone():
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(state), value)
 
 
-def test_fewer_columns_than_the_model_was_built_for():
-    model = small_model()
+@pytest.mark.backends("jax")  # on TensorFlow see those of presets and of replicas
+def test_training_learns_while_connections_are_rewired():
+    model = small_model(graph=True, layers=1)
+    history = fit(model, epochs=3, callbacks=[SelfishRewiring()])
+    assert history["perplexity"][-1] < history["perplexity"][0]
+    assert len(history["sparsity"]) == 3
+
+
+@on_jax_too
+def test_fewer_columns_than_the_model_was_built_for(trained):
+    model, *_ = trained
     for columns in (1, 3):
         expected = whole_text_perplexity(model, VALIDATION, columns)
         assert evaluate(model, 6, columns=columns)["perplexity"] == pytest.approx(expected, rel=1e-5)
@@ -95,6 +126,7 @@ def test_more_columns_are_refused():
         evaluate(small_model(), 6, columns=5)
 
 
+@on_jax_too
 def test_the_stepwise_model_computes_the_same():
     model = small_model()
     ((inputs, _),) = Windows(VALIDATION, COLUMNS, 100)
@@ -104,7 +136,7 @@ def test_the_stepwise_model_computes_the_same():
     for t in range(inputs["tokens"].shape[1]):
         tokens = keras.ops.convert_to_tensor(inputs["tokens"][:, t : t + 1])
         logits, *states = stepwise([tokens, *states])
-        np.testing.assert_allclose(logits[:, 0], expected[:, t], atol=1e-5)
+        np.testing.assert_allclose(keras.ops.convert_to_numpy(logits)[:, 0], expected[:, t], atol=1e-5)
 
 
 CELLS = {
@@ -123,10 +155,11 @@ CELLS = {
     ],
 )
 def test_other_recurrent_layers(cell, tied, tmp_path):
-    model = small_model(cell=cell, cell_options=CELLS[cell], tied=tied, sparsity=0.5)
+    settings = {"cell": cell, "cell_options": CELLS[cell], "layers": 1, "tied": tied, "sparsity": 0.5}
+    model = small_model(**settings)
     states = [v for v in model.variables if "training_state" in v.path]
-    assert len(states) == {"rhn": 2, "on_lstm": 4}[cell]
-    model.fit(Windows(TRAIN, COLUMNS, 5).dataset(), shuffle=False, verbose=0)
+    assert len(states) == {"rhn": 1, "on_lstm": 2}[cell]
+    fit(model)
     assert all(keras.ops.convert_to_numpy(state).any() for state in states)
     expected = whole_text_perplexity(model, VALIDATION)
     assert evaluate(model, 7)["perplexity"] == pytest.approx(expected, rel=1e-5)
@@ -137,14 +170,14 @@ def test_other_recurrent_layers(cell, tied, tmp_path):
     logits = stepwise([keras.ops.convert_to_tensor(inputs["tokens"]), *carried])[0]
     np.testing.assert_allclose(logits, model(inputs, training=False), atol=1e-5)
 
-    model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
-    assert loaded.get_config() == model.get_config()
-    assert evaluate(loaded, 7)["perplexity"] == pytest.approx(expected, rel=1e-5)
-    same = small_model(cell=cell, cell_options=CELLS[cell], tied=tied, sparsity=0.5)
-    same.fit(Windows(TRAIN, COLUMNS, 5).dataset(), shuffle=False, verbose=0)
+    same = small_model(graph=True, **settings)
+    fit(same)
     for weight, value in zip(same.trainable_weights, model.trainable_weights, strict=True):
         np.testing.assert_allclose(weight, value, rtol=1e-5, atol=1e-6)  # dropout follows the model's seed
+    same.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.get_config() == same.get_config()
+    assert evaluate(loaded, 7)["perplexity"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_an_unknown_cell_is_refused():
@@ -178,20 +211,15 @@ def test_same_seed_same_model():
 @pytest.mark.parametrize(
     "settings",
     [
-        {},
-        {"tied": True},
-        {"distribution": "erk"},
-        {"block_shape": (4, 1)},
-        {"sparsity": 0.0},
+        {"sparsity": 0.0, "tied": True},
         {"dtype": "mixed_bfloat16"},
+        {"distribution": "erk", "block_shape": (4, 1)},
     ],
     ids=str,
 )
 def test_save_and_load(settings, tmp_path):
-    model = small_model(**{"units": 16, **settings})
-    if settings.get("block_shape"):
-        settings["units"] = 16
-    model.fit(Windows(TRAIN, COLUMNS, 5).dataset(), shuffle=False, verbose=0)
+    model = small_model(units=16, **settings)
+    fit(model)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert loaded.get_config() == model.get_config()
@@ -251,15 +279,14 @@ def test_small_presets_train(name):
     assert set(settings["training"]) == set(preset("ptb_lstm")["training"])
     assert settings["model"].get("cell") == preset(name.removesuffix("_small"))["model"].get("cell")
     model = language_model(name, vocabulary_size=VOCABULARY, batch_size=COLUMNS, reference_length=10)
-    model.compile(SNTASGD(1.0, global_clipnorm=0.25), loss=TokenCrossEntropy(), metrics=[Perplexity()])
-    windows = RandomWindows(np.arange(400) % VOCABULARY, COLUMNS, 10)
-    history = model.fit(
-        windows.dataset(),
-        epochs=3,
-        shuffle=False,
-        verbose=0,
-        callbacks=[windows.callback(), SelfishRewiring(0.5)],
-    ).history
+    model.compile(
+        SNTASGD(1.0, global_clipnorm=0.25),
+        loss=TokenCrossEntropy(),
+        metrics=[Perplexity()],
+        run_eagerly=name != "ptb_rhn_small",  # one in a graph, where XLA compiles the steps of large matrices
+    )
+    windows = RandomWindows(np.arange(100) % VOCABULARY, COLUMNS, 10)
+    history = fit(model, windows, epochs=3, callbacks=[windows.callback(), SelfishRewiring(0.5)])
     assert history["perplexity"][-1] < history["perplexity"][0]
     assert history["loss"] == pytest.approx(np.log(history["perplexity"]), rel=1e-5)
     for masked_weight in masked_weights(model):
@@ -290,8 +317,8 @@ def everything(**overrides):
 
 
 def test_a_mixture_saved_and_stepwise(tmp_path):
-    model = everything()
-    model.fit(Windows(TRAIN, COLUMNS, 5).dataset(), shuffle=False, verbose=0)
+    model = everything(graph=True)
+    fit(model)
     expected = whole_text_perplexity(model, VALIDATION)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -319,25 +346,28 @@ def test_penalties_are_of_training_only():
     assert len(model.losses) == 2
 
 
-@pytest.mark.parametrize("length", [4, 8, 16])
-def test_steps_follow_the_length_of_the_windows(length):
-    """One step of plain SGD from the same weights, of windows with the same content."""
-    steps = []
-    for reference in (None, 8):
-        model = small_model(reference_length=reference, sparsity=0.0)
-        model.compile(SNTASGD(1.0), loss=TokenCrossEntropy())
-        before = keras.ops.convert_to_numpy(model.decoder.kernel).copy()
-        windows = Windows(np.arange(2 * (length + 1)) % VOCABULARY, 2, length)
-        model.fit(windows.dataset(), shuffle=False, verbose=0)
-        steps.append(keras.ops.convert_to_numpy(model.decoder.kernel) - before)
-    np.testing.assert_allclose(steps[1], steps[0] * length / 8, rtol=1e-4, atol=1e-7)
+def test_steps_follow_the_length_of_the_windows():
+    """Steps of plain SGD from the same weights, of windows with the same content; one graph scales all."""
+    constant = small_model(layers=1, sparsity=0.0)
+    scaled = small_model(layers=1, sparsity=0.0, reference_length=8)
+    constant.compile(SNTASGD(1.0), loss=TokenCrossEntropy(), run_eagerly=True)
+    scaled.compile(SNTASGD(1.0), loss=TokenCrossEntropy())
+    weights = constant.get_weights()
+    for length in (4, 8, 16):
+        steps = []
+        for model in (constant, scaled):
+            model.set_weights(weights)
+            before = keras.ops.convert_to_numpy(model.decoder.kernel).copy()
+            fit(model, Windows(np.arange(2 * (length + 1)) % VOCABULARY, 2, length))
+            steps.append(keras.ops.convert_to_numpy(model.decoder.kernel) - before)
+        np.testing.assert_allclose(steps[1], steps[0] * length / 8, rtol=1e-4, atol=1e-7)
 
 
 def test_scaled_steps_need_an_optimizer_that_can():
     model = small_model(reference_length=8)
     model.compile("adam", loss=TokenCrossEntropy())
     with pytest.raises(ValueError, match=r"`reference_length` needs an optimizer .* Received: Adam"):
-        model.fit(Windows(TRAIN, COLUMNS, 5).dataset(), shuffle=False, verbose=0)
+        fit(model)
 
 
 @pytest.mark.parametrize("name", ["quick", "ptb_onlstm_small", "wt2_awd_lstm_mos_small"])
@@ -380,33 +410,3 @@ def test_bad_arguments(arguments, message):
 def test_unknown_preset():
     with pytest.raises(ValueError, match=r"`preset` must be one of ptb_lstm, .* Received: preset='large'"):
         language_model("large")
-
-
-@pytest.mark.jax
-def test_state_is_carried_on_jax(run_python):
-    printed = run_python(
-        """
-        import keras, numpy as np
-        from keras_selfish import LanguageModel, Perplexity, SNTASGD, SelfishRewiring
-        from keras_selfish.data import Windows
-
-        tokens = np.random.default_rng(0).integers(0, 17, 4 * 20)
-        model = LanguageModel(17, units=12, dropout=0.0, batch_size=4)
-        model.compile(
-            SNTASGD(0.5, global_clipnorm=0.25),
-            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            metrics=[Perplexity()],
-        )
-        for time_steps in (19, 5, 1):
-            data = Windows(tokens, 4, time_steps).pydataset()
-            print(model.evaluate(data, verbose=0, return_dict=True)["perplexity"])
-        data = Windows(tokens, 4, 5).pydataset()
-        history = model.fit(data, epochs=3, shuffle=False, verbose=0, callbacks=[SelfishRewiring()]).history
-        print(history["perplexity"][-1] < history["perplexity"][0], len(history["sparsity"]))
-        """,
-        backend="jax",
-    )
-    *perplexities, trained = printed.strip().splitlines()
-    numbers = [float(number) for number in perplexities]
-    assert numbers == pytest.approx([numbers[0]] * 3, rel=1e-5)
-    assert trained == "True 3"

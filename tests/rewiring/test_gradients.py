@@ -10,6 +10,11 @@ from keras_selfish.masks import masked_weights
 from keras_selfish.models import language_model
 from keras_selfish.rewiring.gradients import DenseGradients
 
+pytestmark = pytest.mark.backends("tensorflow", "jax", "torch")
+
+# On JAX it costs more than compiling.
+EAGERLY = keras.backend.backend() == "tensorflow"
+
 GENERATOR = np.random.default_rng(0)
 INPUTS, TARGETS = GENERATOR.normal(size=(4, 6)), GENERATOR.normal(size=(4, 8))
 
@@ -93,7 +98,7 @@ def test_of_a_recurrent_model_against_the_same_model_without_masks():
             SparseDense(4, sparsity=sparsity, mask_seed=3),
         ]
         model = keras.Sequential([keras.Input((7,), dtype="int32"), *layers])
-        model.compile("sgd", "mse")
+        model.compile("sgd", "mse", run_eagerly=EAGERLY)
         return model
 
     sparse, dense = make(0.6), make(0.0)
@@ -113,7 +118,8 @@ def test_of_a_recurrent_model_against_the_same_model_without_masks():
 
 def test_carried_states_seeds_and_metrics_stay():
     model = language_model(vocabulary_size=20, units=8, batch_size=2, dropout=0.5)
-    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, metrics=["accuracy"], run_eagerly=EAGERLY)
     tokens = GENERATOR.integers(0, 20, (2, 6)).astype("int32")
     batch = {"tokens": tokens[:, :5], "first": np.zeros(2, "int32")}, tokens[:, 1:]
     model.train_on_batch(*batch)
@@ -125,6 +131,7 @@ def test_carried_states_seeds_and_metrics_stay():
         np.testing.assert_array_equal(ops.convert_to_numpy(variable), value)
 
 
+@pytest.mark.backends("tensorflow")
 def test_with_mixed_precision():
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
@@ -136,19 +143,9 @@ def test_with_mixed_precision():
     np.testing.assert_allclose(gradient, expected(model, INPUTS, TARGETS), atol=0.02)
 
 
+@pytest.mark.backends("tensorflow")
 def test_replicas_add_up_to_one_device(two_replicas):
     with two_replicas.scope():
         model = dense_model()
     (gradient,) = DenseGradients((INPUTS, TARGETS))(model, masked_weights(model), step=0, batches=1)
     np.testing.assert_allclose(gradient, expected(model, INPUTS, TARGETS), rtol=1e-5, atol=1e-7)
-
-
-@pytest.mark.parametrize(
-    "backend",
-    [
-        pytest.param("jax", marks=pytest.mark.jax),
-        pytest.param("torch", marks=pytest.mark.slow),
-    ],
-)
-def test_on_other_backends(backend, run_tests):
-    run_tests(__file__, "not other_backends and not mixed", backend)

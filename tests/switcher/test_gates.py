@@ -27,6 +27,7 @@ def gradient(function, values):
     return before - ops.convert_to_numpy(variable)
 
 
+@pytest.mark.backends("tensorflow", "jax")
 def test_straight_through_by_hand():
     logits = np.array([-2.0, -0.1, 0.0, 0.1, 3.0], "float32")
     np.testing.assert_array_equal(
@@ -36,6 +37,7 @@ def test_straight_through_by_hand():
     np.testing.assert_allclose(gradient(binary, logits), sigmoid * (1 - sigmoid), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.backends("tensorflow", "jax")
 def test_hard_concrete_by_hand():
     logits = np.array([-3.0, -0.2, 0.2, 1.0, 6.0], "float32")
     noise = np.array([0.5, 0.7, 0.2, 0.6, 0.5], "float32")
@@ -57,8 +59,3 @@ def test_hard_concrete_is_open_as_often_as_its_logit_says():
     is_open = ops.convert_to_numpy(binary(ops.full((20_000,), 0.7), ops.convert_to_tensor(noise)))
     # The gate is over one half where logistic noise is over minus the logit.
     assert is_open.mean() == pytest.approx(1 / (1 + np.exp(-0.7)), abs=0.01)
-
-
-@pytest.mark.jax
-def test_on_jax(run_tests):
-    run_tests(__file__, "by_hand", "jax")

@@ -8,6 +8,9 @@ from keras import ops
 from keras_selfish import SwitchedDense, SwitcherNetwork
 from keras_selfish.switcher.architectures import ARCHITECTURES
 
+on_jax_too = pytest.mark.backends("tensorflow", "jax")
+SLOW_ON_JAX = [pytest.mark.slow] if keras.backend.backend() == "jax" else []
+
 WEIGHTS = (np.random.default_rng(0).normal(size=(13, 7)) * 0.1).astype("float32")
 EVERY = sorted(ARCHITECTURES)
 
@@ -83,6 +86,7 @@ def loop_logits(architecture, weights, p):
     return logits
 
 
+@on_jax_too
 @pytest.mark.parametrize("architecture", EVERY)
 @pytest.mark.parametrize("tile_size", [40, 10_000])
 def test_logits_are_those_of_a_loop(architecture, tile_size):
@@ -93,7 +97,7 @@ def test_logits_are_those_of_a_loop(architecture, tile_size):
     np.testing.assert_allclose(ops.convert_to_numpy(switcher(WEIGHTS.T)), expected, rtol=1e-3, atol=1e-3)
 
 
-def gradients(switcher):
+def gradients(switcher, graph=False):
     """The gradient of a sum over what `switched` returns, by an optimizer's step of one."""
     direction = np.random.default_rng(4).normal(size=WEIGHTS.shape).astype("float32")
 
@@ -107,20 +111,23 @@ def gradients(switcher):
 
     before = [ops.convert_to_numpy(v) for v in switcher.trainable_variables]
     model = keras.Sequential([keras.Input((1,)), Sum()])
-    model.compile(keras.optimizers.SGD(1.0), loss=lambda y, p: p)
+    eager = not graph and keras.backend.backend() == "tensorflow"
+    model.compile(keras.optimizers.SGD(1.0), loss=lambda y, p: p, run_eagerly=eager)
     model.train_on_batch(np.ones((1, 1)), np.zeros((1, 1)))
     return [b - ops.convert_to_numpy(v) for b, v in zip(before, switcher.trainable_variables, strict=True)]
 
 
-@pytest.mark.parametrize("architecture", EVERY)
+@on_jax_too
+@pytest.mark.parametrize("architecture", [pytest.param(name, marks=SLOW_ON_JAX) for name in EVERY])
 def test_tiles_change_no_gradient(architecture):
     whole = gradients(switcher_of(architecture, tile_size=10_000))
-    tiled = gradients(switcher_of(architecture, tile_size=30))
+    tiled = gradients(switcher_of(architecture, tile_size=30), graph=True)
     assert all(np.abs(gradient).max() > 0 for gradient in whole)
     for one, other in zip(tiled, whole, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
 
 
+@on_jax_too
 def test_gradient_of_the_last_bias_by_hand():
     switcher = switcher_of("weight", tile_size=30)
     logits = loop_logits("weight", WEIGHTS, parameters_of(switcher))
@@ -137,6 +144,7 @@ def test_gradient_of_the_last_bias_by_hand():
     np.testing.assert_allclose(named["output_bias"], [expected], rtol=1e-4)
 
 
+@on_jax_too
 def test_switched_weights_mask_and_count_agree():
     switcher = switcher_of(tile_size=30)
     switched, mask, counted = switcher.switched(ops.convert_to_tensor(WEIGHTS), threshold=0.5)
@@ -203,7 +211,8 @@ def test_bad_arguments(arguments):
 # On a network that it has not seen
 
 
-@pytest.mark.parametrize("layer_shares", ["magnitude", "logits"])
+@on_jax_too
+@pytest.mark.parametrize("layer_shares", [pytest.param("magnitude", marks=SLOW_ON_JAX), "logits"])
 def test_prune_sets_switches_exactly_to_the_target(layer_shares):
     model = keras.Sequential([keras.Input((20,)), SwitchedDense(11), SwitchedDense(9), keras.layers.Dense(2)])
     sparsities = switcher_of().prune(model, target_sparsity=0.7, layer_shares=layer_shares)
@@ -262,9 +271,3 @@ def test_prune_refuses_what_it_cannot_prune(layers):
     model = keras.Sequential([keras.Input((20,)), *(layer(3) for layer in layers)])
     with pytest.raises(ValueError, match="`model` must have"):
         SwitcherNetwork(granularity=granularity).prune(model)
-
-
-@pytest.mark.slow
-@pytest.mark.jax
-def test_on_jax(run_tests):
-    run_tests(__file__, "loop or gradient or agree or exactly", "jax")

@@ -1,35 +1,26 @@
-"""The trainer of image classifiers, run as a user runs it, on real scans."""
+"""The trainer of image classifiers on real scans."""
 
 import csv
 import json
-import os
-import pathlib
 import re
-import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
 
 pytest.importorskip("sklearn")
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 TINY = (
     *("--epochs=6", "--finetune_epochs=1", "--batch_size=32", "--width=0.3", "--sparsity=0.7"),
     *("--task_steps=10", "--switcher_steps=2", "--warmup_epochs=0.5"),
 )
 
 
-def run(workdir, *flags):
-    return subprocess.run(
-        [sys.executable, "-m", "trainers.image_classifier", f"--workdir={workdir}", *flags],
-        cwd=REPOSITORY,
-        env=dict(os.environ),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+@pytest.fixture(scope="module")
+def run(trainer):
+    """A function that runs the trainer in this process on a folder, with flags."""
+    return trainer("image_classifier").run
 
 
 def history(workdir):
@@ -38,7 +29,7 @@ def history(workdir):
 
 
 @pytest.fixture(scope="module")
-def whole_run(tmp_path_factory):
+def whole_run(run, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     result = run(workdir, *TINY)
     assert result.returncode == 0, result.stderr
@@ -60,48 +51,44 @@ def test_a_run_learns_and_leaves_everything_it_promises(whole_run):
     assert re.search(r"Epoch 3 of 7 done: loss .*val_accuracy .*sparsity .* about \d+ s left", result.stderr)
 
 
-def test_the_artifact_needs_no_switcher(whole_run, run_python, tmp_path):
-    printed = run_python(
-        """
-        import sys
-        sys.modules["keras_selfish"] = None
-        import keras, numpy as np, tensorflow as tf
-        model = keras.models.load_model(sys.argv[1] + "/final.keras")
-        x = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1)).astype("float32")
-        served = tf.saved_model.load(sys.argv[1] + "/saved_model")
-        print(np.allclose(served.serve(tf.constant(x)), model.predict(x, verbose=0), rtol=1e-3, atol=1e-4),
-              any("switcher" in v.path for v in model.variables))
-        """,
-        whole_run[0],
-        cwd=tmp_path,
+def test_the_artifact_needs_no_switcher(whole_run):
+    """Nor this package: all classes are Keras's."""
+    import keras
+    import tensorflow as tf
+
+    workdir, _ = whole_run
+    with zipfile.ZipFile(workdir / "final.keras") as archive:
+        config = archive.read("config.json").decode()
+    assert "keras_selfish" not in config
+    model = keras.models.load_model(workdir / "final.keras")
+    assert not any("switcher" in variable.path for variable in model.variables)
+    x = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1)).astype("float32")
+    served = tf.saved_model.load(workdir / "saved_model")
+    np.testing.assert_allclose(
+        served.serve(tf.constant(x)), model.predict(x, verbose=0), rtol=1e-3, atol=1e-4
     )
-    assert printed == "True False\n"
 
 
 @pytest.mark.parametrize("stop", [3, pytest.param(6, marks=pytest.mark.slow)])
-def test_a_resumed_run_is_the_whole_run(whole_run, tmp_path, stop):
+def test_a_resumed_run_is_the_whole_run(run, whole_run, tmp_path, monkeypatch, stop):
     """A run that stopped after an epoch, as its checkpoint and history say.
 
     Sums over threads may differ in their last bits under load, and a switch near the threshold makes more of
     it: on a quiet machine the runs are equal bit for bit, here within a few images.
     """
-    script = f"""
-import sys
-from absl import app
-from trainers import callbacks, image_classifier
-class Stopping(callbacks.ClassifierRecorder):
-    def on_epoch_end(self, epoch, logs=None):
-        super().on_epoch_end(epoch, logs)
-        if epoch + 1 == {stop}:
-            sys.exit(3)
-callbacks.ClassifierRecorder = Stopping
-image_classifier.run()
-"""
-    command = [sys.executable, "-c", script, f"--workdir={tmp_path}", *TINY]
-    stopped = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
-    assert stopped.returncode == 3, stopped.stderr
+    from trainers import callbacks
+
+    class Stopping(callbacks.ClassifierRecorder):
+        def on_epoch_end(self, epoch, logs=None):
+            super().on_epoch_end(epoch, logs)
+            if epoch + 1 == stop:
+                sys.exit(3)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(callbacks, "ClassifierRecorder", Stopping)
+        assert run(tmp_path, *TINY, "--noexport").returncode == 3
     assert len(history(tmp_path)) == stop
-    result = run(tmp_path, *TINY)
+    result = run(tmp_path, *TINY, "--noexport")
     assert result.returncode == 0, result.stderr
     for one, other in zip(history(tmp_path), history(whole_run[0]), strict=True):
         for name in one:
@@ -119,7 +106,7 @@ image_classifier.run()
         ),
     ],
 )
-def test_other_methods(tmp_path, method):
+def test_other_methods(run, tmp_path, method):
     import keras
 
     flags = ["--distribution=erk"] if method == "rigl" else []
@@ -135,10 +122,10 @@ def test_other_methods(tmp_path, method):
 
 
 @pytest.mark.slow
-@pytest.mark.jax
-def test_neurons_leave_the_network_on_jax(tmp_path, jax_alone):
+def test_neurons_leave_the_network_on_jax(trainer, tmp_path, jax_alone):
     import keras
 
+    run = trainer("image_classifier").run_alone
     flags = (*TINY, "--method=switcher_neuron")
     refused = run(tmp_path, *flags)
     assert refused.returncode == 1
@@ -169,7 +156,7 @@ def test_neurons_leave_the_network_on_jax(tmp_path, jax_alone):
         (["--dataset=mnist", "--data_dir=/nowhere"], "`data_dir` must be a folder"),
     ],
 )
-def test_bad_flags(tmp_path, flags, message):
+def test_bad_flags(run, tmp_path, flags, message):
     result = run(tmp_path, *flags)
     assert result.returncode == 1
     assert message in result.stderr
@@ -177,7 +164,7 @@ def test_bad_flags(tmp_path, flags, message):
     assert not (tmp_path / "config.json").exists()
 
 
-def test_a_workdir_of_another_trainer(tmp_path):
+def test_a_workdir_of_another_trainer(run, tmp_path):
     config = {"format": "keras_selfish language model run, version 1", "seed": 0}
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     result = run(tmp_path)
@@ -185,9 +172,16 @@ def test_a_workdir_of_another_trainer(tmp_path):
     assert "config.json in --workdir must be from this trainer" in result.stderr
 
 
-def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
+def test_a_loss_that_is_no_number_ends_the_run(run, tmp_path):
     result = run(tmp_path, *TINY, "--method=dense", "--learning_rate=1e38")
     assert result.returncode == 1
     assert "try a smaller --learning_rate in a new --workdir" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "final.keras").exists()
+
+
+def test_it_is_a_program(trainer, tmp_path):
+    result = trainer("image_classifier").run_alone(tmp_path, "--sparsity=1.5")
+    assert result.returncode == 1
+    assert "error: `--sparsity` is the fraction of zeros" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,13 +1,12 @@
-"""The trainer, run as a user runs it: in a process of its own, on real text."""
+"""The trainer of language models on real text."""
 
 import csv
 import json
-import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -40,20 +39,16 @@ def corpus(tmp_path_factory):
     return folder
 
 
-def command(workdir, *flags):
-    return [sys.executable, "-m", "trainers.language_model", f"--workdir={workdir}", *flags]
+@pytest.fixture(scope="module")
+def run(trainer):
+    """A function that runs the trainer in this process on a folder, with flags."""
+    return trainer("language_model").run
 
 
-def run(workdir, *flags, env=None):
-    return subprocess.run(
-        command(workdir, *flags),
-        cwd=REPOSITORY,
-        env={**os.environ, **(env or {})},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+@pytest.fixture(scope="module")
+def run_alone(trainer):
+    """The same in a process of its own, as a user does."""
+    return trainer("language_model").run_alone
 
 
 def history(workdir):
@@ -69,10 +64,10 @@ def without_times(rows):
 
 
 @pytest.fixture(scope="module")
-def whole_run(corpus, tmp_path_factory):
+def whole_run(run_alone, corpus, tmp_path_factory):
     """One run from start to end, and what it printed."""
     workdir = tmp_path_factory.mktemp("run")
-    result = run(workdir, f"--data_dir={corpus}", *TINY)
+    result = run_alone(workdir, f"--data_dir={corpus}", *TINY)
     assert result.returncode == 0, result.stderr
     return workdir, result
 
@@ -120,7 +115,7 @@ def test_the_exported_model_serves_without_the_package(whole_run, run_python, tm
     assert "step" in printed
 
 
-def test_a_finished_run_says_so_and_tests_again(whole_run, corpus):
+def test_a_finished_run_says_so_and_tests_again(run, whole_run, corpus):
     workdir, first = whole_run
     again = run(workdir, f"--data_dir={corpus}", *TINY, "--export_text")
     assert again.returncode == 0, again.stderr
@@ -132,26 +127,28 @@ def test_a_finished_run_says_so_and_tests_again(whole_run, corpus):
     assert served.score_text(["The statement.\n"])["tokens"].shape == (1, 4)  # as in the corpus
 
 
-def test_a_killed_run_resumes_as_if_nothing_had_happened(whole_run, corpus, tmp_path):
+def test_a_killed_run_resumes_as_if_nothing_had_happened(trainer, whole_run, corpus, tmp_path):
     """Killed after its first checkpoint, in the middle of a later epoch."""
     reference, _ = whole_run
+    language_model = trainer("language_model")
     flags = (f"--data_dir={corpus}", *TINY)
     with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen(command(tmp_path / "run", *flags), cwd=REPOSITORY, stdout=log, stderr=log)
+        command = language_model.command(tmp_path / "run", *flags)
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=log)
         while not (tmp_path / "run" / "checkpoint.json").exists():
             assert process.poll() is None, (tmp_path / "log").read_text()
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    resumed = run(tmp_path / "run", *flags)
+    resumed = language_model.run_alone(tmp_path / "run", *flags)
     assert resumed.returncode == 0, resumed.stderr
     assert "Resuming after epoch" in resumed.stderr
     assert without_times(history(tmp_path / "run")) == without_times(history(reference))
-    for name in ("results.json",):
-        assert (tmp_path / "run" / name).read_text() == (reference / name).read_text()
+    results = [(folder / "results.json").read_text() for folder in (tmp_path / "run", reference)]
+    assert results[0] == results[1]
 
 
-def test_methods_and_options(corpus, tmp_path):
+def test_methods_and_options(run, corpus, tmp_path):
     one = (f"--data_dir={corpus}", *TINY, "--epochs=1", "--noexport")
     dense = run(tmp_path / "dense", *one, "--method=dense")
     assert dense.returncode == 0, dense.stderr
@@ -172,7 +169,7 @@ def test_methods_and_options(corpus, tmp_path):
         if name not in ("selfish", "dense", "static")
     ],
 )
-def test_every_method(method, corpus, tmp_path):
+def test_every_method(run, method, corpus, tmp_path):
     flags = (f"--data_dir={corpus}", *TINY, "--epochs=2", "--noexport", f"--method={method}")
     if method in ("rigl", "gse"):  # whose 100 steps are more than there are
         flags = (*flags, "--rewiring_steps=7")
@@ -191,8 +188,8 @@ def test_every_method(method, corpus, tmp_path):
     assert len(history(tmp_path)) == 3
 
 
-def test_options_of_methods(corpus, tmp_path):
-    flags = (f"--data_dir={corpus}", *TINY, "--epochs=2", "--noexport", "--n_of_m=2,4")
+def test_options_of_methods(run, corpus, tmp_path):
+    flags = (f"--data_dir={corpus}", *TINY, "--epochs=1", "--noexport", "--n_of_m=2,4")
     result = run(tmp_path, *flags, "--method=rigl", "--rewiring_steps=7", "--schedule=constant")
     assert result.returncode == 0, result.stderr
     refused = run(tmp_path / "other", *flags, "--redistribution=magnitude")
@@ -203,7 +200,7 @@ def test_options_of_methods(corpus, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name.endswith("_small")])
-def test_every_small_preset(preset, corpus, tmp_path):
+def test_every_small_preset(run, preset, corpus, tmp_path):
     """The sizes are the preset's, the data a little: batches that it fills."""
     flags = (f"--data_dir={corpus}", "--dataset=text", "--batch_size=4", "--bptt=20", "--epochs=1")
     result = run(tmp_path, *flags, f"--preset={preset}")
@@ -214,7 +211,7 @@ def test_every_small_preset(preset, corpus, tmp_path):
     assert float(rows[1]["perplexity"]) < float(rows[0]["perplexity"])
 
 
-def test_an_architecture_by_flags(corpus, tmp_path):
+def test_an_architecture_by_flags(run, corpus, tmp_path):
     flags = (
         f"--data_dir={corpus}",
         *(flag for flag in TINY if not flag.startswith(("--units", "--epochs"))),
@@ -236,26 +233,25 @@ def test_an_architecture_by_flags(corpus, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.jax
-def test_jax_alone_trains_and_tensorflow_exports(corpus, tmp_path, jax_alone, monkeypatch):
+def test_jax_alone_trains_and_tensorflow_exports(run_alone, corpus, tmp_path, jax_alone, monkeypatch):
     flags = (f"--data_dir={corpus}", *TINY)
-    trained = run(tmp_path, *flags, "--noexport")
+    trained = run_alone(tmp_path, *flags, "--noexport")
     assert trained.returncode == 0, trained.stderr
     monkeypatch.delenv("PYTHONPATH")
     monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
-    exported = run(tmp_path, *flags)
+    exported = run_alone(tmp_path, *flags)
     assert exported.returncode == 0, exported.stderr
     assert len(history(tmp_path)) == 3
     assert (tmp_path / "saved_model" / "saved_model.pb").exists()
 
 
 @pytest.mark.slow  # test_mirrored.py does it in one process
-def test_replicas_train_as_one_device(corpus, tmp_path):
+def test_replicas_train_as_one_device(run_alone, corpus, tmp_path):
     """Dropout differs between replicas, so without it."""
     flags = (f"--data_dir={corpus}", *TINY, "--epochs=2", "--dropout=0", "--noexport")
     rows = {}
     for name, strategy in {"one": (), "two": ("--strategy=mirrored", "--cpu_replicas=2")}.items():
-        result = run(tmp_path / name, *flags, *strategy)
+        result = run_alone(tmp_path / name, *flags, *strategy)
         assert result.returncode == 0, result.stderr
         rows[name] = history(tmp_path / name)
     for one, two in zip(rows["one"], rows["two"], strict=True):
@@ -307,7 +303,7 @@ def test_a_full_disk_is_one_sentence(tmp_path):
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
-def test_bad_flags_are_one_sentence(flags, message, corpus, tmp_path):
+def test_bad_flags_are_one_sentence(run, flags, message, corpus, tmp_path):
     result = run(tmp_path / "run", f"--data_dir={corpus}", *TINY, *flags)
     assert result.returncode != 0
     assert message in result.stderr + result.stdout
@@ -315,7 +311,7 @@ def test_bad_flags_are_one_sentence(flags, message, corpus, tmp_path):
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_other_settings_in_a_used_workdir(whole_run, corpus):
+def test_other_settings_in_a_used_workdir(run, whole_run, corpus):
     workdir, _ = whole_run
     before = (workdir / "config.json").read_text()
     result = run(workdir, f"--data_dir={corpus}", *TINY, "--units=32")
@@ -324,7 +320,7 @@ def test_other_settings_in_a_used_workdir(whole_run, corpus):
     assert (workdir / "config.json").read_text() == before
 
 
-def test_non_utf8_text(tmp_path):
+def test_non_utf8_text(run, tmp_path):
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_bytes(b"caf\xe9 au lait\n" * 100)
     result = run(tmp_path / "run", f"--data_dir={tmp_path / 'text'}", *TINY)
@@ -333,20 +329,20 @@ def test_non_utf8_text(tmp_path):
     assert "Traceback" not in result.stderr
 
 
-def test_damaged_checkpoint(corpus, tmp_path):
-    flags = (f"--data_dir={corpus}", *TINY, "--noexport")
-    assert run(tmp_path, *flags, "--epochs=1").returncode == 0
-    (weights,) = tmp_path.glob("checkpoint-*.npz")
+def test_damaged_checkpoint(run, whole_run, corpus, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole_run[0], folder)
+    (weights,) = folder.glob("checkpoint-*.npz")
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 0xFF
     weights.write_bytes(content)
-    result = run(tmp_path, *flags, "--epochs=2")
+    result = run(folder, f"--data_dir={corpus}", *TINY, "--epochs=4")
     assert result.returncode == 1
     assert "damaged" in result.stderr
-    assert len(history(tmp_path)) == 1
+    assert len(history(folder)) == 3
 
 
-def test_foreign_config(corpus, tmp_path):
+def test_foreign_config(run, corpus, tmp_path):
     (tmp_path / "config.json").write_text('{"hello": "world"}')
     result = run(tmp_path, f"--data_dir={corpus}", *TINY)
     assert result.returncode == 1
@@ -354,28 +350,39 @@ def test_foreign_config(corpus, tmp_path):
     assert (tmp_path / "config.json").read_text() == '{"hello": "world"}'
 
 
-def test_workdir_that_cannot_be_written(corpus, tmp_path):
+def test_workdir_that_cannot_be_written(run, corpus, tmp_path):
     (tmp_path / "file").write_text("")
     result = run(tmp_path / "file" / "run", f"--data_dir={corpus}", *TINY)
     assert result.returncode == 1
     assert "--workdir must be a folder that can be written" in result.stderr
 
 
-@pytest.mark.parametrize("backend", ["tensorflow", pytest.param("jax", marks=pytest.mark.jax)])
-def test_nan_loss_stops_and_keeps_the_checkpoint(backend, corpus, tmp_path):
+@pytest.mark.backends("tensorflow", "jax")
+def test_nan_loss_stops_and_keeps_the_checkpoint(run, corpus, tmp_path):
     """Weights that grow without bound: no clipping and an absurd learning rate."""
-    pytest.importorskip(backend)
     flags = (f"--data_dir={corpus}", *TINY, "--clipnorm=0", "--learning_rate=1e38", "--noexport")
-    result = run(tmp_path, *flags, env={"KERAS_BACKEND": backend})
+    result = run(tmp_path, *flags)
     assert result.returncode == 1
     assert re.search(r"loss became (nan|inf) at step \d+: nothing was saved yet", result.stderr)
-    assert "Traceback" not in result.stderr
     assert not (tmp_path / "best.keras").exists()
 
 
-def test_help_names_every_flag():
-    result = run("unused", "--help")
+def test_help_names_every_flag(run_alone):
+    result = run_alone("unused", "--help")
     for method in METHODS:
         assert f"{method}: " in result.stdout
     for flag in ("--dataset", "--block_shape", "--[no]reset_regrown", "--precision", "--strategy"):
         assert flag in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(("--sparsity=1.2",), "Received: --sparsity=1.2"), (("--unitz=5",), "unitz")],
+    ids=["of a flag", "of the command line"],
+)
+def test_the_program_ends_with_a_sentence(flags, message, run_alone, corpus, tmp_path):
+    result = run_alone(tmp_path / "run", f"--data_dir={corpus}", *TINY, *flags)
+    assert result.returncode == 1
+    assert message in result.stderr + result.stdout
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run" / "config.json").exists()

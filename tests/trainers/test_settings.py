@@ -1,7 +1,5 @@
 """What a run takes where no flag says anything."""
 
-import json
-
 import keras
 import pytest
 
@@ -13,16 +11,9 @@ from trainers.mask_updates import mask_updates
 
 
 @pytest.fixture
-def settings(run_python):
+def settings(trainer):
     """A function from a trainer's name and flags to the settings of its run."""
-    code = """
-        import importlib, json, sys
-        from absl import flags
-        trainer = importlib.import_module(f"trainers.{sys.argv[1]}")
-        flags.FLAGS(sys.argv[1:])
-        print(json.dumps(trainer.settings_from_flags()))
-    """
-    return lambda *arguments: json.loads(run_python(code, *arguments))
+    return lambda name, *flags: trainer(name).settings(*flags)
 
 
 def test_a_presets_pruning_rate_is_that_of_the_selfish_method(settings):

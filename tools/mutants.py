@@ -1,0 +1,203 @@
+"""Forty ways to break the package, one line each: what `tools/mutate.py` puts in, and what should notice."""
+
+import collections
+
+# File within `keras_selfish`, what stands there exactly once, what replaces it, where the tests of it are,
+# and the backend on which the line is run.
+Mutant = collections.namedtuple("Mutant", "file old new tests backend", defaults=["tensorflow"])
+
+MUTANTS = [
+    # Masks
+    Mutant("masks.py", "if not (densities > 1.0).any():", "if True:", "test_masks.py"),
+    Mutant("masks.py", "/ block_sizes\n    # 0.33", "/ block_sizes + 0.5\n    # 0.33", "test_masks.py"),
+    Mutant(
+        "layers/masked.py",
+        "return ops.where(initial_mask, initializer(shape, dtype=dtype), ops.zeros((), dtype))",
+        "return initializer(shape, dtype=dtype)",
+        "layers/test_masked.py layers/test_sparse_layers.py",
+    ),
+    Mutant(
+        "layers/mask_gradient.py",
+        "return ops.where(mask, upstream",
+        "return ops.where(True, upstream",
+        "layers",
+    ),
+    Mutant(
+        "layers/mask_gradient_jax.py",
+        "return upstream if masked_weight.dense_gradient else jnp.where(mask, upstream, 0), None",
+        "return upstream, None",
+        "layers optimizers",
+        "jax",
+    ),
+    Mutant(
+        "layers/masked.py", "            masked_weight.project()", "            pass", "layers/test_masked.py"
+    ),
+    # Rewiring
+    Mutant("rewiring/counts.py", "return int(rate * active + 0.5)", "return int(rate * active)", "rewiring"),
+    Mutant("rewiring/counts.py", "if active > 0.8 * total:", "if active > 0.9 * total:", "rewiring"),
+    Mutant(
+        "rewiring/rewire.py",
+        "grown = chosen if reset_regrown else after > active",
+        "grown = chosen",
+        "rewiring",
+    ),
+    Mutant(
+        "rewiring/rewire.py",
+        "fill(masked_weight.weight, change.mask <= change.grown, 0.0)",
+        "fill(masked_weight.weight, ~change.mask, 0.0)",
+        "rewiring",
+    ),
+    Mutant(
+        "rewiring/rewire.py",
+        "reset_state(optimizer, masked_weight, change.dropped, change.grown)",
+        "reset_state(optimizer, masked_weight, change.dropped, change.dropped)",
+        "rewiring optimizers",
+    ),
+    Mutant(
+        "rewiring/schedules.py",
+        "min(step / total_steps, 1.0)\n        return",
+        "step / total_steps\n        return",
+        "rewiring",
+    ),
+    Mutant("rewiring/callback.py", "self._epoch_due = False\n        if not", "if not", "rewiring"),
+    Mutant("rewiring/callback.py", "and not self._just_triggered()", "", "rewiring/test_callback.py"),
+    Mutant(
+        "rewiring/updates.py",
+        "default_rng([self.seed, step, index])",
+        "default_rng([self.seed, index])",
+        "rewiring",
+    ),
+    Mutant(
+        "rewiring/updates.py",
+        "for i, w in enumerate(masks.masked_weights(self.model)) if w.weight.trainable",
+        "for i, w in enumerate(masks.masked_weights(self.model))",
+        "rewiring",
+    ),
+    # Optimizers
+    Mutant(
+        "optimizers/snt_asgd.py",
+        "births.assign(ops.where(ops.greater_equal(old, 0.0), now, old))",
+        "births.assign(old)",
+        "optimizers",
+    ),
+    Mutant(
+        "optimizers/snt_asgd.py",
+        "fill(self.births[index], grown, self.iterations)",
+        "fill(self.births[index], grown, 0.0)",
+        "optimizers rewiring",
+    ),
+    Mutant(
+        "optimizers/snt_asgd.py",
+        "[_factor(ops.sum(ops.stack(squares)), self.global_clipnorm)]",
+        "[_factor(squares[0], self.global_clipnorm)]",
+        "optimizers",
+    ),
+    Mutant(
+        "optimizers/update.py",
+        "age = ops.maximum(updates - ops.convert_to_tensor(births), 1.0)",
+        "age = ops.maximum(updates - ops.convert_to_tensor(births) + 1.0, 1.0)",
+        "optimizers",
+        "jax",
+    ),
+    Mutant("optimizers/update_tensorflow.py", "step += decay * weight", "step += decay", "optimizers"),
+    Mutant(
+        "optimizers/averaging.py",
+        "return len(past) > patience and",
+        "return len(past) >= patience and",
+        "optimizers/test_averaging.py",
+    ),
+    Mutant(
+        "optimizers/state.py",
+        "changed = ops.logical_or(dropped, grown)\n        for",
+        "changed = dropped\n        for",
+        "optimizers/test_state.py rewiring",
+    ),
+    # Sequence functions
+    Mutant("layers/lstm_tensorflow.py", "previous_dh += dh * padded[t]", "pass", "layers"),
+    Mutant("layers/lstm_tensorflow.py", "tf.where(mask, f, 1.0)", "tf.where(mask, f, 0.0)", "layers"),
+    Mutant("layers/gru_tensorflow.py", "z = tf.where(mask, z, 1.0)", "pass", "layers"),
+    Mutant(
+        "layers/gru_tensorflow.py",
+        "candidate_products.kernel_gradient(r * previous_h, d_candidate)",
+        "candidate_products.kernel_gradient(previous_h, d_candidate)",
+        "layers",
+    ),
+    Mutant(
+        "layers/recurrence_tensorflow.py",
+        "return tf.reverse(tensor, axis=[0]) if go_backwards else tensor",
+        "return tensor",
+        "layers",
+    ),
+    Mutant(
+        "layers/recurrence_tensorflow.py",
+        "return wide(product if self._mask is None else product * self._mask)",
+        "return wide(product)",
+        "layers",
+    ),
+    Mutant(
+        "layers/recurrence_tensorflow.py",
+        "return tf.cast(tensor, tf.float32) if tensor.dtype.size < 4 else tensor",
+        "return tensor",
+        "layers",
+    ),
+    Mutant(
+        "layers/sequence_jax.py",
+        "(_where_real(real, previous_dh, dh), _where_real(real, dc * forget, old_dc))",
+        "(_where_real(real, previous_dh, dh), dc * forget)",
+        "layers",
+        "jax",
+    ),
+    Mutant(
+        "layers/sequence_jax.py",
+        "of_g * candidate * r * (1 - r), of_g * r]",
+        "of_g * candidate * r, of_g * r]",
+        "layers",
+        "jax",
+    ),
+    # Windows and carried state
+    Mutant(
+        "data/windows.py",
+        "return start, min(start + self.time_steps, self._steps)",
+        "return start, start + self.time_steps",
+        "data models",
+    ),
+    Mutant(
+        "data/windows.py",
+        '"first": tf.fill([self.batch_size], tf.cast(tf.equal(index, 0), tf.int32)),',
+        '"first": tf.fill([self.batch_size], 0),',
+        "data models",
+    ),
+    Mutant(
+        "layers/carried_state.py",
+        "states = self.training_states if training else self.evaluation_states",
+        "states = self.training_states",
+        "models layers",
+    ),
+    # Export
+    Mutant("export/strip.py", "value = ops.where(mask, value, ops.zeros((), value.dtype))", "pass", "export"),
+    Mutant(
+        "export/serving_tensorflow.py",
+        "return start + WINDOW, tf.concat([log_probabilities, -losses], 1), states",
+        "return start + WINDOW, tf.concat([log_probabilities, -losses], 1), initial_state(batch_size)",
+        "export",
+    ),
+    # Switcher
+    Mutant(
+        "switcher/alternation.py",
+        "return REFRESH if place == self.switcher_steps else TASK",
+        "return TASK",
+        "switcher",
+    ),
+    Mutant(
+        "switcher/constraint.py",
+        "step = ops.where(crossed, back * excess / ops.where(crossed, excess - last_excess, 1.0), newton)",
+        "step = newton",
+        "switcher",
+    ),
+    Mutant(
+        "switcher/neurons.py",
+        "return outputs[:, 0], 2.0 * ops.sigmoid(outputs[:, 1])",
+        "return outputs[:, 0], ops.sigmoid(outputs[:, 1])",
+        "switcher",
+    ),
+]
