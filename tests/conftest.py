@@ -1,5 +1,6 @@
 """What all tests share: a small repeatable machine, shared data, snippets in other processes."""
 
+import gc
 import importlib.util
 import os
 import pathlib
@@ -27,6 +28,10 @@ for variable, value in {
     "TF_NUM_INTRAOP_THREADS": "2",
 }.items():
     os.environ.setdefault(variable, value)
+
+# Tracing makes objects by the hundred thousand that are needed for long: collected seldom, a test takes a tenth
+# less.
+gc.set_threshold(200_000, 20, 20)
 
 BACKENDS = ("tensorflow", "jax", "torch")
 BACKEND = os.environ["KERAS_BACKEND"]
