@@ -29,8 +29,8 @@ for variable, value in {
 }.items():
     os.environ.setdefault(variable, value)
 
-# Tracing makes objects by the hundred thousand that are needed for long: collected seldom, a test takes a tenth
-# less.
+# Tracing makes objects by the hundred thousand that are needed for long: collected seldom, they take a tenth
+# less of the time.
 gc.set_threshold(200_000, 20, 20)
 
 BACKENDS = ("tensorflow", "jax", "torch")
