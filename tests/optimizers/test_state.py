@@ -260,6 +260,19 @@ def test_state_that_cannot_be_told_apart_is_refused(make, message):
         reset_state(model.optimizer, weight, changed, changed)
 
 
+def test_new_connections_begin_without_state():
+    """Also one that exists already: with `reset_regrown` it is dropped and grown at once."""
+    model = sparse_model(optimizers.SGD(0.05, momentum=0.9))
+    train(model)
+    (masked_weight,) = masked_weights(model)
+    before = slots_of(model.optimizer, masked_weight.weight)["momentum"].copy()
+    grown = ops.convert_to_numpy(masked_weight.mask) & (np.arange(8) < 4)
+    assert before[grown].any()
+    reset_state(model.optimizer, masked_weight, np.zeros_like(grown), grown)
+    after = slots_of(model.optimizer, masked_weight.weight)["momentum"]
+    np.testing.assert_array_equal(after, np.where(grown, 0, before))
+
+
 def test_two_weights_whose_slots_have_one_name_are_ambiguous():
     first = keras.Sequential([keras.Input((8,)), SparseDense(8, mask_seed=1, name="b_c")], name="a")
     second = keras.Sequential([keras.Input((8,)), SparseDense(8, mask_seed=2, name="c")], name="a_b")

@@ -186,7 +186,7 @@ def test_units_of_larger_weights_begin_with_larger_logits():
     switcher.build()
     logits, scales = switcher.units(ops.convert_to_tensor(WEIGHTS * np.arange(1, 8, dtype="float32")))
     assert np.all(np.diff(ops.convert_to_numpy(logits)) > 0)
-    assert np.all(ops.convert_to_numpy(scales) > 0)
+    np.testing.assert_allclose(ops.convert_to_numpy(scales), 1, atol=0.3)  # nothing is learned yet
 
 
 def test_config_and_weights(tmp_path):
