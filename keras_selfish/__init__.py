@@ -4,9 +4,7 @@ Sparse layers (`SparseLSTM`, ...), the callback that rewires them (`SelfishRewir
 optimizer (`SNTASGD`, `NonMonotonicAveraging`) compose in `model.fit`.
 """
 
-import sys
-
-from keras_selfish._lazy import lazy_attributes
+from keras_selfish._lazy import lazy_attributes, load_with_keras
 from keras_selfish.version import __version__
 
 _SOURCES = {
@@ -69,11 +67,7 @@ __all__ = ["__version__", *sorted(_SOURCES)]
 
 __getattr__ = lazy_attributes(__name__, _SOURCES)
 
-if "keras" in sys.modules:
-    # What waiting would save is spent already, and `keras.models.load_model` knows classes only once their
-    # modules are imported.
-    for _name in _SOURCES:
-        __getattr__(_name)
+load_with_keras(__name__, _SOURCES)
 
 
 def __dir__():

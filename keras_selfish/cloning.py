@@ -1,6 +1,7 @@
 """Copies of models in which each layer may become another one."""
 
 import inspect
+import tempfile
 
 import keras
 
@@ -97,3 +98,32 @@ def from_config(keras_class, config):
     if "safe_mode" in inspect.signature(keras_class.from_config).parameters:
         return keras_class.from_config(config, safe_mode=False)  # a Lambda
     return keras_class.from_config(config)
+
+
+def copy_state(layer, copy):
+    """Copies what layers keep beside their variables: tables, and what they have made of their variables.
+
+    Args:
+        layer: A layer.
+        copy: A layer of the same class, whose variables have the values of the other's.
+    """
+    for inner, target in zip(_with_inner(layer), _with_inner(copy), strict=False):
+        is_adapted = type(inner) is type(target) and hasattr(inner, "finalize_state")
+        if not is_adapted:
+            continue
+        store = {}
+        inner.save_own_variables(store)
+        target.load_own_variables(store)
+        if _overrides(inner, "save_assets"):
+            with tempfile.TemporaryDirectory() as folder:
+                inner.save_assets(folder)
+                target.load_assets(folder)
+
+
+def _with_inner(layer):
+    # Keras 3.15 has no public way to layers inside layers.
+    return [layer, *layer._flatten_layers(include_self=False)]
+
+
+def _overrides(layer, name):
+    return getattr(type(layer), name, None) is not getattr(keras.Layer, name, None)

@@ -5,7 +5,7 @@ import inspect
 import keras
 from keras import ops
 
-from keras_selfish.cloning import check_model, clone, from_config, is_model, shared_layers
+from keras_selfish.cloning import check_model, clone, copy_state, from_config, is_model, shared_layers
 from keras_selfish.export.shrink import cuts
 from keras_selfish.layers.plain import PlainForm
 from keras_selfish.masks import masked_weights
@@ -106,6 +106,7 @@ def _copy_weights(layer, copy, cut=None):
     for value, target in zip(values, copy.weights, strict=True):
         # On JAX a variable takes an array as it is, and a step of training deletes the arrays it was given.
         target.assign(ops.copy(value))
+    copy_state(layer, copy)
 
 
 def _plain_weights(layer):

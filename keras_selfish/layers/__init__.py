@@ -1,5 +1,6 @@
 """Keras layers whose weights are masked."""
 
+from keras_selfish._lazy import load_all
 from keras_selfish.layers.carried_state import CarriedState
 from keras_selfish.layers.convolution import SparseConv1D, SparseConv2D, SparseDepthwiseConv2D
 from keras_selfish.layers.dense import SparseDense
@@ -44,3 +45,5 @@ __all__ = [
     "SwitchedDense",
     "WeightDrop",
 ]
+
+load_all(__name__)

@@ -424,3 +424,13 @@ def test_a_killed_export_leaves_what_was_there(tmp_path):
     assert outputs_of(path) == 2
     saved_model(model, path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["served"]
+
+
+def test_a_model_of_text_is_served_with_its_table(tmp_path):
+    words = keras.layers.TextVectorization(output_sequence_length=4)
+    words.adapt(["the cat sat on the mat"])
+    text = keras.Input((1,), dtype="string")
+    model = keras.Model(text, SparseDense(2)(keras.layers.Flatten()(SparseEmbedding(12, 8)(words(text)))))
+    served = tf.saved_model.load(str(saved_model(model, tmp_path / "served")))
+    given = tf.constant([["the cat"], ["a mat"]])
+    np.testing.assert_allclose(served.serve(given), model(given), rtol=1e-5)

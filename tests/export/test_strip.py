@@ -1,9 +1,10 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
-from keras_selfish import CarriedState, language_model, strip
+from keras_selfish import CarriedState, language_model, sparsify, strip
 from keras_selfish.layers import (
     SparseDense,
     SparseEmbedding,
@@ -190,6 +191,32 @@ def test_language_models(tied):
     carried = [layer for layer in stripped.layers if isinstance(layer, CarriedState)]
     assert [type(layer.layer) for layer in carried] == [layers.LSTM, layers.LSTM]
     assert masked_weights(stripped) == []
+
+
+def test_what_layers_keep_beside_their_variables_is_copied():
+    """Constants that an adapted layer has made, and tables, in a layer of its own and within another."""
+    numbers = np.random.default_rng(0).normal(50, 20, (16, 3)).astype("float32")
+    normalization = keras.layers.Normalization()
+    normalization.adapt(numbers)
+    buckets = keras.layers.Discretization(num_bins=4)
+    buckets.adapt(numbers)
+    inputs = keras.Input((3,))
+    x = keras.layers.Concatenate()([normalization(inputs), keras.ops.cast(buckets(inputs), "float32")])
+    model = keras.Model(inputs, SparseDense(4, sparsity=0.5)(x))
+    np.testing.assert_allclose(strip(model)(numbers), model(numbers), rtol=1e-5)
+
+    words = keras.layers.TextVectorization(output_sequence_length=4)
+    words.adapt(["the cat sat on the mat"])
+    names = keras.layers.StringLookup()
+    names.adapt(["a", "b"])
+    text, name = keras.Input((1,), dtype="string"), keras.Input((1,), dtype="string")
+    x = SparseEmbedding(12, 8, sparsity=0.5)(words(text)), SparseEmbedding(12, 8)(names(name))
+    model = keras.Model([text, name], keras.layers.Concatenate(axis=1)(x))
+    given = [tf.constant([["the cat"]]), tf.constant([["b"]])]
+    np.testing.assert_array_equal(strip(model)(given), model(given))
+    plain = strip(model)
+    twin = sparsify(plain, 0.2)  # more than half of the weights are zero already
+    np.testing.assert_array_equal(twin(given), plain(given))
 
 
 def test_a_subclassed_model_is_refused():
