@@ -78,9 +78,9 @@ class SparseCell(MaskedLayer):
     def effective_weights(self, training=False):
         """As in `MaskedLayer`; in training some connections are dropped."""
         with super().effective_weights():
-            if training and self.weight_drop:
-                self._effective |= {name: self._dropped(name) for name in self.dropped_names}
-            yield
+            dropped = self.dropped_names if training and self.weight_drop else ()
+            with self._computed_weights(self._effective | {name: self._dropped(name) for name in dropped}):
+                yield
 
     def _dropped(self, name):
         attributes = self.__dict__
@@ -181,6 +181,11 @@ class SparseRecurrent(RunsSparseCell):
             self.supports_jit = False
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
+        # Integers and booleans; of numbers with a fraction Keras has cast what is to be cast.
+        sequences, *initial_state = (
+            tensor if "float" in ops.dtype(tensor) else ops.cast(tensor, self.compute_dtype)
+            for tensor in (sequences, *initial_state)
+        )
         # Masked here, once per call: inside the loop it would be done at every time step.
         with self.cell.effective_weights(training):
             return self._inner_loop(sequences, initial_state, mask, training)

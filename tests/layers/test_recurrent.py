@@ -452,3 +452,24 @@ def test_bad_cells():
         HoistedRNN(MinimalGatedCell(UNITS))
     with pytest.raises(ValueError, match=r"computes in float64, in a layer that computes in float32"):
         HoistedRNN(HoistedMinimalGatedCell(UNITS, dtype="float64"))
+
+
+@pytest.mark.backends("tensorflow", "jax")
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "bool"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_inputs_that_are_no_fractions(kind, dtype):
+    """Eagerly with states, in a `Bidirectional`, and declared by a `keras.Input`: as Keras's layers."""
+    inputs = np.random.default_rng(0).integers(0, 2 if dtype == "bool" else 4, (BATCH, TIME, FEATURES))
+    inputs = inputs.astype(dtype)
+    sparse, dense = sparse_and_dense(kind, {"return_sequences": True})
+    states = [np.ones((BATCH, UNITS), "int32") for _ in keras.tree.flatten(dense.state_size)]
+    for call in ({}, {"initial_state": states}):
+        expected = ops.convert_to_numpy(dense(inputs.astype("float32"), **call))
+        np.testing.assert_allclose(sparse(inputs, **call), expected, atol=1e-5)
+    given = keras.Input((TIME, FEATURES), dtype=dtype)
+    model = keras.Model(given, sparse(given))
+    np.testing.assert_allclose(
+        model(inputs), ops.convert_to_numpy(dense(inputs.astype("float32"))), atol=1e-5
+    )
+    both = keras.layers.Bidirectional(KINDS[kind][0](UNITS, sparsity=0.5, mask_seed=1, **KINDS[kind][1]))
+    np.testing.assert_allclose(both(inputs), ops.convert_to_numpy(both(inputs.astype("float32"))), atol=1e-5)
