@@ -8,6 +8,7 @@ export and reports know sparse layers through this protocol only.
 `sparsity` is the fraction of zeros, `density` the fraction of connections.
 """
 
+import contextlib
 import dataclasses
 import math
 import operator
@@ -31,6 +32,9 @@ __all__ = [
 ]
 
 DISTRIBUTIONS = ("uniform", "erdos_renyi", "erk")
+
+
+NEVER = -1  # a number that no forward pass has
 
 
 @dataclasses.dataclass(eq=False)
@@ -58,12 +62,63 @@ class MaskedWeight:
     block_shape: tuple = (1, 1)
     n_of_m: tuple = None
     initializer: object = None
-    # True only while an optimizer that masks the gradient itself asks for the gradient of the weights
-    # that do not exist as well (see `SNTASGD.scale_loss`).
-    dense_gradient: bool = dataclasses.field(default=False, repr=False)
 
     def __post_init__(self):
         _living.add(self)
+        self._passes = 0
+        self._dense_until = NEVER
+        self._watching = weakref.WeakKeyDictionary()
+        # What the weight was before it lost connections, for methods that begin with all of them.
+        self.unpruned = None
+
+    # A forward pass takes a number, and its gradient is dense if that was asked for up to this number. What
+    # was asked for a pass whose gradient was never taken, being interrupted, means nothing to later ones.
+
+    def pass_number(self, begins):
+        """The number of the forward pass that reads the weight, a new one if a pass `begins`."""
+        self._passes += bool(begins)
+        return self._passes
+
+    def ask_for_dense_gradient(self):
+        """Has the gradient of the forward passes so far include positions without a connection.
+
+        An optimizer that masks the gradient itself asks for it (see `SNTASGD.scale_loss`) after the forward
+        pass and before the gradient, and says `take_masked_gradient` as soon as it has it.
+        """
+        self._dense_until = self._passes
+
+    def take_masked_gradient(self):
+        """Has the gradient be zero again where no connection exists."""
+        self._dense_until = NEVER
+
+    @contextlib.contextmanager
+    def dense_gradient(self):
+        """Within the block the gradients of all passes include positions without a connection."""
+        self._dense_until = math.inf
+        try:
+            yield
+        finally:
+            self._dense_until = NEVER
+
+    def gradient_is_dense(self, number=None):
+        """Whether the gradient of a pass, by default the last one, is not to be masked."""
+        return (self._passes if number is None else number) <= self._dense_until
+
+    # Whoever keeps state of each connection has to know when connections come and go.
+
+    def watch(self, watcher, function):
+        """Has `function(watcher, masked_weight, dropped, grown)` be called when connections change.
+
+        Args:
+            watcher: An optimizer, of which only a weak reference is kept.
+            function: A function; dropped and grown are boolean arrays or tensors of the weight's shape.
+        """
+        self._watching[watcher] = function
+
+    def tell(self, dropped, grown):
+        """Tells all that watch which connections have gone and which are new."""
+        for watcher, function in list(self._watching.items()):
+            function(watcher, self, dropped, grown)
 
     @property
     def name(self):
@@ -79,6 +134,22 @@ class MaskedWeight:
     def active(self):
         """Number of connections that exist."""
         return int(np.count_nonzero(np.asarray(_to_numpy(self.mask))))
+
+    def change_mask(self, mask):
+        """Writes the mask and nothing else: for those who see to the weight and the optimizers.
+
+        Args:
+            mask: Boolean array of the weight's shape.
+        """
+        self.mask.assign(mask)
+
+    is_settled = True
+
+    def unsettle(self):
+        """Says that an optimizer may have state of connections that do not exist."""
+
+    def settle(self):
+        """Says that none has."""
 
     def project(self):
         """Sets the weight to zero wherever the mask is False."""
@@ -485,7 +556,8 @@ def block_norms(array, block_shape):
 def densify(model):
     """Lets every connection of a model's masked weights exist, for methods that begin with all of them.
 
-    Connections that exist keep their weights; the others start as the weight's initializer says.
+    Connections that exist keep their weights; the others get back what they had before `sparsify` took
+    them, or else start as the weight's initializer says.
 
     Args:
         model: A built model with masked weights (layers with a sparsity over 0).
@@ -502,9 +574,13 @@ def densify(model):
     for weight in masked_weights(model):
         mask = _to_numpy(weight.mask)
         if not mask.all():
-            initial = _to_numpy(weight.initializer(weight.shape, weight.weight.dtype))
-            weight.weight.assign(np.where(mask, _to_numpy(weight.weight), initial))
+            others = weight.unpruned
+            if others is None:
+                others = weight.initializer(weight.shape, weight.weight.dtype)
+            values = np.where(mask, _to_numpy(weight.weight), _to_numpy(others))
             weight.mask.assign(np.ones_like(mask))
+            weight.weight.assign(values)
+        weight.unpruned = None
 
 
 def distribute(model, sparsity, distribution="uniform", seed=0):

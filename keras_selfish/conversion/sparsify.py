@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_selfish import layers as sparse_layers
 from keras_selfish import masks
-from keras_selfish.cloning import check_model, clone, from_config, shared_layers
+from keras_selfish.cloning import check_model, clone, copy_state, from_config, shared_layers
 
 SPARSE_CLASSES = {
     sparse_class.keras_layer: sparse_class
@@ -127,7 +127,7 @@ def sparsify(
         else:
             mask = masks.largest_mask(_numpy_of(source), active, [seed, index], block_shape)
         weight.mask.assign(mask)
-        weight.project()
+        weight.unpruned = _numpy_of(source)
     return twin
 
 
@@ -186,7 +186,6 @@ def twin_with_masks(model, given, arguments_of):
             )
     for source, weight in masked:
         weight.mask.assign(given[id(source)])
-        weight.project()
     return twin
 
 
@@ -241,12 +240,13 @@ def _copy_weights(layer, copy):
         )
     sources = {}
     for weight, target in zip(weights, targets, strict=True):
-        target.assign(weight)
+        target.assign(ops.copy(ops.convert_to_tensor(weight)))  # on JAX a step would delete it
         masked, target_masked = (getattr(one, "masked_weight", None) for one in (weight, target))
         if masked is not None:
             target_masked.mask.assign(masked.mask)
         elif target_masked is not None:
             sources[id(target_masked)] = weight
+    copy_state(layer, copy)
     return sources
 
 

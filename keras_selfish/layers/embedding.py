@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_selfish.layers.dropout import check_rate, drop_words
-from keras_selfish.layers.masked import MASK_ARGUMENTS, MaskedLayer, mask_gradient
+from keras_selfish.layers.masked import MASK_ARGUMENTS, MaskedLayer, with_masked_gradient
 
 
 class _SparseEmbeddingBase(MaskedLayer):
@@ -65,7 +65,7 @@ class _SparseEmbeddingBase(MaskedLayer):
             return ops.cast(ops.take(super().embeddings, inputs, axis=0), self.compute_dtype)
         rows = ops.cast(ops.take(masked_weight.weight, inputs, axis=0), self.compute_dtype)
         mask = ops.take(ops.convert_to_tensor(masked_weight.mask), inputs, axis=0)
-        return mask_gradient(rows, mask, masked_weight)
+        return with_masked_gradient(rows, mask, masked_weight)
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")

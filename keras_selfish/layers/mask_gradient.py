@@ -1,18 +1,24 @@
 """The gradient of a masked weight, on TensorFlow and PyTorch."""
 
+import keras
 from keras import ops
 
+BACKEND = keras.backend.backend()
+if BACKEND == "tensorflow":
+    import tensorflow as tf
 
-def mask_gradient(weight, mask, masked_weight):
-    """Returns `weight`; its gradient is zero where `mask` is False.
 
-    `masked_weight.dense_gradient` is read when the gradient is taken, after the forward pass: while it is
-    True the gradient passes unmasked to the optimizer that asked for it.
+def mask_gradient(weight, mask, masked_weight, number):
+    """Returns `weight`, zero where `mask` is False; so is its gradient.
+
+    Whether a dense gradient is asked for is looked up when the gradient is taken, after the forward pass:
+    then it passes unmasked to the optimizer that asked for it.
 
     Args:
-        weight: Tensor that is already zero where `mask` is False.
+        weight: Tensor that is already zero where `mask` is False, if the masked weight is settled.
         mask: Boolean tensor of the same shape.
         masked_weight: The `MaskedWeight` that the two come from.
+        number: The number of the forward pass.
     """
 
     # The mask is an argument, not captured: where it is still a variable, as in the loop of a plain
@@ -20,10 +26,19 @@ def mask_gradient(weight, mask, masked_weight):
     def identity(weight, mask):
         def gradient(*args, upstream=None):
             upstream = args[0] if upstream is None else upstream
-            if masked_weight.dense_gradient:
+            if masked_weight.gradient_is_dense(number):
                 return upstream, None
             return ops.where(mask, upstream, ops.zeros((), upstream.dtype)), None
 
-        return weight, gradient
+        return _zero_outside(weight, mask, masked_weight), gradient
 
     return ops.custom_gradient(identity)(weight, mask)
+
+
+def _zero_outside(weight, mask, masked_weight):
+    def masked():
+        return ops.where(mask, weight, ops.zeros((), weight.dtype))
+
+    if BACKEND == "tensorflow" and tf.inside_function():
+        return tf.cond(masked_weight.unsettled_flag, masked, lambda: weight)
+    return weight if masked_weight.is_settled else masked()

@@ -8,18 +8,22 @@ import jax
 import jax.numpy as jnp
 
 
-def mask_gradient(weight, mask, masked_weight):
-    """Returns `weight`; its gradient is zero where `mask` is False. See `mask_gradient.py`."""
+def mask_gradient(weight, mask, masked_weight, number):
+    """Returns `weight`, zero where `mask` is False; so is its gradient. See `mask_gradient.py`.
+
+    The forward pass always masks: it cannot see whether an optimizer has moved weights without a connection.
+    """
 
     @jax.custom_vjp
-    def identity(weight, mask):
-        return weight
+    def masked(weight, mask):
+        return jnp.where(mask, weight, 0)
 
     def forward(weight, mask):
-        return weight, mask
+        return masked(weight, mask), mask
 
     def backward(mask, upstream):
-        return upstream if masked_weight.dense_gradient else jnp.where(mask, upstream, 0), None
+        dense = masked_weight.gradient_is_dense(number)
+        return upstream if dense else jnp.where(mask, upstream, 0), None
 
-    identity.defvjp(forward, backward)
-    return identity(weight, mask)
+    masked.defvjp(forward, backward)
+    return masked(weight, mask)

@@ -1,17 +1,20 @@
 """What a layer needs in order to mask its weights.
 
 The mask multiplies the weight in the forward pass, once per call. The weight is kept at exactly zero
-outside its mask (by initialisation, loading and rewiring), so the product's value is the weight itself
-and only the gradient has to be masked: one pass over the weights instead of two.
+outside its mask (see `masked_variables.py`), so the product's value is the weight itself and only the
+gradient has to be masked: one pass over the weights instead of two.
 """
 
 import contextlib
+import contextvars
 import random
+import types
 
 import keras
 from keras import ops
 
 from keras_selfish import masks
+from keras_selfish.layers.masked_variables import make_guarded
 from keras_selfish.layers.plain import PlainForm
 
 if keras.backend.backend() == "jax":
@@ -23,6 +26,11 @@ MASK_ARGUMENTS = ("sparsity", "distribution", "block_shape", "n_of_m", "mask_see
 
 
 DEFAULT_SPARSITY = 0.67  # that of the published models
+
+# By the id of a layer that is in a call.
+_computed_weights = contextvars.ContextVar(
+    "weights that layers have computed", default=types.MappingProxyType({})
+)
 
 
 class SparseLayer(PlainForm):
@@ -74,7 +82,6 @@ class MaskedLayer(SparseLayer):
         self._drawn_seed = random.randint(0, 2**31 - 1) if mask_seed is None else self.mask_seed
         self._check_lora("lora_rank", getattr(self, "lora_rank", None))
         self._check_quantization()
-        self._effective = {}
         self._masked = {}
 
     def masked_shapes(self, input_shape):
@@ -127,7 +134,7 @@ class MaskedLayer(SparseLayer):
             name=f"{name}_mask",
         )
         setattr(self, f"{name}_mask", mask)  # `tf.train.Checkpoint` finds variables by attribute
-        masked_weight = masks.MaskedWeight(
+        self._masked[name] = masked_weight = make_guarded(
             weight,
             mask,
             gates=self.masked_names[name],
@@ -136,10 +143,10 @@ class MaskedLayer(SparseLayer):
             n_of_m=self.n_of_m,
             initializer=initializer,
         )
-        weight.masked_weight = masked_weight
+        # Likewise, and SavedModels find it so.
+        setattr(self, f"_{name}_unsettled", masked_weight.unsettled_flag)
         if regularizer is not None:
             weight.regularizer = _OfConnections(regularizer, masked_weight)
-        self._masked[name] = masked_weight
         return weight
 
     def weight_to_use(self, name, variable):
@@ -158,13 +165,25 @@ class MaskedLayer(SparseLayer):
     @contextlib.contextmanager
     def effective_weights(self):
         """Within the block the masked weights are computed once, in the compute dtype, not at each use."""
-        self._effective = {
+        computed = {
             name: masked(masked_weight, self.compute_dtype) for name, masked_weight in self._masked.items()
         }
+        with self._computed_weights(computed):
+            yield
+
+    @property
+    def _effective(self):
+        """The weights that a block of this thread has computed, a dict by name; empty outside of one."""
+        return _computed_weights.get().get(id(self), {})
+
+    @contextlib.contextmanager
+    def _computed_weights(self, weights):
+        """Within the block these tensors are the weights in this thread: another may trace the layer, too."""
+        token = _computed_weights.set({**_computed_weights.get(), id(self): weights})
         try:
             yield
         finally:
-            self._effective = {}
+            _computed_weights.reset(token)
 
     def save_own_variables(self, store):
         super().save_own_variables(store)
@@ -184,7 +203,7 @@ class MaskedLayer(SparseLayer):
         for name, masked_weight in self._masked.items():
             if self.saves_named_weights_only:
                 masked_weight.mask.assign(store[f"{name}_mask"])
-            masked_weight.project()
+            masked_weight.forget_lost()
 
     def enable_lora(self, rank, *args, **kwargs):
         self._check_lora("rank", rank)
@@ -247,7 +266,15 @@ class MaskedAttribute:
 def masked(masked_weight, dtype):
     """The masked weight as a tensor of `dtype`, whose gradient is zero where no connection exists."""
     weight = ops.cast(ops.convert_to_tensor(masked_weight.weight), dtype)
-    return mask_gradient(weight, ops.convert_to_tensor(masked_weight.mask), masked_weight)
+    return with_masked_gradient(weight, ops.convert_to_tensor(masked_weight.mask), masked_weight)
+
+
+def with_masked_gradient(weight, mask, masked_weight):
+    """A tensor made of a masked weight, whose gradient is zero where `mask`, made likewise, is False."""
+    # Where a backward pass computes a part of the forward pass again, it does so without a call of a layer.
+    number = masked_weight.pass_number(begins=current_call() is not None)
+    masked_weight.forget_lost()
+    return mask_gradient(weight, mask, masked_weight, number)
 
 
 class _OfConnections(keras.regularizers.Regularizer):
@@ -259,7 +286,7 @@ class _OfConnections(keras.regularizers.Regularizer):
 
     def __call__(self, weight):
         mask = ops.convert_to_tensor(self.masked_weight.mask)
-        return self.regularizer(mask_gradient(ops.convert_to_tensor(weight), mask, self.masked_weight))
+        return self.regularizer(with_masked_gradient(ops.convert_to_tensor(weight), mask, self.masked_weight))
 
 
 def current_call():

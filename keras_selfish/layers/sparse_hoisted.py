@@ -108,8 +108,8 @@ class SparseHoistedCell(StaysItself, SparseCell, _OwnCell):
         """Within the block all weights are masked and cast once, not at each use."""
         with super().effective_weights(training=training):
             names = [*self.masked_names, *(["bias"] if self.use_bias else [])]
-            self._effective = {name: self.in_use(name) for name in names}
-            yield
+            with self._computed_weights({name: self.in_use(name) for name in names}):
+                yield
 
     def get_config(self):
         activation = keras.activations.serialize(self.recurrent_activation)

@@ -24,8 +24,12 @@ class NonMonotonicAveraging(keras.callbacks.Callback):
 
     All state is in the variables of the optimizer. A checkpoint with the optimizer in it therefore holds
     weights and averages, and a training that is resumed from it goes on as if never interrupted; so does
-    a second `fit`. To train on from the averages instead, or from weights that were set by hand, compile
-    the model with a new optimizer. `evaluate` and `predict` on their own use the weights as they are.
+    a second `fit`. To train on from the averages instead compile the model with a new optimizer. `evaluate`
+    and `predict` on their own use the weights as they are.
+
+    Weights that others set at the end of training, as `EarlyStopping(restore_best_weights=True)` does, stay
+    in the model. A `fit` that finds weights that were set since the last one trains on from these, and
+    averages from there on.
 
     Args:
         monitor: Name of the validation metric, lower is better. Default `"val_loss"`.
@@ -85,6 +89,10 @@ class NonMonotonicAveraging(keras.callbacks.Callback):
         self._validated = False
         for optimizer in self.optimizers:
             optimizer.align_masks()
+            if optimizer.weights_were_replaced():
+                logging.info("Averaging starts anew, from weights that were set after the last training.")
+                optimizer.start_averaging()
+                optimizer.averages_in.assign(0.0)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._put_averages(inside=False)
@@ -108,8 +116,15 @@ class NonMonotonicAveraging(keras.callbacks.Callback):
                 logging.info("Averaging starts after update %d.", _number(optimizer.trigger))
             optimizer.validation_history.assign(appended(history, value))
 
+    def on_epoch_end(self, epoch, logs=None):
+        for optimizer in self.optimizers:
+            optimizer.remember_weights()
+
     def on_train_end(self, logs=None):
-        self._put_averages(inside=True)
+        if any(optimizer.weights_were_replaced() for optimizer in self.optimizers):
+            logging.info("The averages stay out of the model: another callback has set its weights.")
+        else:
+            self._put_averages(inside=True)
         self._in_fit = False
         if not self._validated:
             logging.warning("NonMonotonicAveraging has seen no validation: give `fit` `validation_data`.")
@@ -118,6 +133,7 @@ class NonMonotonicAveraging(keras.callbacks.Callback):
         for optimizer in self.optimizers:
             if _number(optimizer.trigger) >= 0 and bool(_number(optimizer.averages_in)) != inside:
                 optimizer.exchange_averages()
+                optimizer.remember_weights()
 
     def _monitored(self, logs):
         name = self.monitor.removeprefix("val_")  # Keras adds it after the validation

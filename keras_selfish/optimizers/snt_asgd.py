@@ -1,9 +1,13 @@
 """SNT-ASGD: sparse non-monotonically triggered averaged stochastic gradient descent."""
 
+import zlib
+
 import keras
+import numpy as np
 from keras import ops
 
 from keras_selfish import masks
+from keras_selfish.optimizers.state import reset_state
 from keras_selfish.variables import fill
 
 if keras.backend.backend() == "tensorflow":
@@ -16,6 +20,9 @@ DEFAULT_CLIP_NORM = "dense"
 
 # The number of validation results that an optimizer carries for `NonMonotonicAveraging`.
 HISTORY_LENGTH = 128
+
+# Of each variable, to tell whether it was set by others.
+TRACED_ENTRIES = 1024
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
@@ -113,9 +120,10 @@ class SNTASGD(keras.optimizers.Optimizer):
             **kwargs,
         )
         self.clip_norm_of = clip_norm_of
-        # From `scale_loss`, which asks for gradients that no mask has touched, to `apply`: whose they are.
-        self._dense_gradients_of = None
+        # From `scale_loss`, which asks for gradients that no mask has touched, to `apply`: of which weights.
+        self._asked_for_dense = None
         self._step_factor = None
+        self._remembered = None
 
     def build(self, variables):
         if self.built:
@@ -131,6 +139,8 @@ class SNTASGD(keras.optimizers.Optimizer):
         )
         self.averages = [self.add_variable_from_reference(v, "average") for v in variables]
         self.births = [self._add_births(v) if hasattr(v, "masked_weight") else None for v in variables]
+        for masked_weight in self._masked_weights():
+            masked_weight.watch(self, reset_state)
 
     def _add_births(self, variable):
         def from_mask(shape, dtype=None):
@@ -154,8 +164,10 @@ class SNTASGD(keras.optimizers.Optimizer):
     def scale_loss(self, loss):
         if self._clips_dense_norm:
             # On TensorFlow the first batch is differentiated before the optimizer is told its variables.
-            self._dense_gradients_of = "own" if self.built else "all"
-            self._set_dense_gradients(True)
+            found = self._masked_weights() if self.built else masks.living_masked_weights()
+            for masked_weight in found:
+                masked_weight.ask_for_dense_gradient()
+            self._asked_for_dense = found
         return super().scale_loss(loss)
 
     def scale_step(self, factor):
@@ -169,13 +181,9 @@ class SNTASGD(keras.optimizers.Optimizer):
         """
         self._step_factor = factor
 
-    def _set_dense_gradients(self, asked):
-        if self._dense_gradients_of == "own":
-            found = [getattr(variable, "masked_weight", None) for variable in self._trainable_variables]
-        else:
-            found = masks.living_masked_weights()
-        for masked_weight in filter(None, found):
-            masked_weight.dense_gradient = asked
+    def _masked_weights(self):
+        found = (getattr(variable, "masked_weight", None) for variable in self._trainable_variables)
+        return [masked_weight for masked_weight in found if masked_weight is not None]
 
     def apply(self, grads, trainable_variables=None):
         if self._clips_dense_norm:
@@ -185,14 +193,15 @@ class SNTASGD(keras.optimizers.Optimizer):
     def _check_dense_gradients(self, trainable_variables):
         variables = self._trainable_variables if trainable_variables is None else trainable_variables
         masked = any(hasattr(variable, "masked_weight") for variable in variables)
-        if self._dense_gradients_of is None and masked:
+        if self._asked_for_dense is None and masked:
             raise ValueError(
                 "`clip_norm_of` must be 'active' unless `optimizer.scale_loss(loss)` is called before the "
                 "gradient is taken; LossScaleOptimizer and MultiOptimizer do not call it. "
                 "Received: clip_norm_of='dense'"
             )
-        self._set_dense_gradients(False)  # other optimizers must not see them
-        self._dense_gradients_of = None
+        for masked_weight in self._asked_for_dense or ():
+            masked_weight.take_masked_gradient()
+        self._asked_for_dense = None
 
     # Three private methods of Keras 3.15's optimizers follow: it clips before it sums over replicas, and
     # decays in a pass of its own over the weights, each in a method that the next one makes superfluous.
@@ -291,6 +300,23 @@ class SNTASGD(keras.optimizers.Optimizer):
             average.assign(weight)
         self.averages_in.assign(1.0 - ops.convert_to_tensor(self.averages_in))
 
+    def remember_weights(self):
+        """Notes what the weights are, for `weights_were_replaced`."""
+        self._remembered = self._trace_of_weights()
+
+    def weights_were_replaced(self):
+        """Whether others have set the weights since they were last remembered, in the course of averaging.
+
+        Where the number of updates is another, training has gone on, or all of it comes from a checkpoint.
+        """
+        if self._remembered is None or ops.convert_to_numpy(self.trigger) < 0:
+            return False
+        (updates, weights), now = self._remembered, self._trace_of_weights()
+        return now[0] == updates and now[1] != weights
+
+    def _trace_of_weights(self):
+        return int(ops.convert_to_numpy(self.iterations)), _trace(self._trainable_variables)
+
     def reset_slots(self, variable, dropped, grown):
         """Puts the state of connections that came or went to what it is for new, or for no, connections.
 
@@ -343,6 +369,16 @@ def _factor(square, limit):
     norm = ops.sqrt(square)
     # norm - norm is NaN if the norm is not finite: the loss then shows that something went wrong.
     return limit / ops.maximum(norm, limit) + (norm - norm)
+
+
+def _trace(variables):
+    """A checksum of some entries of each variable, which tells whether they are others."""
+    checksum = 0
+    for variable in variables:
+        flat = ops.reshape(ops.convert_to_tensor(variable), (-1,))
+        sample = flat[:: max(1, flat.shape[0] // TRACED_ENTRIES)]
+        checksum = zlib.crc32(np.ascontiguousarray(ops.convert_to_numpy(sample)), checksum)
+    return checksum
 
 
 def _copied(variable):

@@ -79,28 +79,45 @@ def innermost(optimizer):
 
 
 def holders(optimizer, variable):
-    """Those of an optimizer's leaves that keep state of a variable."""
+    """Those of an optimizer's leaves that train a variable; of one that is not built, its only leaf."""
     found = leaves(optimizer)
-    if len(found) == 1:
+    if len(found) == 1 and not found[0].built:
         return found
-    prefix = _slot_prefix(variable.path)
-    return [leaf for leaf in found if any(slot.name.startswith(prefix) for slot in leaf.variables)]
+    return [leaf for leaf in found if trains_itself(leaf, variable)]
+
+
+def trains(optimizer, variable):
+    """Whether an optimizer, or one inside it, trains a variable."""
+    return any(trains_itself(leaf, variable) for leaf in leaves(optimizer))
+
+
+def trains_itself(leaf, variable):
+    """Whether an optimizer without wrappers trains a variable."""
+    # Keras 3.15 tells it in private only.
+    return any(one is variable for one in getattr(leaf, "_trainable_variables", ()))
 
 
 def _slots(optimizer, variable):
     """Pairs of (slot, initial value) that an optimizer keeps for a variable."""
     prefix = _slot_prefix(variable.path)
+    # Keras lets slots have one name, as those of variables of one path; they come in the variables' order.
+    alike = [
+        one
+        for one in optimizer._trainable_variables
+        if _slot_prefix(one.path) == prefix and tuple(one.shape) == tuple(variable.shape)
+    ]
+    place = next((index for index, one in enumerate(alike) if one is variable), 0)
     pairs = []
     for suffix, initial in _initial_slot_values(optimizer).items():
         found = [slot for slot in optimizer.variables if slot.name == prefix + suffix]
         found = [slot for slot in found if tuple(slot.shape) == tuple(variable.shape)]
-        if len(found) != 1:
+        if len(found) != len(alike):
             raise ValueError(
-                f"`optimizer` must keep exactly one variable {suffix!r} of shape {tuple(variable.shape)} for "
-                f"the weight {variable.path!r}. Received: {type(optimizer).__name__} with {len(found)}; give "
-                "the layers of the model unique names"
+                f"`optimizer` must keep one variable {suffix!r} of shape {tuple(variable.shape)} for each "
+                f"weight {variable.path!r}. Received: {type(optimizer).__name__} with {len(found)} for "
+                f"{len(alike)}; give the layers of the model unique names"
             )
-        pairs.append((found[0], initial))
+        pairs.append((found[place], initial))
     return pairs
 
 

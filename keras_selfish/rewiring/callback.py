@@ -126,16 +126,17 @@ class Rewiring(MaskUpdates):
     def _forget_training(self):
         super()._forget_training()
         self._epoch_due = False
-        self._first_step = None
+        self._first_step = self._first_epoch = None
+        self._follows_a_fit = False
 
     # When.
 
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
-        needs_total = self.total_steps is None and (
-            getattr(self.schedule, "needs_total_steps", False) or self.stop_fraction < 1.0
-        )
-        if needs_total and self.frequency != "epoch" and self.params.get("steps") is None:
+        needs_total = self.total_steps is None and self._needs_total_steps
+        if needs_total and not self._parameters:
+            self._expected_total_steps(0, 0)
+        if needs_total and self.frequency != "epoch" and self._parameters.get("steps") is None:
             raise ValueError(
                 "`total_steps` must be given where the data's length is unknown and `frequency` is a number "
                 f"of steps. Received: total_steps=None, frequency={self.frequency}"
@@ -145,24 +146,36 @@ class Rewiring(MaskUpdates):
         super().on_epoch_begin(epoch, logs)
         if self._first_step is None:
             # In epoch 0 training starts, or goes on after an earlier `fit`; in a later one it is resumed.
-            self._first_step = self._step() if epoch == 0 else 0
-        self._epoch_due = self.frequency == "epoch" and epoch > 0
+            step = self._step()
+            self._first_step, self._first_epoch = step if epoch == 0 else 0, epoch
+            self._follows_a_fit = self._clock.epoch_is_due and step > 0
+            if self._follows_a_fit and self.total_steps is None and self._needs_total_steps:
+                logging.warning(
+                    "The schedule of %s knows the epochs of one `fit` only, and this is not the first: "
+                    "give `total_steps`, the steps of all of them together.",
+                    type(self).__name__,
+                )
+        due = epoch > 0 or (self._clock.epoch_is_due and self._follows_a_fit)
+        self._epoch_due = self.frequency == "epoch" and due
 
     def is_due(self, last, step):
         if self.frequency == "epoch":
             return self._epoch_due
         return 0 < step // self.frequency > last // self.frequency
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch=None, logs=None):
         super().on_epoch_end(epoch, logs)
+        self._clock.end_epoch(self._parameters.get("steps"))
+        self._epoch_due = self.frequency == "epoch"  # in a loop that does not say when an epoch begins
         if logs is not None:
-            logs["pruning_rate"] = self._rate(self._step(), epoch + 1)
+            logs["pruning_rate"] = self._rate(self._step(), self._epoch + 1)
 
     def _just_triggered(self):
         """Whether averaging began at this very step: connections then stay until the next time."""
         return any(
             int(ops.convert_to_numpy(leaf.trigger)) == int(ops.convert_to_numpy(leaf.iterations))
-            for leaf in state.leaves(self.model.optimizer)
+            for optimizer in self._clock.optimizers
+            for leaf in state.leaves(optimizer)
             if hasattr(leaf, "trigger")
         )
 
@@ -171,13 +184,31 @@ class Rewiring(MaskUpdates):
     def _rate(self, step, epoch):
         if not getattr(self.schedule, "needs_total_steps", False):
             return self.schedule(step, self.total_steps)
+        if self._is_one_of_many_fits():
+            return self.schedule(0, 1)
         return self.schedule(step, self._schedule_steps(step, epoch))
+
+    def _is_one_of_many_fits(self):
+        """Whether this is a `fit` of one epoch after another one, which by itself moves no connection."""
+        epochs = self._parameters.get("epochs")
+        if epochs is None or not self._follows_a_fit or self.frequency != "epoch":
+            return False
+        return self.total_steps is None and epochs - self._first_epoch <= 1
 
     def _schedule_steps(self, step, epoch):
         return self.stop_fraction * (self.total_steps or self._expected_total_steps(step, epoch))
 
+    @property
+    def _needs_total_steps(self):
+        return getattr(self.schedule, "needs_total_steps", False) or self.stop_fraction < 1.0
+
     def _expected_total_steps(self, step, epoch):
-        epochs, batches = self.params["epochs"], self.params.get("steps")
+        epochs, batches = self._parameters.get("epochs"), self._parameters.get("steps")
+        if epochs is None:
+            raise ValueError(
+                f"`total_steps` must be given to {type(self).__name__} in a training loop of your own, which "
+                "does not say how long it is. Received: total_steps=None"
+            )
         if batches is None:  # as many in each epoch to come as there were so far
             steps = (step - self._first_step) / epoch
         else:
@@ -187,7 +218,7 @@ class Rewiring(MaskUpdates):
     # What.
 
     def update(self, step):
-        self._epoch_due = False
+        self._epoch_due = self._clock.epoch_is_due = False
         if not self._has_ended(step) and not self._just_triggered():
             self.rewire(self._rate(step, self._epoch), step)
 

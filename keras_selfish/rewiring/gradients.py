@@ -35,11 +35,11 @@ class DenseGradients:
 
     def __init__(self, data):
         is_sequence = hasattr(data, "__getitem__") and hasattr(data, "__len__")
-        if not (callable(data) or is_sequence or hasattr(data, "__iter__")):
-            raise ValueError(
-                "`gradient_data` must be a batch, a sequence or an iterable of batches, or a function from a "
-                f"step to a batch. Received: gradient_data={data!r}"
-            )
+        of_batches = callable(data) or is_sequence or hasattr(data, "__iter__")
+        if not of_batches or isinstance(data, (str, bytes, dict)) or hasattr(data, "shape"):
+            raise _not_data(data)
+        if isinstance(data, list) and not all(isinstance(batch, tuple) for batch in data):
+            raise _not_data(data)
         self.data = data
         self._model = None
         self._gradients = None
@@ -60,7 +60,9 @@ class DenseGradients:
             self._model, self._gradients = model, make_gradients(model)
         variables = [masked_weight.weight for masked_weight in weights]
         total, count = None, 0
-        with _dense(weights), _unchanged(model):
+        with contextlib.ExitStack() as dense, _unchanged(model):
+            for masked_weight in weights:
+                dense.enter_context(masked_weight.dense_gradient())
             for batch in self._batches(step, batches):
                 batch = keras.utils.unpack_x_y_sample_weight(batch)
                 gradients = self._gradients(batch, variables)
@@ -69,6 +71,16 @@ class DenseGradients:
         if not count:
             raise ValueError("`gradient_data` must hold at least one batch. Received: none")
         return [each / count for each in total] if count > 1 else total
+
+    def check(self):
+        """Raises `ValueError` if the first batch, where looking at it takes nothing away, is none."""
+        batch = None
+        if isinstance(self.data, tuple):
+            batch = self.data
+        elif callable(self.data) or (hasattr(self.data, "__getitem__") and hasattr(self.data, "__len__")):
+            batch = next(iter(self._batches(0, 1)), None)
+        if batch is not None and not (isinstance(batch, (tuple, list)) and 2 <= len(batch) <= 3):
+            raise _not_data(batch)
 
     def _batches(self, step, count):
         if isinstance(self.data, tuple):
@@ -80,16 +92,14 @@ class DenseGradients:
         return itertools.islice(self.data, count)
 
 
-@contextlib.contextmanager
-def _dense(weights):
-    """Within the block the gradients of these weights are not masked."""
-    for masked_weight in weights:
-        masked_weight.dense_gradient = True
-    try:
-        yield
-    finally:
-        for masked_weight in weights:
-            masked_weight.dense_gradient = False
+def _not_data(data):
+    shown = (
+        f"{type(data).__name__}" if hasattr(data, "shape") or isinstance(data, (list, dict)) else repr(data)
+    )
+    return ValueError(
+        "`gradient_data` must be a batch, which is a tuple (x, y) or (x, y, sample_weight), a sequence or an "
+        f"iterable of batches, or a function from a step to a batch. Received: gradient_data={shown}"
+    )
 
 
 @contextlib.contextmanager

@@ -18,9 +18,10 @@ __all__ = ["GMP", "SNIP"]
 class GMP(MaskUpdates):
     """Gradual magnitude pruning: training begins with all connections, the smallest go little by little.
 
-    Whatever the masks of the model are, all its connections exist when training begins. At each step that
-    the schedule names, the weights of smallest magnitude are taken from every masked weight until its
-    sparsity is the schedule's; they do not come back.
+    Whatever the masks of the model are, all its connections exist when training begins: a model that
+    `sparsify` has made of a trained one then computes what the trained one does. Before each step that the
+    schedule names, the first being 1, the weights of smallest magnitude are taken from every masked weight
+    until its sparsity is the schedule's; they do not come back.
 
     Args:
         schedule: When and how far: `schedules.PolynomialDecay`, or a schedule of TensorFlow Model
@@ -48,7 +49,7 @@ class GMP(MaskUpdates):
     >>> history = model.fit(np.ones((8, 8)), np.ones((8, 4)), batch_size=2, epochs=2, verbose=0,
     ...                     callbacks=[GMP(schedule)])
     >>> history.history["sparsity"]
-    [0.65625, 0.75]
+    [0.75, 0.75]
     """
 
     starts_dense = needs_built_model = True
@@ -66,8 +67,11 @@ class GMP(MaskUpdates):
         self._gradient_batches = rules.batches_needed(self.drop)
         self.check_gradient_data(self._gradient_batches)
 
+    # TensorFlow Model Optimization counts the first step as 1: masks change before the step that is named,
+    # and a schedule may end with the last one.
+
     def is_due(self, last, step):
-        return self._updates_until(step) > self._updates_until(last)
+        return self._updates_until(step + 1) > self._updates_until(last + 1)
 
     def _updates_until(self, step):
         """How many updates the schedule has had at a step; the end, where there is one, is always one."""
@@ -79,7 +83,7 @@ class GMP(MaskUpdates):
 
     def update(self, step):
         end = self.schedule.end_step
-        _, sparsity = self.schedule(step if end == -1 else min(step, end))
+        _, sparsity = self.schedule(step + 1 if end == -1 else min(step + 1, end))
         self.prune(float(sparsity), step)
 
     def prune(self, sparsity, step):

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from keras_selfish import masks
-from keras_selfish.optimizers.state import reset_state
+from keras_selfish.optimizers.state import holders, reset_state
 from keras_selfish.rewiring import rules, selection
 from keras_selfish.rewiring.counts import rewired_count, share_out
 from keras_selfish.variables import fill, view
@@ -152,15 +152,21 @@ def make_change(matrix, kept, chosen, reset_regrown=False):
     return Change(*(masks.expand_blocks(blocks, block_shape) for blocks in (after, active > after, grown)))
 
 
-def apply_change(masked_weight, change, optimizer=None):
-    """Writes a change to the mask, the weight and the optimizer's state.
+def apply_change(masked_weight, change, optimizers=()):
+    """Writes a change to the mask, the weight and the state of the optimizers.
 
     New connections start from zero, and weights without a connection are exactly zero.
     """
-    fill(masked_weight.weight, change.mask <= change.grown, 0.0)
-    masked_weight.mask.assign(change.mask)
-    if optimizer is not None:
-        reset_state(optimizer, masked_weight, change.dropped, change.grown)
+    for optimizer in optimizers:
+        for leaf in holders(optimizer, masked_weight.weight):
+            masked_weight.watch(leaf, reset_state)
+    try:
+        fill(masked_weight.weight, change.mask <= change.grown, 0.0)
+        masked_weight.change_mask(change.mask)
+        masked_weight.tell(change.dropped, change.grown)
+    except BaseException:  # a pressed key, too: what it leaves must not move weights that do not exist
+        masked_weight.unsettle()
+        raise
 
 
 def _host(variable):

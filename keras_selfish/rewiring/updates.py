@@ -1,5 +1,6 @@
 """The callback that changes masks while a model trains: when it does, and what it reports."""
 
+import collections
 import concurrent.futures
 import os
 
@@ -9,6 +10,7 @@ from keras import ops
 
 from keras_selfish import masks
 from keras_selfish.optimizers import state
+from keras_selfish.rewiring.clock import clock_of
 from keras_selfish.rewiring.gradients import DenseGradients
 from keras_selfish.rewiring.rewire import apply_change, read_matrix
 
@@ -50,6 +52,16 @@ class MaskUpdates(keras.callbacks.Callback):
         self._possible_steps = 0
         self._statistics = None
 
+    @property
+    def _parameters(self):
+        """What `fit` has told; nothing in a training loop of one's own."""
+        return self.params or {}
+
+    @property
+    def _clock(self):
+        """The count of the model's training steps, which outlives a call of `fit`."""
+        return clock_of(self.model)
+
     # What a subclass says.
 
     def is_due(self, last, step):
@@ -67,6 +79,8 @@ class MaskUpdates(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._forget_training()
+        if self.gradients is not None:
+            self.gradients.check()
         if self.model.built:
             self._check_model()
         elif self.needs_built_model:
@@ -77,6 +91,7 @@ class MaskUpdates(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch = epoch
+        self._clock.begin_epoch()
 
     def on_train_batch_begin(self, batch, logs=None):
         # Not when training begins: callbacks that restore weights may stand after this one in the list, and
@@ -84,7 +99,8 @@ class MaskUpdates(keras.callbacks.Callback):
         if not self._prepared and self.model.built:
             self._prepare()
         # The training step is read from the device only where it may have come far enough.
-        self._possible_steps += self.model.steps_per_execution
+        self._possible_steps += self._steps_together
+        self._clock.begin_batches(self._steps_together)
         last = self._last_step
         if last is not None and not self.is_due(last, last + self._possible_steps):
             return
@@ -101,7 +117,7 @@ class MaskUpdates(keras.callbacks.Callback):
         Where training is resumed it tells whether a step at which an update is due, at or before the present
         one, was passed by that call, so that its update is still to come.
         """
-        together, batches = self.model.steps_per_execution, self.params.get("steps")
+        together, batches = self._steps_together, self._parameters.get("steps")
         if batches is None:
             return together
         executed = (batches - 1) % together + 1
@@ -110,9 +126,13 @@ class MaskUpdates(keras.callbacks.Callback):
 
     def accumulated_batches(self):
         """Batches of one update of the optimizer."""
-        return state.innermost(self.model.optimizer).gradient_accumulation_steps or 1
+        return getattr(self._clock.optimizer, "gradient_accumulation_steps", None) or 1
 
-    def on_epoch_end(self, epoch, logs=None):
+    @property
+    def _steps_together(self):
+        return getattr(self.model, "steps_per_execution", 1) or 1
+
+    def on_epoch_end(self, epoch=None, logs=None):
         if not self._prepared:
             self._prepare()
         if logs is not None:
@@ -130,7 +150,7 @@ class MaskUpdates(keras.callbacks.Callback):
         return [
             read_matrix(
                 masked_weight,
-                self.model.optimizer,
+                getattr(self.model, "optimizer", None),
                 gradient,
                 generator=np.random.default_rng([self.seed, step, index]),
             )
@@ -154,7 +174,7 @@ class MaskUpdates(keras.callbacks.Callback):
         del matrices  # which are views: a weight that is looked at would not be written in place
         for masked_weight, change in zip(weights, changes, strict=True):
             if change is not None:
-                apply_change(masked_weight, change, self.model.optimizer)
+                apply_change(masked_weight, change, self._clock.optimizers)
         self._statistics = None
 
     def check_gradient_data(self, batches):
@@ -177,13 +197,24 @@ class MaskUpdates(keras.callbacks.Callback):
         if self.starts_dense and self._step() == 0:
             masks.densify(self.model)
         self.align()
-        self._prepared = self.model.optimizer.built
+        self._prepared = all(optimizer.built for optimizer in self._clock.optimizers)
 
     def align(self):
-        """Makes weights and optimizer agree with masks that were changed by others than `change`."""
+        """Makes the optimizers agree with masks that were changed by others than `change`."""
+        optimizers = self._clock.optimizers
         for masked_weight in masks.masked_weights(self.model):
+            holders = [leaf for one in optimizers for leaf in state.holders(one, masked_weight.weight)]
+            for leaf in holders:
+                masked_weight.watch(leaf, state.reset_state)
             masked_weight.project()
-        for leaf in state.leaves(self.model.optimizer):
+            if not self.needs_built_model:  # no method that opens all masks
+                masked_weight.unpruned = None
+            if not masked_weight.is_settled:
+                absent = ~ops.convert_to_numpy(masked_weight.mask)
+                for leaf in filter(lambda leaf: leaf.built and not hasattr(leaf, "align_masks"), holders):
+                    state.reset_state(leaf, masked_weight, absent, np.zeros_like(absent))
+                masked_weight.settle()
+        for leaf in (leaf for one in optimizers for leaf in state.leaves(one)):
             if leaf.built and hasattr(leaf, "align_masks"):
                 leaf.align_masks()
 
@@ -197,15 +228,16 @@ class MaskUpdates(keras.callbacks.Callback):
             )
         for masked_weight in weights:
             # Until it is built, a `MultiOptimizer` does not know which of its optimizers holds a weight.
-            for leaf in state.holders(self.model.optimizer, masked_weight.weight):
-                state.check_elementwise(leaf)
+            for optimizer in self._clock.optimizers:
+                for leaf in state.holders(optimizer, masked_weight.weight):
+                    state.check_elementwise(leaf)
             self.check_weight(masked_weight)
 
     def check_weight(self, masked_weight):
         """Raises `ValueError` for a masked weight that this method has no meaning for."""
 
     def _step(self):
-        return int(ops.convert_to_numpy(state.innermost(self.model.optimizer).iterations))
+        return self._clock.read()
 
     def _sync(self):
         # On JAX the trainer carries the variables' values until someone asks for them.
@@ -215,7 +247,12 @@ class MaskUpdates(keras.callbacks.Callback):
 
 def _measure(weights):
     statistics = {"sparsity": masks.overall_sparsity(weights)}
+    names = collections.Counter()
     for masked_weight in weights:
+        name = masked_weight.name
+        names[name] += 1
+        if names[name] > 1:  # Keras lets layers in different models have one name
+            name = f"{name}_{names[name] - 1}"
         for gate, density in masked_weight.gate_densities().items():
-            statistics[f"density/{masked_weight.name}/{gate}"] = density
+            statistics[f"density/{name}/{gate}"] = density
     return statistics

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from keras import layers, ops
 
 import keras_selfish
-from keras_selfish import SelfishRewiring, SparseDense, sparsify, strip
+from keras_selfish import GMP, SNIP, PolynomialDecay, SelfishRewiring, SparseDense, sparsify, strip
 from keras_selfish.conversion.sparsify import SPARSE_CLASSES
 from keras_selfish.layers.masked import SparseLayer
 from keras_selfish.masks import active_counts, masked_weights
@@ -291,6 +291,25 @@ def test_models_within_wrappers_and_policies():
     np.testing.assert_allclose(
         *(numpy_of(ops.cast(one(X), "float32")) for one in (stripped, sparse)), atol=0.01
     )
+
+
+@pytest.mark.backends("tensorflow", "jax")
+@pytest.mark.parametrize("method", ["gmp", "snip"])
+def test_methods_that_begin_dense_lose_nothing_of_a_trained_model(method):
+    """As users of TensorFlow Model Optimization prune: until the first pruning it is the trained model."""
+    trained = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8), keras.layers.Dense(4)])
+    x, y = np.random.default_rng(0).normal(size=(8, 6)), np.ones((8, 4))
+    sparse = sparsify(trained, 0.75)
+    assert np.abs(ops.convert_to_numpy(sparse(x)) - ops.convert_to_numpy(trained(x))).max() > 0.01
+    sparse.compile(keras.optimizers.SGD(0.0), "mse")
+    if method == "gmp":
+        sparse.fit(x, y, verbose=0, callbacks=[GMP(PolynomialDecay(0.0, 0.75, begin_step=9, end_step=99))])
+        np.testing.assert_allclose(sparse(x), trained(x), rtol=1e-4, atol=1e-5)
+        return
+    sparse.fit(x, y, verbose=0, callbacks=[SNIP((x, y))])
+    for masked_weight, layer in zip(masked_weights(sparse), trained.layers, strict=True):
+        weight, mask = ops.convert_to_numpy(masked_weight.weight), ops.convert_to_numpy(masked_weight.mask)
+        np.testing.assert_allclose(weight, ops.convert_to_numpy(layer.kernel) * mask, rtol=1e-6)
 
 
 @on_jax

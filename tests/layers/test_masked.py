@@ -193,11 +193,12 @@ def test_the_dense_gradient_can_be_asked_for():
     def gradient(dense):
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(layer(inputs))
-        masked_weights(layer)[0].dense_gradient = dense  # after the forward pass, before the gradient
+        if dense:  # after the forward pass, before the gradient
+            masked_weights(layer)[0].ask_for_dense_gradient()
         return tape.gradient(loss, layer.kernel.value).numpy()
 
     np.testing.assert_array_equal(gradient(dense=True), np.full((6, 5), 2.0))
-    np.testing.assert_array_equal(gradient(dense=False), 2.0 * masks_of(layer)[0])
+    np.testing.assert_array_equal(gradient(dense=False), 2.0 * masks_of(layer)[0])  # of another pass
 
 
 # On disk, in configs, in clones

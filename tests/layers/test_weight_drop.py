@@ -1,5 +1,7 @@
 """`weight_drop` of the recurrent layers: which connections are dropped, and what is computed then."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -242,9 +244,10 @@ def test_the_dense_gradient_an_optimizer_may_ask_for(kind):
     inputs = draw(BATCH, TIME, FEATURES)
     expected = outputs_and_gradients(twin, inputs)
     expected[3] = expected[3] * factor
-    for masked_weight in masked_weights(layer):
-        masked_weight.dense_gradient = True
-    assert_close(outputs_and_gradients(layer, inputs, training=True), expected)
+    with contextlib.ExitStack() as dense:
+        for masked_weight in masked_weights(layer):
+            dense.enter_context(masked_weight.dense_gradient())
+        assert_close(outputs_and_gradients(layer, inputs, training=True), expected)
     mask = numpy(layer.trainable_weights[1].masked_weight.mask)
     assert np.abs(expected[3][~mask]).max() > 0
 

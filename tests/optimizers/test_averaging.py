@@ -290,6 +290,26 @@ def test_in_wrapped_optimizers(wrap):
     assert differ([kernel], [weights_of(model)[0]])
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_best_weights_that_another_callback_restores_stay(first):
+    """Also where the last epoch had no validation, and training goes on from them."""
+    model = make_model()
+    best = keras.callbacks.EarlyStopping(patience=9, restore_best_weights=True)
+    ours = NonMonotonicAveraging(patience=0)
+    callbacks = [ours, best] if first else [best, ours]
+    history = train(model, 7, callbacks, validation_freq=2)
+    assert number(model.optimizer.trigger) >= 0
+    assert model.evaluate(*WORSE, verbose=0)[0] == pytest.approx(min(history["val_loss"]), rel=1e-6)
+    restored = weights_of(model)
+
+    class First(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            if batch == 0:
+                assert_same(weights_of(self.model), restored)
+
+    train(model, 1, [First(), NonMonotonicAveraging(patience=0)])
+
+
 # Bad input
 
 

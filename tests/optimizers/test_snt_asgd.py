@@ -361,7 +361,7 @@ def assert_masked(model):
         weight, mask = numpy_of([masked_weight.weight, masked_weight.mask])
         assert (weight[~mask] == 0).all()
         assert (weight[mask] != 0).any()
-        assert masked_weight.dense_gradient is False
+        assert not masked_weight.gradient_is_dense()
 
 
 @on_all_backends
@@ -397,11 +397,11 @@ def test_nothing_asks_for_dense_gradients_without_need():
         optimizer = SNTASGD(0.5, **arguments)
         for _ in range(2):  # unbuilt and built
             optimizer.scale_loss(0.0)
-            assert variable.masked_weight.dense_gradient is False
+            assert not variable.masked_weight.gradient_is_dense()
             optimizer.apply([ops.convert_to_tensor([[1.0, 0.0]])], [variable])
     optimizer = SNTASGD(0.5, global_clipnorm=1.0)
     optimizer.scale_loss(0.0)
-    assert variable.masked_weight.dense_gradient is True
+    assert variable.masked_weight.gradient_is_dense()
 
 
 @on_all_backends

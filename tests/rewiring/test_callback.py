@@ -157,13 +157,135 @@ def test_no_rewiring_where_averaging_has_just_begun():
     assert rewiring.steps == [6, 18]
 
 
-def test_a_second_fit_goes_on(model):
+def test_a_second_fit_goes_on(model, caplog):
+    """What was due at the end of the first is done when the second begins, and the schedule is of both."""
+    for _ in range(2):
+        rewiring = Recorded(schedule="linear", end_rate=0.0)
+        fit(model, rewiring, epochs=2)
+    assert rewiring.steps == [12, 18]
+    assert rewiring.rates == pytest.approx([0.5 * 12 / 24, 0.5 * 6 / 24])
+    assert caplog.text.count("give `total_steps`") == 1
+
+
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("numbered", [False, True])
+def test_a_fit_for_each_epoch(model, told, numbered, caplog):
+    """As users of layers with a state of their own write it, with a callback for each or one for all."""
+    one = Recorded(schedule="linear", end_rate=0.0, total_steps=24 if told else None)
+    callbacks = []
+    for epoch in range(4):
+        callbacks.append(
+            one if numbered else Recorded(schedule="linear", end_rate=0.0, total_steps=one.total_steps)
+        )
+        fit(model, callbacks[-1], epochs=epoch + 1 if numbered else 1, initial_epoch=epoch if numbered else 0)
+    callbacks = callbacks[:1] if numbered else callbacks
+    assert [step for each in callbacks for step in each.steps] == [6, 12, 18]
+    rates = [0.5 * 18 / 24, 0.5 * 12 / 24, 0.5 * 6 / 24] if told else [0.5] * 3
+    assert [rate for each in callbacks for rate in each.rates] == pytest.approx(rates)
+    assert ("give `total_steps`" in caplog.text) != told
+
+
+def test_compiling_again_does_not_set_the_clock_back():
+    model = dense_model()
+    rewiring = Recorded(schedule="linear", end_rate=0.0, total_steps=36)
+    fit(model, rewiring)
+    model.compile("adam", "mse", run_eagerly=True)
+    fit(model, rewiring)
+    assert rewiring.steps == [6, 12, 18, 24, 30]
+
+
+class OwnOptimizer(keras.Sequential):
+    """Trained by an optimizer that `compile` is not told of."""
+
+    def compile(self, optimizer):
+        super().compile(run_eagerly=True)
+        self.own = optimizer
+
+    def train_step(self, data):
+        import tensorflow as tf
+
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((self(x, training=True) - y) ** 2)
+        self.step(tape.gradient(loss, [variable.value for variable in self.trainable_variables]))
+        return {"loss": loss}
+
+    def step(self, gradients):
+        self.own.apply(gradients, self.trainable_variables)
+
+
+class Unknown(OwnOptimizer):
+    """Trained by nothing that is known to be an optimizer."""
+
+    def step(self, gradients):
+        for variable, gradient in zip(self.trainable_variables, gradients, strict=True):
+            variable.assign_sub(self.own * gradient)
+
+
+@pytest.mark.parametrize("frequency", ["epoch", 3])
+def test_the_optimizer_that_trains_the_weights_is_found(frequency):
+    model = OwnOptimizer([keras.Input((6,)), SparseDense(8, sparsity=0.6, mask_seed=1)])
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9))
+    rewiring = Recorded(schedule="linear", end_rate=0.0, frequency=frequency)
+    fit(model, rewiring)
+    assert rewiring.steps == ([6, 12] if frequency == "epoch" else [3, 6, 9, 12, 15])
+    assert rewiring.rates == pytest.approx([0.5 * (18 - step) / 18 for step in rewiring.steps])
+    (masked_weight,) = masked_weights(model)
+    rewiring.rewire(1.0, 18)
+    momentum = ops.convert_to_numpy(model.own.variables[2])
+    assert not momentum[~ops.convert_to_numpy(masked_weight.mask)].any()
+
+
+def test_batches_are_counted_where_no_optimizer_is_known(caplog):
+    model = Unknown([keras.Input((6,)), SparseDense(8, sparsity=0.6, mask_seed=1)])
+    model.compile(0.1)
     rewiring = Recorded(schedule="linear", end_rate=0.0)
-    fit(model, rewiring, epochs=2)
-    fit(model, rewiring, epochs=2)
-    # The first epoch of a fit is not preceded by a rewiring; its schedule ends with the fit.
-    assert rewiring.steps == [6, 18]
-    assert rewiring.rates == pytest.approx([0.5 * 6 / 12, 0.5 * 6 / 24])
+    fit(model, rewiring)
+    assert rewiring.steps == [6, 12]
+    assert rewiring.rates == pytest.approx([0.5 * 12 / 18, 0.5 * 6 / 18])
+    assert caplog.text.count("No optimizer is known") == 1
+    assert not values_outside(model)
+
+
+def values_outside(model):
+    return any(
+        ops.convert_to_numpy(each.weight)[~ops.convert_to_numpy(each.mask)].any()
+        for each in masked_weights(model)
+    )
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_loop_that_calls_the_hooks_by_hand(compiled):
+    """As the guide of TensorFlow Model Optimization writes it, which says neither epochs nor batches."""
+    import tensorflow as tf
+
+    model = keras.Sequential([keras.Input((6,)), SparseDense(8, sparsity=0.6, mask_seed=1)])
+    optimizer = keras.optimizers.Adam(0.01)
+    if compiled:
+        model.compile(optimizer, "mse")
+    else:
+        model.optimizer = optimizer
+    rewiring = Recorded(schedule="linear", end_rate=0.0, total_steps=18)
+    rewiring.set_model(model)
+    rewiring.on_train_begin()
+    for _ in range(3):
+        for x, y in batches():
+            rewiring.on_train_batch_begin(-1)
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean((model(x, training=True) - y) ** 2)
+            gradients = tape.gradient(loss, [variable.value for variable in model.trainable_variables])
+            optimizer.apply(gradients, model.trainable_variables)
+        rewiring.on_epoch_end(-1)
+    assert rewiring.steps == [6, 12]
+    assert rewiring.rates == pytest.approx([0.5 * 12 / 18, 0.5 * 6 / 18])
+    assert not values_outside(model)
+
+
+def test_a_loop_of_ones_own_has_to_say_how_long_it_is():
+    rewiring = SelfishRewiring()
+    rewiring.set_model(dense_model())
+    with pytest.raises(ValueError, match="`total_steps` must be given to SelfishRewiring in a training loop"):
+        rewiring.on_train_begin()
 
 
 # How many.
@@ -468,8 +590,8 @@ def test_statistics_between_rewirings_are_not_measured_again(monkeypatch, model)
         ),
         (
             {"gradient_data": 3},
-            "`gradient_data` must be a batch, a sequence or an iterable of batches, or a function from a "
-            "step to a batch. Received: gradient_data=3",
+            "`gradient_data` must be a batch, which is a tuple (x, y) or (x, y, sample_weight), a sequence "
+            "or an iterable of batches, or a function from a step to a batch. Received: gradient_data=3",
         ),
         ({"seed": -1}, "`seed` must be a non-negative integer. Received: seed=-1"),
     ],

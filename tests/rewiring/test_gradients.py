@@ -8,6 +8,7 @@ from keras import ops
 from keras_selfish.layers import SparseDense, SparseEmbedding, SparseLSTM
 from keras_selfish.masks import masked_weights
 from keras_selfish.models import language_model
+from keras_selfish.rewiring import RigL
 from keras_selfish.rewiring.gradients import DenseGradients
 
 pytestmark = pytest.mark.backends("tensorflow", "jax", "torch")
@@ -40,7 +41,7 @@ def test_of_a_linear_model():
     (masked_weight,) = masked_weights(model)
     assert np.count_nonzero(gradient) == 48 > masked_weight.active
     np.testing.assert_allclose(gradient, expected(model, INPUTS, TARGETS), rtol=1e-5, atol=1e-7)
-    assert masked_weight.dense_gradient is False
+    assert not masked_weight.gradient_is_dense()
 
 
 def test_sample_weights_count():
@@ -149,3 +150,29 @@ def test_replicas_add_up_to_one_device(two_replicas):
         model = dense_model()
     (gradient,) = DenseGradients((INPUTS, TARGETS))(model, masked_weights(model), step=0, batches=1)
     np.testing.assert_allclose(gradient, expected(model, INPUTS, TARGETS), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [INPUTS, TARGETS],
+        {"x": INPUTS, "y": TARGETS},
+        INPUTS,
+        "data",
+    ],
+    ids=["list of arrays", "dict", "array", "string"],
+)
+def test_what_is_no_data_is_refused_at_once(data):
+    with pytest.raises(ValueError, match=r"`gradient_data` must be a batch, which is a tuple \(x, y\)"):
+        DenseGradients(data)
+
+
+@pytest.mark.parametrize(
+    "data", [(INPUTS,), lambda step: INPUTS, [(INPUTS,)]], ids=["one", "function", "list"]
+)
+def test_what_is_no_batch_is_refused_before_the_first_step(data):
+    model = dense_model()
+    before = ops.convert_to_numpy(masked_weights(model)[0].weight).copy()
+    with pytest.raises(ValueError, match="`gradient_data` must be a batch"):
+        model.fit(INPUTS, TARGETS, verbose=0, callbacks=[RigL(gradient_data=data)])
+    np.testing.assert_array_equal(ops.convert_to_numpy(masked_weights(model)[0].weight), before)

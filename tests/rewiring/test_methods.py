@@ -205,7 +205,8 @@ def test_gmp_begins_dense_and_follows_the_schedule(reused):
     def at(step):
         return 0.75 + (0.2 - 0.75) * (1 - (step - 3) / 9) ** 3
 
-    expected = [0, 0, 0, *[at(3)] * 4, *[at(7)] * 4, at(11), *[0.75] * 4]  # exact at the end
+    # The first step is 1, and the sparsity is exact at the end.
+    expected = [0, 0, *[at(3)] * 4, *[at(7)] * 4, at(11), *[0.75] * 5]
     for sizes, sparsity in zip(watched.sparsities, expected, strict=True):
         assert sizes == pytest.approx([sparsity] * 4, abs=1 / 96)
     assert_zero_outside(model)
@@ -248,7 +249,40 @@ def test_schedules_of_tensorflow_model_optimization(kind, together, reused):
     assert sparsities == sorted(sparsities)
     assert sparsities[-1] == pytest.approx(0.6, abs=1 / 256)
     if kind == "ConstantSparsity":
-        assert [round(each, 2) for each in sparsities] == [0.0] * 5 + [0.6] * 11
+        assert [round(each, 2) for each in sparsities] == [0.0] * 4 + [0.6] * 12
+
+
+@pytest.mark.parametrize("frequency", [1, 4])
+def test_the_sparsities_of_tensorflow_model_optimization(frequency):
+    """After each step, of its wrapper and of ours; the schedule ends with the last step."""
+    tfmot, tf_keras = pytest.importorskip("tensorflow_model_optimization"), pytest.importorskip("tf_keras")
+    schedule = tfmot.sparsity.keras.PolynomialDecay(0.0, 0.8, begin_step=0, end_step=8, frequency=frequency)
+    x, y = np.ones((16, 10), "float32"), np.ones((16, 10), "float32")
+    found = []
+
+    class Watch:
+        def watch(self):
+            layer = self.model.layers[0]
+            masks = [v for v in layer.weights if v.name.split(":")[0].endswith("mask")]
+            found[-1].append(1 - float(np.mean(np.array(masks[0]))))
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.watch()
+
+    theirs = tf_keras.Sequential([tf_keras.layers.Dense(10, input_shape=(10,))])
+    theirs = tfmot.sparsity.keras.prune_low_magnitude(theirs, pruning_schedule=schedule)
+    theirs.compile("sgd", "mse", run_eagerly=True)
+    ours = keras.Sequential([keras.Input((10,)), SparseDense(10, sparsity=0.8)])
+    ours.compile("sgd", "mse", run_eagerly=True)
+    for model, callbacks_of, pruning in [
+        (theirs, tf_keras.callbacks, tfmot.sparsity.keras.UpdatePruningStep()),
+        (ours, keras.callbacks, GMP(schedule)),
+    ]:
+        found.append([])
+        watch = type("Watching", (Watch, callbacks_of.Callback), {})()
+        model.fit(x, y, batch_size=4, epochs=2, verbose=0, callbacks=[pruning, watch])
+    assert found[1] == pytest.approx(found[0], abs=0.011)
+    assert found[1][-1] == 0.8
 
 
 @pytest.mark.parametrize("schedule", [0.5, lambda step: (True, 0.5)])
