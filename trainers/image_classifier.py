@@ -16,7 +16,7 @@ from keras_selfish import masks
 from keras_selfish.data import IMAGE_DATASETS, load_images
 from trainers import program
 from trainers.image_methods import METHODS
-from trainers.mask_updates import check_distribution
+from trainers.mask_updates import check_distribution, check_options
 from trainers.workdir import replace, write_json
 
 FLAGS = flags.FLAGS
@@ -91,6 +91,7 @@ def settings_from_flags():
         if not low <= settings[name] <= high:
             raise ValueError(f"--{name} must be in [{low}, {high}]. Received: --{name}={settings[name]}")
     check_distribution(settings, METHODS)
+    check_options({"pruning_rate": settings["pruning_rate"]}, settings["method"])
     if settings["method"] == "switcher_neuron" and settings["network"] in _NETWORKS[3:]:
         raise ValueError(
             "--method=switcher_neuron needs a network with hidden dense layers, a LeNet or VGG-16. Received: "

@@ -23,7 +23,7 @@ from keras_selfish.models.presets import PRESETS, preset
 from keras_selfish.rewiring.registry import METHODS
 from keras_selfish.rewiring.rules import REDISTRIBUTION_RULES
 from trainers import program
-from trainers.mask_updates import check_distribution, mask_updates
+from trainers.mask_updates import check_distribution, check_options, mask_updates
 
 FLAGS = flags.FLAGS
 
@@ -177,7 +177,28 @@ def settings_from_flags():
     if settings["n_of_m"]:
         settings["n_of_m"] = list(masks.check_n_of_m(_pair("n_of_m", settings["n_of_m"])))
     _check(settings)
+    _check_flags(settings)
     return {**settings, "schedule_epochs": settings["epochs"]}
+
+
+def _check_flags(settings):
+    """Refuses flags that say nothing to each other, or the opposite."""
+    options = ("pruning_rate", "schedule", "rewiring_steps", "reset_regrown", "redistribution")
+    check_options({name: getattr(FLAGS, name) for name in options}, settings["method"])
+    if settings["method"] == "dense" and FLAGS.sparsity:
+        raise ValueError(
+            "--sparsity must be left out with --method=dense, which has all connections. "
+            f"Received: --sparsity={FLAGS.sparsity}"
+        )
+    if settings["n_of_m"] and FLAGS.sparsity is not None:
+        n, m = settings["n_of_m"]
+        if abs(FLAGS.sparsity - (1 - n / m)) > 1e-9:
+            raise ValueError(
+                f"--sparsity must be left out with --n_of_m={n},{m}, which makes it {1 - n / m}. "
+                f"Received: --sparsity={FLAGS.sparsity}"
+            )
+    if FLAGS.export_text and not FLAGS.export:
+        raise ValueError("--export_text needs --export. Received: --noexport --export_text")
 
 
 def _units(words):

@@ -18,7 +18,7 @@ def mask_updates(name, *, sparsity, total_steps, data, seed, **options):
     if method is None:
         return []
     if name == "gmp":
-        return [method(pruning_schedule(sparsity, int(0.75 * total_steps)))]
+        return [method(pruning_schedule(sparsity, int(0.75 * total_steps)), seed=seed)]
     if name == "snip":
         return [method(gradient_data=data, seed=seed)]
     given = {name: value for name, value in options.items() if value is not None}
@@ -33,6 +33,24 @@ def check_distribution(settings, methods):
             f"--distribution needs a method that begins sparse ({found}). Received: "
             f"--distribution={settings['distribution']} --method={settings['method']}"
         )
+
+
+def check_options(given, method):
+    """Refuses options that a method does not take, rather than to ignore them.
+
+    Args:
+        given: Dict of options by name, None where a flag was not given.
+        method: One of `METHODS`.
+    """
+    options = METHODS[method].options if method in METHODS else ()
+    for name, value in given.items():
+        if value is not None and name not in options:
+            takes = (
+                f"takes {', '.join(f'--{option}' for option in options)}" if options else "takes none such"
+            )
+            raise ValueError(
+                f"--{name} must be left out with --method={method}, which {takes}. Received: --{name}={value}"
+            )
 
 
 def pruning_schedule(sparsity, end_step):

@@ -15,11 +15,13 @@ class Method:
         class_name: Name in `keras_selfish.rewiring` of the callback class that carries it out; None for a
             model without masks.
         begins_sparse: Whether connections are missing from the first step on.
+        options: Names of the options of a trainer that the callback takes; the others mean nothing to it.
     """
 
     summary: str
     class_name: str = None
     begins_sparse: bool = True
+    options: tuple = ()
 
     @property
     def callback(self):
@@ -27,18 +29,26 @@ class Method:
         return self.class_name and getattr(importlib.import_module("keras_selfish.rewiring"), self.class_name)
 
 
+_REWIRING = ("pruning_rate", "schedule", "rewiring_steps", "reset_regrown", "redistribution")
+
 METHODS = {
     "dense": Method("all connections exist", begins_sparse=False),
     "dense_small": Method(
         "all exist, in fewer units: as many parameters as the sparse model", begins_sparse=False
     ),
     "static": Method("connections stay as drawn", "Static"),
-    "selfish": Method("small weights go, random ones come, gates compete", "SelfishRewiring"),
-    "set": Method("half of the small weights that go are positive, half negative", "SET"),
-    "dsr": Method("one threshold for all matrices, those that keep most get most", "DSR"),
-    "snfs": Method("what comes follows the momentum, and so does the matrix it comes to", "SNFS"),
-    "rigl": Method("what comes follows the gradient, until a fraction of training", "RigL"),
-    "gse": Method("what comes follows the gradient within a random subset", "GSE"),
+    "selfish": Method(
+        "small weights go, random ones come, gates compete", "SelfishRewiring", options=_REWIRING
+    ),
+    "set": Method("half of the small weights that go are positive, half negative", "SET", options=_REWIRING),
+    "dsr": Method("one threshold for all matrices, those that keep most get most", "DSR", options=_REWIRING),
+    "snfs": Method(
+        "what comes follows the momentum, and so does the matrix it comes to", "SNFS", options=_REWIRING
+    ),
+    "rigl": Method(
+        "what comes follows the gradient, until a fraction of training", "RigL", options=_REWIRING
+    ),
+    "gse": Method("what comes follows the gradient within a random subset", "GSE", options=_REWIRING),
     "gmp": Method("begins with all, small weights go little by little", "GMP", begins_sparse=False),
     "snip": Method(
         "what the loss is least sensitive to goes once, before the first step", "SNIP", begins_sparse=False

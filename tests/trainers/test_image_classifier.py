@@ -146,6 +146,7 @@ def test_neurons_leave_the_network_on_jax(trainer, tmp_path, jax_alone):
     ("flags", "message"),
     [
         (["--sparsity=1.5"], "`--sparsity` is the fraction of zeros"),
+        (["--method=gmp", "--pruning_rate=0.3"], "--pruning_rate must be left out with --method=gmp"),
         (["--ramp=2"], "--ramp must be in"),
         (
             ["--method=gmp", "--distribution=erk"],

@@ -150,7 +150,7 @@ def test_a_killed_run_resumes_as_if_nothing_had_happened(trainer, whole_run, cor
 
 def test_methods_and_options(run, corpus, tmp_path):
     one = (f"--data_dir={corpus}", *TINY, "--epochs=1", "--noexport")
-    dense = run(tmp_path / "dense", *one, "--method=dense")
+    dense = run(tmp_path / "dense", *one, "--method=dense", "--sparsity=0")
     assert dense.returncode == 0, dense.stderr
     assert "sparsity" not in history(tmp_path / "dense")[0]
     flags = ("--method=static", "--precision=mixed_bfloat16", "--block_shape=4,1", "--distribution=erk")
@@ -299,6 +299,12 @@ def test_a_full_disk_is_one_sentence(tmp_path):
         (("--batch_size=100000",), "batch_size=100000"),
         (("--data_dir=/nowhere",), "/nowhere"),
         (("--cpu_replicas=2",), "--cpu_replicas needs --strategy=mirrored"),
+        (("--method=gmp", "--pruning_rate=0.3"), "--pruning_rate must be left out with --method=gmp"),
+        (("--method=snip", "--schedule=linear"), "--schedule must be left out with --method=snip"),
+        (("--method=static", "--rewiring_steps=5"), "--rewiring_steps must be left out with --method=static"),
+        (("--method=dense", "--sparsity=0.9"), "--sparsity must be left out with --method=dense"),
+        (("--n_of_m=2,4", "--sparsity=0.9"), "--sparsity must be left out with --n_of_m=2,4"),
+        (("--noexport", "--export_text"), "--export_text needs --export"),
         (("stray",), "stray"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
