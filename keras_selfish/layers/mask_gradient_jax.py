@@ -9,14 +9,13 @@ import jax.numpy as jnp
 
 
 def mask_gradient(weight, mask, masked_weight, number):
-    """Returns `weight`, zero where `mask` is False; so is its gradient. See `mask_gradient.py`.
-
-    The forward pass always masks: it cannot see whether an optimizer has moved weights without a connection.
-    """
+    """Returns `weight`, zero where `mask` is False; so is its gradient. See `mask_gradient.py`."""
+    # A constant of what is compiled, which is compiled anew when it changes.
+    is_settled = masked_weight.is_settled
 
     @jax.custom_vjp
     def masked(weight, mask):
-        return jnp.where(mask, weight, 0)
+        return weight if is_settled else jnp.where(mask, weight, 0)
 
     def forward(weight, mask):
         return masked(weight, mask), mask

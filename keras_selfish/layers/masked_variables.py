@@ -13,6 +13,8 @@ from keras_selfish import masks
 BACKEND = keras.backend.backend()
 if BACKEND == "tensorflow":
     import tensorflow as tf
+elif BACKEND == "jax":
+    import jax
 
 
 def make_guarded(weight, mask, **options):
@@ -64,18 +66,22 @@ class GuardedWeight(masks.MaskedWeight):
 
     def unsettle(self):
         """Has the forward pass mask the weight from now on."""
-        if self._passes:  # before the first, no optimizer has anything to remember
-            self._settled = False
-            if self.unsettled_flag is not None:
-                self.unsettled_flag.assign(True)
+        if self._passes and self._settled:  # before the first pass no optimizer has anything to remember
+            self._set_settled(False)
 
     def settle(self):
         """Has the forward pass read the weight as it is."""
         if not self._settled:
             self.project()
-            self._settled = True
-            if self.unsettled_flag is not None:
-                self.unsettled_flag.assign(False)
+            self._set_settled(True)
+
+    def _set_settled(self, settled):
+        self._settled = settled
+        if self.unsettled_flag is not None:
+            self.unsettled_flag.assign(not settled)
+        if BACKEND == "jax":
+            # What is compiled has taken the weight for settled, or not; it is seldom that this changes.
+            jax.clear_caches()
 
     def project(self):
         weight, mask = read(self.weight), read(self.mask)
