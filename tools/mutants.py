@@ -24,13 +24,16 @@ MUTANTS = [
     ),
     Mutant(
         "layers/mask_gradient_jax.py",
-        "return upstream if masked_weight.dense_gradient else jnp.where(mask, upstream, 0), None",
+        "return upstream if dense else jnp.where(mask, upstream, 0), None",
         "return upstream, None",
         "layers optimizers",
         "jax",
     ),
     Mutant(
-        "layers/masked.py", "            masked_weight.project()", "            pass", "layers/test_masked.py"
+        "layers/masked_variables.py",
+        "elif _graph_of(value) is not None or _is_outside(mask, value):",
+        "elif False:",
+        "layers/test_masked.py layers/test_masked_variables.py",
     ),
     # Rewiring
     Mutant("rewiring/counts.py", "return int(rate * active + 0.5)", "return int(rate * active)", "rewiring"),
@@ -49,8 +52,8 @@ MUTANTS = [
     ),
     Mutant(
         "rewiring/rewire.py",
-        "reset_state(optimizer, masked_weight, change.dropped, change.grown)",
-        "reset_state(optimizer, masked_weight, change.dropped, change.dropped)",
+        "masked_weight.tell(change.dropped, change.grown)",
+        "masked_weight.tell(change.dropped, change.dropped)",
         "rewiring optimizers",
     ),
     Mutant(
@@ -59,7 +62,7 @@ MUTANTS = [
         "step / total_steps\n        return",
         "rewiring",
     ),
-    Mutant("rewiring/callback.py", "self._epoch_due = False\n        if not", "if not", "rewiring"),
+    Mutant("rewiring/callback.py", "self._epoch_due = self._clock.epoch_is_due = False", "pass", "rewiring"),
     Mutant("rewiring/callback.py", "and not self._just_triggered()", "", "rewiring/test_callback.py"),
     Mutant(
         "rewiring/updates.py",

@@ -212,7 +212,7 @@ def first_order(layer, function, gradients, sources):
     Automatic differentiation could do it, at a great price: unasked-for, it would hide a mistake.
 
     Args:
-        layer: Name of the Keras layer that has a second-order gradient.
+        layer: Name of the Keras layer, such as "LSTM".
         function: Function of the incoming gradients.
         gradients: The incoming gradients.
         sources: All tensors with respect to which the result could be differentiated.
@@ -224,7 +224,8 @@ def first_order(layer, function, gradients, sources):
         def refuse(*_):
             raise LookupError(
                 "The hand-written gradient of a sequence is of first order only: it cannot be differentiated "
-                f"again. For second-order gradients use `keras.layers.{layer}`."
+                "again. For second-order gradients give the layer `unroll=True`, or run its cell in Keras's "
+                f"own loop, `keras.layers.RNN(Sparse{layer}Cell(units))`."
             )
 
         return function(*arguments[:count]), refuse

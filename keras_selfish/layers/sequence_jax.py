@@ -48,9 +48,9 @@ def lstm(
     """Runs an LSTM with tanh and sigmoid activations over whole sequences.
 
     The numbers are those of `keras.layers.LSTM`. The gradient is written by hand, with respect to all
-    tensors, and can be differentiated again, in either mode. In a half-precision dtype the matrix products
-    take and give that dtype, while gates, cell state and their gradients are kept in float32: the cell
-    state is a sum over time and would lose small terms.
+    tensors; it can itself be differentiated in either mode, the function only in reverse mode. In a
+    half-precision dtype the matrix products take and give that dtype, while gates, cell state and their
+    gradients are kept in float32: the cell state is a sum over time and would lose small terms.
 
     Args:
         sequences: `(batch, time, features)`. All other tensors are cast to its dtype.

@@ -246,7 +246,9 @@ def test_second_gradients():
         return outer.gradient(norm, weight)
 
     assert np.abs(second_gradient(activation="relu")).max() > 0
-    with pytest.raises(LookupError, match=r"second-order gradients use `keras\.layers\.LSTM`"):
+    with pytest.raises(
+        LookupError, match=r"`unroll=True`, or .*`keras\.layers\.RNN\(SparseLSTMCell\(units\)\)`"
+    ):
         second_gradient()
 
 
