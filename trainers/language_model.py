@@ -20,7 +20,7 @@ from keras_selfish import masks
 from keras_selfish.data import DATASETS, RandomWindows, Windows, load_corpus
 from keras_selfish.models.architecture import CELLS, Architecture
 from keras_selfish.models.presets import PRESETS, preset
-from keras_selfish.rewiring.registry import METHODS
+from keras_selfish.rewiring.registry import METHODS, REWIRING_OPTIONS
 from keras_selfish.rewiring.rules import REDISTRIBUTION_RULES
 from trainers import program
 from trainers.mask_updates import check_distribution, check_options, mask_updates
@@ -183,8 +183,7 @@ def settings_from_flags():
 
 def _check_flags(settings):
     """Refuses flags that say nothing to each other, or the opposite."""
-    options = ("pruning_rate", "schedule", "rewiring_steps", "reset_regrown", "redistribution")
-    check_options({name: getattr(FLAGS, name) for name in options}, settings["method"])
+    check_options({name: getattr(FLAGS, name) for name in REWIRING_OPTIONS}, settings["method"])
     if settings["method"] == "dense" and FLAGS.sparsity:
         raise ValueError(
             "--sparsity must be left out with --method=dense, which has all connections. "

@@ -38,8 +38,6 @@ class _SparseEmbeddingBase(MaskedLayer):
             self._embeddings.assign(
                 weights[0] if isinstance(weights, list) and len(weights) == 1 else weights
             )
-            for masked_weight in self._masked.values():
-                masked_weight.project()
 
     def masked_shapes(self, input_shape):
         return {"embeddings": (self.input_dim, self.output_dim)}

@@ -62,13 +62,14 @@ class Clock:
     @property
     def optimizer(self):
         """The one whose updates count, without the wrapper that scales the loss; None if there is none."""
-        return state.innermost(self.optimizers[0]) if self.optimizers else None
+        found = self.optimizers
+        return state.innermost(found[0]) if found else None
 
     def read(self):
         """The number of training steps so far."""
-        if self._counts_batches or self.optimizer is None:
+        optimizer = None if self._counts_batches else self.optimizer
+        if optimizer is None:
             return self._batches
-        optimizer = self.optimizer
         counted = None if self._counted is None else self._counted()
         if self._counted is not None and counted is not optimizer:
             self._before, self._last = self._before + self._last, 0

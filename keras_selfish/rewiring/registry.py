@@ -3,7 +3,7 @@
 import dataclasses
 import importlib
 
-__all__ = ["METHODS", "Method"]
+__all__ = ["METHODS", "REWIRING_OPTIONS", "Method"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Method:
         return self.class_name and getattr(importlib.import_module("keras_selfish.rewiring"), self.class_name)
 
 
-_REWIRING = ("pruning_rate", "schedule", "rewiring_steps", "reset_regrown", "redistribution")
+REWIRING_OPTIONS = ("pruning_rate", "schedule", "rewiring_steps", "reset_regrown", "redistribution")
 
 METHODS = {
     "dense": Method("all connections exist", begins_sparse=False),
@@ -38,17 +38,23 @@ METHODS = {
     ),
     "static": Method("connections stay as drawn", "Static"),
     "selfish": Method(
-        "small weights go, random ones come, gates compete", "SelfishRewiring", options=_REWIRING
+        "small weights go, random ones come, gates compete", "SelfishRewiring", options=REWIRING_OPTIONS
     ),
-    "set": Method("half of the small weights that go are positive, half negative", "SET", options=_REWIRING),
-    "dsr": Method("one threshold for all matrices, those that keep most get most", "DSR", options=_REWIRING),
+    "set": Method(
+        "half of the small weights that go are positive, half negative", "SET", options=REWIRING_OPTIONS
+    ),
+    "dsr": Method(
+        "one threshold for all matrices, those that keep most get most", "DSR", options=REWIRING_OPTIONS
+    ),
     "snfs": Method(
-        "what comes follows the momentum, and so does the matrix it comes to", "SNFS", options=_REWIRING
+        "what comes follows the momentum, and so does the matrix it comes to",
+        "SNFS",
+        options=REWIRING_OPTIONS,
     ),
     "rigl": Method(
-        "what comes follows the gradient, until a fraction of training", "RigL", options=_REWIRING
+        "what comes follows the gradient, until a fraction of training", "RigL", options=REWIRING_OPTIONS
     ),
-    "gse": Method("what comes follows the gradient within a random subset", "GSE", options=_REWIRING),
+    "gse": Method("what comes follows the gradient within a random subset", "GSE", options=REWIRING_OPTIONS),
     "gmp": Method("begins with all, small weights go little by little", "GMP", begins_sparse=False),
     "snip": Method(
         "what the loss is least sensitive to goes once, before the first step", "SNIP", begins_sparse=False
