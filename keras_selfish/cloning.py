@@ -34,20 +34,45 @@ def clone(model, copy_layer):
         The copy, a `keras.Sequential` if the model is one, else a Functional `keras.Model`, not compiled; and
         a list of pairs (layer, its copy), each layer once, however often the model calls it.
     """
-    copies = {}  # by the id of the layer, so that shared layers stay shared
-    copy = _clone(model, copy_layer, copies)
-    # Functional models also hold operations such as `x + 1`, which are no layers.
-    pairs = [pair for pair in copies.values() if isinstance(pair[0], keras.Layer) and not is_model(pair[0])]
+    (copy,), pairs = clone_layers([model], copy_layer)
     return copy, pairs
 
 
-def _clone(model, copy_layer, copies):
+def clone_layers(layers, copy_layer):
+    """Copies layers and models one by one, those that are not built as well.
+
+    Args:
+        layers: List of layers and of Functional and Sequential models.
+        copy_layer: As in `clone`.
+
+    Returns:
+        The list of copies, each built if its layer is, and the pairs as in `clone`.
+    """
+    copies = {}  # by the id of the layer, so that shared layers stay shared
+
     def copy_of(layer):
         if id(layer) not in copies:
-            copied = _clone(layer, copy_layer, copies) if is_model(layer) else copy_layer(layer, copy_of)
+            copied = _clone(layer, copy_layer, copy_of) if is_model(layer) else copy_layer(layer, copy_of)
             copies[id(layer)] = (layer, copied)
         return copies[id(layer)][1]
 
+    copied = [_built_like(layer, copy_of(layer)) for layer in layers]
+    # Functional models also hold operations such as `x + 1`, which are no layers.
+    pairs = [pair for pair in copies.values() if isinstance(pair[0], keras.Layer) and not is_model(pair[0])]
+    return copied, pairs
+
+
+def _built_like(layer, copy):
+    if layer.built and not copy.built:
+        copy.build_from_config(layer.get_build_config())
+    return copy
+
+
+def _clone(model, copy_layer, copy_of):
+    if not model.built:  # a Sequential, whose layers may be built
+        return keras.Sequential(
+            [_built_like(layer, copy_of(layer)) for layer in model.layers], name=model.name
+        )
     if isinstance(model, keras.Sequential):
         layers = [_new_input(model.inputs[0]), *map(copy_of, model.layers)]
         copy = keras.Sequential(layers, name=model.name)

@@ -4,31 +4,15 @@ import random
 
 import keras
 import numpy as np
+from absl import logging
 from keras import ops
 
-from keras_selfish import layers as sparse_layers
 from keras_selfish import masks
-from keras_selfish.cloning import check_model, clone, copy_state, from_config, shared_layers
+from keras_selfish.cloning import check_model, clone_layers, copy_state, from_config, is_model, shared_layers
+from keras_selfish.conversion.report import SparsifyReport
+from keras_selfish.conversion.sparse_forms import SPARSE_CLASSES, SPARSE_CLASSES_BY_NAME, masked_sources
+from keras_selfish.layers.masked import SparseLayer
 
-SPARSE_CLASSES = {
-    sparse_class.keras_layer: sparse_class
-    for sparse_class in (
-        sparse_layers.SparseConv1D,
-        sparse_layers.SparseConv2D,
-        sparse_layers.SparseDense,
-        sparse_layers.SparseDepthwiseConv2D,
-        sparse_layers.SparseEinsumDense,
-        sparse_layers.SparseEmbedding,
-        sparse_layers.SparseGRU,
-        sparse_layers.SparseGRUCell,
-        sparse_layers.SparseLSTM,
-        sparse_layers.SparseLSTMCell,
-        sparse_layers.SparseReversibleEmbedding,
-        sparse_layers.SparseSimpleRNN,
-        sparse_layers.SparseSimpleRNNCell,
-    )
-}
-SPARSE_CLASSES_BY_NAME = {keras_layer.__name__: cls for keras_layer, cls in SPARSE_CLASSES.items()}
 INITIAL = ("magnitude", "random", "nonzero")
 
 
@@ -41,39 +25,48 @@ def sparsify(
     mask_seed=None,
     layers=None,
     initial="magnitude",
+    return_report=False,
 ):
     """Returns the same model in sparse layers, with the weights of the connections that are chosen to exist.
 
     It is a copy: names, dtype policies and weights are those of the model, which is left as it is. Nested
     models and wrappers (`Bidirectional`, `TimeDistributed`, `RNN` with Keras's cells) are entered, and a
     layer that is shared in the model is shared in the copy. Layers without a sparse form are copied as they
-    are; so are sparse ones, with their masks. The copy is not compiled, and its random generators start anew.
+    are; so are sparse ones, with their masks, and layers that blocks or patterns do not divide, such as a
+    first convolution of 3 channels. One line of the log names those that stay dense so, and the report says
+    of each matrix why it is dense. The copy is not compiled, and its random generators start anew.
+
+    A layer that is not built has no weights yet: it becomes a sparse one that draws its masks when it is
+    built.
 
     Args:
-        model: A built Functional or Sequential `keras.Model`.
+        model: A Functional or Sequential `keras.Model`, a layer, or a list of layers and models.
         sparsity: Fraction of zeros over all weights that are masked together, in [0, 1). None with
             `initial="nonzero"`, which finds the zeros.
         distribution: How the weights of the model share the connections: `"uniform"` (default),
-            `"erdos_renyi"` or `"erk"`.
-        block_shape: (input weights, units) of the blocks in which connections come and go; they must divide
-            every weight that is masked. Default `(1, 1)`, single weights.
+            `"erdos_renyi"` or `"erk"`. All layers must be built for the last two.
+        block_shape: (input weights, units) of the blocks in which connections come and go. Default `(1, 1)`,
+            single weights.
         n_of_m: `(n, m)` for exactly n of each m consecutive input weights of a unit, such as `(2, 4)`; it
             fixes the sparsity. Default None.
         mask_seed: Integer seed of what is drawn: random masks, and which of equal weights exist. None
             (default) draws one.
         layers: Which layers become sparse: a function of a Keras layer that returns True or False, such as
-            `lambda layer: layer.name != "classifier"`. A wrapper answers for all that is in it. By default
-            all that have a sparse form do.
+            `lambda layer: layer.name != "classifier"`. A wrapper answers for all that is in it, and blocks
+            must divide the weights of those that are chosen so. By default all that have a sparse form and
+            weights that blocks and patterns divide do.
         initial: Which connections exist: `"magnitude"` (default), the largest blocks of each weight by
             their L2 norm; `"random"`, any; `"nonzero"`, blocks with a value other than zero, as in a model
             that has been pruned or stripped. Layers without a zero then stay plain ones.
+        return_report: Whether to return what became of each weight matrix as well. Default False.
 
     Returns:
-        A `keras.Sequential` if the model is one, else a Functional `keras.Model`.
+        A `keras.Sequential` if the model is one, else a Functional `keras.Model`; a layer for a layer, and a
+        list for a list. With `return_report` a pair of that and a `SparsifyReport`, which prints as a table.
 
     Raises:
-        ValueError: if the model is subclassed or not built, none of its layers is to become sparse, or an
-            argument is out of range.
+        ValueError: if the model is subclassed, none of its layers is to become sparse, or an argument is out
+            of range.
 
     Example:
 
@@ -83,37 +76,62 @@ def sparsify(
     >>> sparse = sparsify(model, 0.75)
     >>> [(type(layer).__name__, masked_weights(layer)[0].active) for layer in sparse.layers]
     [('SparseDense', 32), ('SparseDense', 16)]
+    >>> first, second = sparsify([keras.layers.Dense(16), keras.layers.ReLU()], 0.75)
+    >>> first.sparsity, type(second).__name__
+    (0.75, 'ReLU')
     """
-    check_model(model, "sparsify the functional models that it is made of")
+    originals = _checked_originals(model)
     if n_of_m is not None:
         sparsity = _sparsity_of_pattern(n_of_m, sparsity, initial)
     _check_arguments(sparsity, layers, initial)
     masks.check_distribution(distribution)
     masks.check_block_shape(block_shape)
+    _check_unbuilt(originals, distribution, initial)
     seed = random.randint(0, 2**31 - 1) if mask_seed is None else masks.check_seed(mask_seed, "mask_seed")
     arguments = {"distribution": distribution, "block_shape": list(block_shape), "mask_seed": mask_seed}
     if n_of_m is not None:
         arguments["n_of_m"] = list(n_of_m)
+    # Which weights a layer masks is known once it is made; until then any sparsity will do.
+    arguments["sparsity"] = 0.5 if sparsity is None else sparsity
+    reasons = {}  # why a layer stays dense, by its id
 
     def arguments_of(layer):
-        # Which weights a layer masks is known once it is made; until then any sparsity will do.
-        nominal = 0.5 if sparsity is None else sparsity
-        return {**arguments, "sparsity": nominal} if layers is None or layers(layer) else None
+        if layers is not None:
+            reasons[id(layer)] = None if layers(layer) else "left out by `layers`"
+        else:
+            reasons[id(layer)] = _misfit(layer, block_shape, n_of_m)
+        if reasons[id(layer)]:
+            return None
+        if mask_seed is None or layer.built:
+            return arguments
+        return {**arguments, "mask_seed": _seed_of(mask_seed, len(reasons))}
 
-    twin, masked = sparse_twin(model, arguments_of)
-    if not masked and sparsity != 0:
-        raise ValueError(
-            "`model` must have a layer that `layers` admits and that has a sparse form. Received: "
-            f"model={model.name!r}; those with one are {', '.join(sorted(SPARSE_CLASSES_BY_NAME))}"
-        )
+    copies, pairs, masked = _sparse_copies(originals, arguments_of)
+    report = SparsifyReport.of(pairs, reasons)
+    _check_any_sparse(model, copies, sparsity, report)
     if initial == "nonzero":
-        found = {id(source): masks.nonzero_mask(_numpy_of(source), block_shape) for source, _ in masked}
-        if all(mask.all() for mask in found.values()):
-            raise ValueError(
-                f"`model` must have zeros with initial='nonzero'. Received: model={model.name!r}, without a "
-                f"block {tuple(block_shape)} of zeros; pass a `sparsity` and another `initial`"
-            )
-        return twin_with_masks(model, found, lambda layer: arguments)
+        copies, report = _with_nonzero_masks(originals, masked, arguments, block_shape, reasons)
+    else:
+        _assign_masks(masked, sparsity, distribution, block_shape, n_of_m, initial, seed)
+    if layers is None and (left := report.left_dense()):
+        logging.warning("`sparsify` leaves dense: %s.", "; ".join(left))
+    result = copies if isinstance(model, (list, tuple)) else copies[0]
+    return (result, report) if return_report else result
+
+
+def _with_nonzero_masks(originals, masked, arguments, block_shape, reasons):
+    """The copies with masks where the weights are not zero, and their report."""
+    found = {id(source): masks.nonzero_mask(_numpy_of(source), block_shape) for source, _ in masked}
+    if all(mask.all() for mask in found.values()):
+        raise ValueError(
+            f"`model` must have zeros with initial='nonzero'. Received: {_names(originals)}, without a "
+            f"block {tuple(block_shape)} of zeros; pass a `sparsity` and another `initial`"
+        )
+    copies, pairs = _copies_with_masks(originals, found, lambda layer: arguments)
+    return copies, SparsifyReport.of(pairs, reasons, otherwise="has no zeros")
+
+
+def _assign_masks(masked, sparsity, distribution, block_shape, n_of_m, initial, seed):
     counts = masks.active_counts(
         [weight.shape for _, weight in masked], sparsity or 0.0, distribution, [block_shape] * len(masked)
     )
@@ -128,20 +146,81 @@ def sparsify(
             mask = masks.largest_mask(_numpy_of(source), active, [seed, index], block_shape)
         weight.mask.assign(mask)
         weight.unpruned = _numpy_of(source)
-    return twin
 
 
-def sparse_twin(model, arguments_of):
-    """Copies a model, some of its layers as sparse ones whose masks are drawn but not yet applied.
+def _checked_originals(model):
+    """The layers and models that are to be copied; raises `ValueError` for what cannot be."""
+    originals = list(model) if isinstance(model, (list, tuple)) else [model]
+    if not originals:
+        raise ValueError(f"`model` must hold a layer. Received: model={model!r}")
+    for one in originals:
+        if not isinstance(one, keras.Layer):
+            raise ValueError(
+                "`model` must be a keras.Model, a keras layer, or a list of them. Received: "
+                f"{one!r} of type {type(one).__name__}; of a model that is `tf_keras`'s see `from_tfmot`"
+            )
+        unbuilt = isinstance(one, keras.Sequential) and not one.built
+        if isinstance(one, keras.Model) and not unbuilt:
+            check_model(one, "sparsify the functional models that it is made of")
+    return originals
+
+
+def _check_unbuilt(originals, distribution, initial):
+    unbuilt = [layer.name for layer in originals if not layer.built]
+    if unbuilt and (distribution != "uniform" or initial == "nonzero"):
+        raise ValueError(
+            "`model` must be built for a `distribution` other than 'uniform' or initial='nonzero'. Received: "
+            f"distribution={distribution!r}, initial={initial!r}, and {', '.join(unbuilt)} not built; call "
+            "it on data first"
+        )
+
+
+def _check_any_sparse(model, copies, sparsity, report):
+    inner = [one for copy in copies for one in copy._flatten_layers()]
+    if sparsity == 0 or any(isinstance(layer, SparseLayer) for layer in inner):
+        return
+    left = f" ({'; '.join(report.left_dense())})" if report.left_dense() else ""
+    raise ValueError(
+        "`model` must have a layer that `layers` admits and that has a sparse form. Received: "
+        f"{_names([model] if not isinstance(model, (list, tuple)) else model)}{left}; those with one are "
+        f"{', '.join(sorted(SPARSE_CLASSES_BY_NAME))}"
+    )
+
+
+def _names(originals):
+    return ", ".join(f"model={one.name!r}" if is_model(one) else f"layer {one.name!r}" for one in originals)
+
+
+def _misfit(layer, block_shape, n_of_m):
+    """Why blocks or patterns cannot lie over the weights that a layer would mask; None where they can."""
+    for weight in masked_sources(layer):
+        try:
+            masks.check_block_shape(block_shape, weight.shape)
+            if n_of_m is not None:
+                masks.check_n_of_m(n_of_m, weight.shape)
+        except ValueError:
+            shape = " × ".join(map(str, weight.shape))
+            what = f"blocks {tuple(block_shape)}" if n_of_m is None else f"{n_of_m[0]} of {n_of_m[1]}"
+            return f"{what} do not divide {weight.name} ({shape})"
+    return None
+
+
+def _seed_of(seed, index):
+    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
+
+
+def _sparse_copies(originals, arguments_of):
+    """Copies layers and models, some of their layers as sparse ones whose masks are not yet those wanted.
 
     Args:
-        model: A built Functional or Sequential `keras.Model`.
+        originals: List of layers and of Functional and Sequential models.
         arguments_of: Function of a layer that gives the arguments of its masks as a dict, or None for a
             layer that is to stay as it is.
 
     Returns:
-        The copy, and a list of pairs (variable of `model`, `MaskedWeight` of the copy) of the weights that
-        are masked in the copy only, in the order of the copy's variables.
+        The copies; a list of pairs (layer, its copy); and a list of pairs (variable of a layer,
+        `MaskedWeight` of its copy) of the weights that are masked in the copy only, in the order of the
+        copies' variables.
     """
 
     def copy_layer(layer, copy_of):
@@ -154,11 +233,13 @@ def sparse_twin(model, arguments_of):
             return SPARSE_CLASSES[type(layer)].from_config({**config, **arguments})
         return from_config(type(layer), config)
 
-    twin, pairs = clone(model, copy_layer)
+    copies, pairs = clone_layers(originals, copy_layer)
     sources = {}
     for layer, copy in pairs:
-        sources.update(_copy_weights(layer, copy))
-    return twin, [(sources[id(w)], w) for w in masks.masked_weights(twin) if id(w) in sources]
+        if layer.built:
+            sources.update(_copy_weights(layer, copy))
+    every = {id(w): w for copy in copies for w in masks.masked_weights(copy)}.values()
+    return copies, pairs, [(sources[id(w)], w) for w in every if id(w) in sources]
 
 
 def twin_with_masks(model, given, arguments_of):
@@ -169,6 +250,12 @@ def twin_with_masks(model, given, arguments_of):
         given: Dict from the id of a variable of the model to its mask, a boolean NumPy array.
         arguments_of: Function of a layer that gives the arguments of its masks but the sparsity.
     """
+    (twin,), _ = _copies_with_masks([model], given, arguments_of)
+    return twin
+
+
+def _copies_with_masks(originals, given, arguments_of):
+    """As `twin_with_masks`, of several layers and models; returns the pairs (layer, copy) as well."""
 
     def with_sparsity(layer):
         own = [given[id(variable)] for variable in layer.weights if id(variable) in given]
@@ -176,17 +263,17 @@ def twin_with_masks(model, given, arguments_of):
         # A layer that has lost all its connections has masks as well.
         return {**arguments_of(layer), "sparsity": 1 - max(active, 1) / size} if active < size else None
 
-    twin, masked = sparse_twin(model, with_sparsity)
+    copies, pairs, masked = _sparse_copies(originals, with_sparsity)
     used = {id(source) for source, _ in masked}
-    for variable in model.weights:
+    for variable in (variable for one in originals for variable in one.weights):
         if id(variable) in given.keys() - used and not given[id(variable)].all():
             raise ValueError(
                 "`model` must be sparse in layers that have a sparse form only. Received: zeros in "
                 f"{variable.path}; those with one are {', '.join(sorted(SPARSE_CLASSES_BY_NAME))}"
             )
     for source, weight in masked:
-        weight.mask.assign(given[id(source)])
-    return twin
+        weight.mask.assign(given.get(id(source), np.ones(weight.shape, bool)))
+    return copies, pairs
 
 
 def _sparsity_of_pattern(n_of_m, sparsity, initial):

@@ -8,6 +8,7 @@ import numpy as np
 from keras_selfish.conversion.sparsify import sparsify, twin_with_masks
 from keras_selfish.masks import is_n_of_m
 
+SEPARABLE = ("groups", "kernel_initializer", "kernel_constraint", "kernel_regularizer")
 # Layers that compute the same from the same weights in both; with the arguments that Keras 3 has dropped.
 DROPPED = {
     "Activation": (),
@@ -19,8 +20,13 @@ DROPPED = {
     "Bidirectional": (),
     "Concatenate": (),
     "Conv1D": (),
+    "Conv1DTranspose": ("groups",),
     "Conv2D": (),
+    "Conv2DTranspose": ("groups",),
+    "Conv3D": (),
+    "Conv3DTranspose": ("groups",),
     "Dense": (),
+    "DepthwiseConv1D": ("groups",),
     "DepthwiseConv2D": ("groups",),
     "Dropout": (),
     "ELU": (),
@@ -43,12 +49,15 @@ DROPPED = {
     "MaxPooling2D": (),
     "Maximum": (),
     "Minimum": (),
+    "MultiHeadAttention": ("query_shape", "key_shape", "value_shape"),
     "Multiply": (),
     "Permute": (),
     "RNN": ("time_major",),
     "ReLU": (),
     "RepeatVector": (),
     "Reshape": (),
+    "SeparableConv1D": SEPARABLE,
+    "SeparableConv2D": SEPARABLE,
     "SimpleRNN": ("time_major",),
     "SimpleRNNCell": (),
     "Softmax": (),

@@ -1,8 +1,20 @@
 """Keras layers whose weights are masked."""
 
 from keras_selfish._lazy import load_all
+from keras_selfish.layers.attention import SparseGroupQueryAttention, SparseMultiHeadAttention
 from keras_selfish.layers.carried_state import CarriedState
-from keras_selfish.layers.convolution import SparseConv1D, SparseConv2D, SparseDepthwiseConv2D
+from keras_selfish.layers.convolution import (
+    SparseConv1D,
+    SparseConv1DTranspose,
+    SparseConv2D,
+    SparseConv2DTranspose,
+    SparseConv3D,
+    SparseConv3DTranspose,
+    SparseDepthwiseConv1D,
+    SparseDepthwiseConv2D,
+    SparseSeparableConv1D,
+    SparseSeparableConv2D,
+)
 from keras_selfish.layers.dense import SparseDense
 from keras_selfish.layers.dropout import ActivationRegularization, LockedDropout
 from keras_selfish.layers.dropping import EmbeddingDropout, WeightDrop
@@ -26,20 +38,29 @@ __all__ = [
     "LockedDropout",
     "MixtureOfSoftmaxes",
     "SparseConv1D",
+    "SparseConv1DTranspose",
     "SparseConv2D",
+    "SparseConv2DTranspose",
+    "SparseConv3D",
+    "SparseConv3DTranspose",
     "SparseDense",
+    "SparseDepthwiseConv1D",
     "SparseDepthwiseConv2D",
     "SparseEinsumDense",
     "SparseEmbedding",
     "SparseGRU",
     "SparseGRUCell",
+    "SparseGroupQueryAttention",
     "SparseLSTM",
     "SparseLSTMCell",
+    "SparseMultiHeadAttention",
     "SparseONLSTM",
     "SparseONLSTMCell",
     "SparseRHN",
     "SparseRHNCell",
     "SparseReversibleEmbedding",
+    "SparseSeparableConv1D",
+    "SparseSeparableConv2D",
     "SparseSimpleRNN",
     "SparseSimpleRNNCell",
     "SwitchedDense",

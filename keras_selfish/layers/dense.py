@@ -64,9 +64,9 @@ class SparseDense(MaskedLayer, keras.layers.Dense):
 
     def call(self, inputs, training=None):
         with self.effective_weights():
-            if not self.use_bias or keras.backend.standardize_dtype(self.compute_dtype) not in HALF_PRECISION:
+            if not self.use_bias or self.bias.dtype not in HALF_PRECISION:
                 return super().call(inputs, training=training)
-            bias = ops.cast(ops.convert_to_tensor(self.bias), self.compute_dtype)
+            bias = ops.cast(ops.convert_to_tensor(self.bias), self.bias.dtype)
             outputs = add_bias(ops.matmul(inputs, self.kernel), bias)
             return outputs if self.activation is None else self.activation(outputs)
 

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_selfish.layers.dropout import check_rate, drop_words
-from keras_selfish.layers.masked import MASK_ARGUMENTS, MaskedLayer, with_masked_gradient
+from keras_selfish.layers.masked import MASK_ARGUMENTS, MaskedAttribute, MaskedLayer, with_masked_gradient
 
 
 class _SparseEmbeddingBase(MaskedLayer):
@@ -45,6 +45,10 @@ class _SparseEmbeddingBase(MaskedLayer):
     @property
     def embeddings(self):
         return self.weight_to_use("embeddings", super().embeddings)
+
+    def quantized_call(self, *args, training=False, **kwargs):
+        """As in Keras, whose layer is not told of training."""
+        return super().quantized_call(*args, **kwargs)
 
     def compute_output_spec(self, inputs, *args, training=False, **kwargs):
         return super().compute_output_spec(inputs, *args, **kwargs)
@@ -118,13 +122,12 @@ class SparseReversibleEmbedding(_SparseEmbeddingBase, keras.layers.ReversibleEmb
     """`keras.layers.ReversibleEmbedding` with a sparse matrix: embedding and decoder tied in one.
 
     Called with `reverse=True` it maps features back to logits over the vocabulary by the same masked
-    matrix.
+    matrix, with `tie_weights=False` by a second one (features, tokens), which is sparse as well.
 
     Args: see `SparseEmbedding`; the others are those of `keras.layers.ReversibleEmbedding`.
-        `tie_weights=False` is refused: use a `SparseEmbedding` and a `SparseDense`.
 
     Raises:
-        ValueError: as in `SparseEmbedding`, and for `tie_weights=False`.
+        ValueError: as in `SparseEmbedding`.
 
     Example:
 
@@ -135,14 +138,16 @@ class SparseReversibleEmbedding(_SparseEmbeddingBase, keras.layers.ReversibleEmb
     """
 
     keras_layer = keras.layers.ReversibleEmbedding
+    masked_names = {"embeddings": (), "reverse_embeddings": ()}
+    reverse_embeddings = MaskedAttribute()
 
-    def __init__(self, input_dim, output_dim, tie_weights=True, *args, **kwargs):
-        if not tie_weights:
-            raise ValueError(
-                "`tie_weights` must be True. Received: tie_weights=False; for two matrices use "
-                "`SparseEmbedding` and `SparseDense`."
-            )
-        super().__init__(input_dim, output_dim, tie_weights, *args, **kwargs)
+    def masked_shapes(self, input_shape):
+        shapes = super().masked_shapes(input_shape)
+        return (
+            shapes
+            if self.tie_weights
+            else {**shapes, "reverse_embeddings": (self.output_dim, self.input_dim)}
+        )
 
     def call(self, inputs, reverse=False, training=False):
         drops = training and self.embedding_dropout

@@ -160,16 +160,25 @@ class MaskedLayer(SparseLayer):
         masked_weight = self._masked.get(name)
         if masked_weight is None or current_call() is None:
             return variable
-        return masked(masked_weight, self.compute_dtype)
+        return masked(masked_weight, self._dtype_of(masked_weight))
 
     @contextlib.contextmanager
     def effective_weights(self):
         """Within the block the masked weights are computed once, in the compute dtype, not at each use."""
         computed = {
-            name: masked(masked_weight, self.compute_dtype) for name, masked_weight in self._masked.items()
+            name: masked(masked_weight, self._dtype_of(masked_weight))
+            for name, masked_weight in self._masked.items()
         }
         with self._computed_weights(computed):
             yield
+
+    def _dtype_of(self, masked_weight):
+        """The dtype that the layer computes with a weight in, as in Keras.
+
+        In a call of the layer that is its compute dtype. In one of another layer that calls this one's
+        `call`, as `TimeDistributed` does, variables are cast to the dtype of that one.
+        """
+        return masked_weight.weight.dtype if self.autocast else self.compute_dtype
 
     @property
     def _effective(self):
@@ -208,6 +217,18 @@ class MaskedLayer(SparseLayer):
     def enable_lora(self, rank, *args, **kwargs):
         self._check_lora("rank", rank)
         super().enable_lora(rank, *args, **kwargs)
+
+    def quantize(self, mode=None, type_check=True, config=None):
+        """Quantizes the layer as Keras does, at sparsity 0; a masked layer raises `NotImplementedError`."""
+        if self.sparsity:
+            # `Model.quantize` turns this error into a warning, and leaves the layer as it is.
+            raise NotImplementedError(
+                f"A layer must have sparsity 0 to be quantized: {mode} weights have no masks. Received: "
+                f"{self.name!r} of sparsity {self.sparsity}; quantize `strip(model)`, which keeps its zeros"
+            )
+        # Keras refuses classes that derive from its own: they may compute something else.
+        derived = type(self).__dict__.get("keras_layer") is None
+        super().quantize(mode, type_check=type_check and derived, config=config)
 
     def _check_lora(self, name, rank):
         if rank and self.sparsity:
@@ -261,6 +282,9 @@ class MaskedAttribute:
 
     def __set__(self, layer, value):
         layer.__dict__[f"_raw_{self.name}"] = value
+
+    def __delete__(self, layer):
+        del layer.__dict__[f"_raw_{self.name}"]
 
 
 def masked(masked_weight, dtype):

@@ -82,6 +82,9 @@ class SparseCell(MaskedLayer):
             with self._computed_weights(self._effective | {name: self._dropped(name) for name in dropped}):
                 yield
 
+    def _dtype_of(self, masked_weight):
+        return self.compute_dtype  # that of the states
+
     def _dropped(self, name):
         attributes = self.__dict__
         weight = super().weight_to_use(name, attributes.get(f"_raw_{name}", attributes.get(name)))
@@ -181,10 +184,9 @@ class SparseRecurrent(RunsSparseCell):
             self.supports_jit = False
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
-        # Integers and booleans; of numbers with a fraction Keras has cast what is to be cast.
+        # Keras casts neither integers and booleans, nor what `TimeDistributed` hands on in its own dtype.
         sequences, *initial_state = (
-            tensor if "float" in ops.dtype(tensor) else ops.cast(tensor, self.compute_dtype)
-            for tensor in (sequences, *initial_state)
+            ops.cast(tensor, self.compute_dtype) for tensor in (sequences, *initial_state)
         )
         # Masked here, once per call: inside the loop it would be done at every time step.
         with self.cell.effective_weights(training):

@@ -65,7 +65,7 @@ class SNTASGD(keras.optimizers.Optimizer):
         loss_scale_factor: As in every Keras optimizer.
         gradient_accumulation_steps: As in every Keras optimizer; an update, and so a step of the averages,
             is made once in so many batches. Not with several replicas, where Keras cannot accumulate.
-        name: Name of the optimizer.
+        name: Name of the optimizer; None (default) gives `snt_asgd`, then `snt_asgd_1` and so on.
         **kwargs: As in every Keras optimizer; `use_ema` must be False.
 
     Raises:
@@ -94,7 +94,7 @@ class SNTASGD(keras.optimizers.Optimizer):
         clip_norm_of=DEFAULT_CLIP_NORM,
         loss_scale_factor=None,
         gradient_accumulation_steps=None,
-        name="snt_asgd",
+        name=None,
         **kwargs,
     ):
         _check_not_negative("weight_decay", weight_decay)
@@ -115,7 +115,7 @@ class SNTASGD(keras.optimizers.Optimizer):
             weight_decay=weight_decay,
             loss_scale_factor=loss_scale_factor,
             gradient_accumulation_steps=gradient_accumulation_steps,
-            name=name,
+            name=name or _default_name("snt_asgd"),
             **limits,
             **kwargs,
         )
@@ -384,6 +384,12 @@ def _trace(variables):
 def _copied(variable):
     # Without the copy, JAX and torch would leave the variable and what is assigned from it in one buffer.
     return ops.copy(ops.convert_to_tensor(variable))
+
+
+def _default_name(prefix):
+    """The next name that Keras would make of a prefix."""
+    count = keras.backend.get_uid(prefix)
+    return prefix if count == 1 else f"{prefix}_{count - 1}"
 
 
 def _check_not_negative(argument, value, zero=True):

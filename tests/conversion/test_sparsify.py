@@ -9,7 +9,7 @@ from keras import layers, ops
 
 import keras_selfish
 from keras_selfish import GMP, SNIP, PolynomialDecay, SelfishRewiring, SparseDense, sparsify, strip
-from keras_selfish.conversion.sparsify import SPARSE_CLASSES
+from keras_selfish.conversion.sparse_forms import SPARSE_CLASSES
 from keras_selfish.layers.masked import SparseLayer
 from keras_selfish.masks import active_counts, masked_weights
 
@@ -352,11 +352,25 @@ class Subclassed(keras.Model):
     ("call", "message"),
     [
         (lambda: sparsify(Subclassed(), 0.5), r"Functional or Sequential .*; sparsify the functional models"),
-        (lambda: sparsify(keras.Sequential([layers.Dense(2)]), 0.5), r"`model` must be built\."),
+        (lambda: sparsify(keras.Sequential([layers.Dense(2)]), 0.5, "erk"), r"must be built for .*'erk'"),
+        (
+            lambda: sparsify([layers.Dense(2)], initial="nonzero"),
+            r"must be built for .*'nonzero'.* dense.* not",
+        ),
+        (lambda: sparsify([], 0.5), r"`model` must hold a layer\. Received: model=\[\]"),
+        (lambda: sparsify([layers.Dense], 0.5), r"must be a keras\.Model, a keras layer, or a list"),
+        (lambda: sparsify(layers.ReLU(name="r"), 0.5), r"that has a sparse form\. Received: layer 'r'"),
         (lambda: sparsify(dense_model()), r"`sparsity` is the fraction .* Received: sparsity=None"),
         (lambda: sparsify(dense_model(), 1.5), r"Received: sparsity=1\.5"),
         (lambda: sparsify(dense_model(), 0.5, "ERK"), r"Received: distribution='ERK'"),
-        (lambda: sparsify(dense_model(), 0.5, block_shape=(3, 1)), r"one/kernel has shape \(8, 6\)"),
+        (
+            lambda: sparsify(dense_model(), 0.5, block_shape=(5, 1)),
+            r"one: blocks \(5, 1\) do not divide kernel",
+        ),
+        (
+            lambda: sparsify(dense_model(), 0.5, block_shape=(3, 1), layers=lambda layer: True),
+            r"one/kernel has shape \(8, 6\)",
+        ),
         (lambda: sparsify(dense_model(), 0.5, mask_seed=-1), r"Received: mask_seed=-1"),
         (lambda: sparsify(dense_model(), 0.5, initial="best"), r"Received: initial='best'"),
         (lambda: sparsify(dense_model(), 0.5, initial="nonzero"), r"`sparsity` must be None"),

@@ -8,6 +8,7 @@ import pytest
 from keras import ops
 
 from keras_selfish import SelfishRewiring, from_tfmot
+from keras_selfish.conversion.sparse_forms import SPARSE_CLASSES
 from keras_selfish.masks import masked_weights
 
 tf_keras = pytest.importorskip("tf_keras")
@@ -292,9 +293,7 @@ def test_what_cannot_be_converted(make, message):
 
 
 def test_pruned_layers_without_a_sparse_form_are_refused(tfmot, monkeypatch):
-    from keras_selfish.conversion import tfmot as bridge
-
-    monkeypatch.setitem(bridge.DROPPED, "Conv3D", ())
+    monkeypatch.delitem(SPARSE_CLASSES, keras.layers.Conv3D)
     model = pruned(tfmot, model_of(old.Conv3D(2, 2, name="volume"), shape=(3, 3, 3, 2)), data(8, 3, 3, 3, 2))
     with pytest.raises(ValueError, match=r"Received: zeros in .*volume/kernel"):
         from_tfmot(model)

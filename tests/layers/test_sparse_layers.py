@@ -4,7 +4,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras import ops
 
+import keras_selfish
+from keras_selfish import strip
 from keras_selfish.layers import (
     SparseDense,
     SparseEmbedding,
@@ -249,9 +252,24 @@ def test_initial_weights_of_an_embedding():
     np.testing.assert_array_equal(SparseEmbedding(10, 4, sparsity=0, weights=weights).embeddings, weights)
 
 
-def test_an_untied_reversible_embedding_is_refused():
-    with pytest.raises(ValueError, match=r"`tie_weights` must be True\. Received: tie_weights=False"):
-        SparseReversibleEmbedding(10, 4, tie_weights=False)
+def test_an_untied_reversible_embedding_masks_both_matrices(tmp_path):
+    layer = SparseReversibleEmbedding(10, 4, tie_weights=False, sparsity=0.5, mask_seed=1)
+    tokens = np.array([[1, 2, 3]])
+    model = keras.Sequential([keras.Input((3,), dtype="int32"), layer])
+    embedded = layer(tokens)
+    reverse = ops.convert_to_numpy(layer.reverse_embeddings)
+    assert [(w.shape, w.active) for w in masked_weights(layer)] == [((10, 4), 20), ((4, 10), 20)]
+    assert np.count_nonzero(reverse) == 20
+    logits = ops.convert_to_numpy(layer(embedded, reverse=True))
+    np.testing.assert_allclose(logits, ops.convert_to_numpy(embedded) @ reverse, rtol=1e-5, atol=1e-7)
+
+    model.save(tmp_path / "untied.keras")
+    loaded = keras.models.load_model(tmp_path / "untied.keras").layers[0]
+    plain = strip(model).layers[0]
+    assert type(plain) is keras.layers.ReversibleEmbedding
+    for other in (loaded, plain):
+        np.testing.assert_array_equal(other.reverse_embeddings, reverse)
+        np.testing.assert_array_equal(other(embedded, reverse=True), logits)
 
 
 @pytest.mark.parametrize("sparse_class", RECURRENT)
@@ -449,3 +467,85 @@ def test_masks_follow_their_seed(sparse_class):
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_within_another_dtype_the_outputs_are_those_of_keras():
+    for name, arguments in (
+        ("Dense", (3,)),
+        ("EinsumDense", ("ab,bc->ac", 3)),
+        ("Conv1D", (3, 2)),
+        ("LSTM", (3,)),
+        ("GRU", (3,)),
+        ("SimpleRNN", (3,)),
+    ):
+        x = np.ones((2, 3, 4) if "Dense" in name else (2, 3, 5, 4), "float32")
+        plain = getattr(keras.layers, name)(*arguments)
+        sparse = getattr(keras_selfish.layers, f"Sparse{name}")(*arguments)
+        dtypes = [
+            keras.layers.TimeDistributed(layer, dtype="mixed_float16")(x).dtype for layer in (plain, sparse)
+        ]
+        assert dtypes[0] == dtypes[1], name
+
+
+@pytest.mark.parametrize("sparse_class", RECURRENT)
+def test_pure_float16_is_no_less_exact_than_in_keras(sparse_class):
+    generator = np.random.default_rng(1)
+    layer, parent = layer_and_parent(sparse_class, UNITS, sparsity=0.5, dtype="float16")
+    exact = sparse_class.keras_layer(UNITS, dtype="float64")
+    exact.build((BATCH, TIME, FEATURES))
+    for weight, half in zip(exact.weights, parent.weights, strict=True):
+        weight.assign(ops.cast(half, "float64"))
+    errors = [0.0, 0.0]
+    for _ in range(20):
+        x = generator.normal(size=(BATCH, 10, FEATURES)).astype("float16")
+        for index, one in enumerate((layer, parent)):
+            errors[index] += np.square(np.asarray(one(x), "float64") - np.asarray(exact(x))).sum()
+    assert 0 < errors[0] < 1.5 * errors[1]
+
+
+@pytest.mark.parametrize(
+    ("sparse_class", "arguments", "x"),
+    [
+        (SparseDense, (6,), sequences()),
+        (SparseEmbedding, (10, 6), np.array([[1, 2]])),
+        (SparseReversibleEmbedding, (10, 6), np.array([[1, 2]])),
+        (keras_selfish.layers.SparseEinsumDense, ("abc,cd->abd", (None, 6)), sequences()),
+    ],
+)
+def test_quantization_at_sparsity_zero_is_that_of_keras_and_refused_above(
+    sparse_class, arguments, x, tmp_path
+):
+    layer, parent = layer_and_parent(sparse_class, *arguments, inputs=x.shape)
+    model = keras.Sequential([keras.Input(x.shape[1:], dtype=str(x.dtype)), layer])
+    model.quantize("int8")
+    parent.quantize("int8")
+    np.testing.assert_array_equal(model(x), parent(x))
+    model.save(tmp_path / "int8.keras")
+    loaded = keras.models.load_model(tmp_path / "int8.keras")
+    np.testing.assert_array_equal(loaded(x), parent(x))
+
+    masked = sparse_class(*arguments, sparsity=0.5)
+    model = keras.Sequential([keras.Input(x.shape[1:], dtype=str(x.dtype)), masked])
+    before = model(x)
+    with pytest.raises(NotImplementedError, match=r"must have sparsity 0 to be quantized.* of sparsity 0\.5"):
+        masked.quantize("int8")
+    with pytest.warns(UserWarning, match="must have sparsity 0 to be quantized"):
+        model.quantize("int8")
+    np.testing.assert_array_equal(model(x), before)
+    stripped = strip(model)
+    stripped.quantize("int8")
+    (weight,) = masked_weights(model)
+    name = "embeddings" if "Embedding" in sparse_class.__name__ else "kernel"
+    quantized = np.asarray(getattr(stripped.layers[0], name))
+    assert quantized.dtype == "int8"
+    assert not quantized[~np.asarray(weight.mask)].any()
+
+
+def test_quantization_of_a_class_of_ones_own_is_refused_as_in_keras():
+    class MyDense(SparseDense):
+        pass
+
+    layer = MyDense(3, sparsity=0.0)
+    layer.build((None, 4))
+    with pytest.raises(NotImplementedError, match="MyDense does not have a `quantize`"):
+        layer.quantize("int8")

@@ -577,3 +577,10 @@ def test_accumulation_on_replicas_is_refused(two_replicas):
         model = language_model(snt_asgd(gradient_accumulation_steps=2))
     with pytest.raises(ValueError, match="`gradient_accumulation_steps` must be None with several replicas"):
         train(model, 1)
+
+
+def test_default_names_are_numbered_as_keras_does():
+    keras.utils.clear_session()
+    optimizers = [SNTASGD(), SNTASGD(), SNTASGD(name="mine")]
+    assert [optimizer.name for optimizer in optimizers] == ["snt_asgd", "snt_asgd_1", "mine"]
+    assert SNTASGD.from_config(optimizers[1].get_config()).name == "snt_asgd_1"

@@ -1,0 +1,76 @@
+"""What `sparsify` made of each weight matrix."""
+
+import dataclasses
+
+from keras_selfish.analysis import flops
+from keras_selfish.conversion.sparse_forms import SPARSE_CLASSES
+
+
+@dataclasses.dataclass(frozen=True)
+class SparsifiedMatrix:
+    """A weight matrix of a model that `sparsify` has copied.
+
+    Args:
+        name: Path of the variable in the copy.
+        layer: Name of the layer of the model that holds it; a wrapper's for what is in it.
+        shape: Its shape.
+        sparse: Whether the copy has a mask of it.
+        reason: Why it is dense, `""` for a sparse one.
+    """
+
+    name: str
+    layer: str
+    shape: tuple
+    sparse: bool
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class SparsifyReport:
+    """What `sparsify` made of a model. Printed, it is a table.
+
+    Args:
+        matrices: A `SparsifiedMatrix` for each weight matrix. Layers that are not built have none yet.
+    """
+
+    matrices: tuple
+
+    @classmethod
+    def of(cls, pairs, reasons, otherwise=""):
+        """The report of pairs (layer, its copy).
+
+        Args:
+            pairs: List of pairs (layer, its copy).
+            reasons: Dict from the id of a layer to why it was to stay dense, None or absent if it was not.
+            otherwise: Why else a layer that has a sparse form is dense.
+        """
+        rows = []
+        for layer, copy in pairs:
+            for variable, _ in flops.weight_matrices(copy) if copy.built else ():
+                sparse = hasattr(variable, "masked_weight")
+                has_form = any(type(inner) in SPARSE_CLASSES for inner in layer._flatten_layers())
+                reason = f"{type(layer).__name__} has no sparse form"
+                if sparse or reasons.get(id(layer)) or has_form:
+                    reason = "" if sparse else reasons.get(id(layer)) or otherwise
+                rows.append(
+                    SparsifiedMatrix(variable.path, layer.name, tuple(variable.shape), sparse, reason)
+                )
+        return cls(tuple(rows))
+
+    @property
+    def dense(self):
+        """The matrices that have no mask."""
+        return tuple(matrix for matrix in self.matrices if not matrix.sparse)
+
+    def left_dense(self):
+        """The layers that stay dense, each with the reason, as a list of strings."""
+        return list(dict.fromkeys(f"{m.layer}: {m.reason}" for m in self.dense if m.reason))
+
+    def __str__(self):
+        rows = [("weight", "shape", "becomes")]
+        for matrix in self.matrices:
+            reason = f"dense: {matrix.reason}" if matrix.reason else "dense"
+            shape = " × ".join(map(str, matrix.shape))
+            rows.append((matrix.name, shape, "sparse" if matrix.sparse else reason))
+        widths = [max(len(row[column]) for row in rows) for column in range(2)]
+        return "\n".join(f"{name:{widths[0]}}  {shape:>{widths[1]}}  {what}" for name, shape, what in rows)
