@@ -5,15 +5,10 @@ optimizer (`SNTASGD`, `NonMonotonicAveraging`) compose in `model.fit`.
 """
 
 from keras_selfish._lazy import lazy_attributes, load_with_keras
+from keras_selfish.rewiring.registry import callback_modules
 from keras_selfish.version import __version__
 
 _SOURCES = {
-    "DSR": "rewiring",
-    "GMP": "rewiring",
-    "GSE": "rewiring",
-    "SET": "rewiring",
-    "SNFS": "rewiring",
-    "SNIP": "rewiring",
     "SNTASGD": "optimizers",
     "ActivationRegularization": "layers",
     "AlternatingOptimizer": "switcher",
@@ -29,8 +24,6 @@ _SOURCES = {
     "Perplexity": "models",
     "PolynomialDecay": "rewiring",
     "Rewiring": "rewiring",
-    "RigL": "rewiring",
-    "SelfishRewiring": "rewiring",
     "SparseConv1D": "layers",
     "SparseConv1DTranspose": "layers",
     "SparseConv2D": "layers",
@@ -58,7 +51,6 @@ _SOURCES = {
     "SparseSimpleRNN": "layers",
     "SparseSimpleRNNCell": "layers",
     "SparsityConstraint": "switcher",
-    "Static": "rewiring",
     "SwitchedDense": "layers",
     "SwitchedModel": "switcher",
     "SwitcherNetwork": "switcher",
@@ -70,6 +62,7 @@ _SOURCES = {
     "masked_weights": "masks",
     "sparsify": "conversion",
     "strip": "export",
+    **dict.fromkeys(callback_modules(), "rewiring"),
 }
 
 __all__ = ["__version__", *sorted(_SOURCES)]

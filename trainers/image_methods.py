@@ -79,6 +79,6 @@ METHODS = {
     **{
         name: Method(method.summary, _sparse, callbacks=_updates(name), begins_sparse=method.begins_sparse)
         for name, method in REWIRING.items()
-        if method.class_name is not None
+        if method.source is not None
     },
 }

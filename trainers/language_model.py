@@ -283,7 +283,7 @@ def model_arguments(settings, vocabulary_size):
         from keras_selfish.models import small_dense
 
         arguments = small_dense(vocabulary_size, **arguments)
-    if METHODS[settings["method"]].class_name is None:
+    if METHODS[settings["method"]].source is None:
         arguments["sparsity"] = 0.0
     return arguments
 

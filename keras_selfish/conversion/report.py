@@ -3,7 +3,7 @@
 import dataclasses
 
 from keras_selfish.analysis import flops
-from keras_selfish.conversion.sparse_forms import SPARSE_CLASSES
+from keras_selfish.layers.masked import SparseLayer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,26 +36,33 @@ class SparsifyReport:
     matrices: tuple
 
     @classmethod
-    def of(cls, pairs, reasons, otherwise=""):
-        """The report of pairs (layer, its copy).
+    def of(cls, pairs, reasons):
+        """The report of what layers have become.
 
         Args:
             pairs: List of pairs (layer, its copy).
             reasons: Dict from the id of a layer to why it was to stay dense, None or absent if it was not.
-            otherwise: Why else a layer that has a sparse form is dense.
         """
         rows = []
         for layer, copy in pairs:
+            # Keras 3.15 lists the layers within a layer in private only.
+            has_form = any(isinstance(inner, SparseLayer) for inner in copy._flatten_layers())
+            reason = reasons.get(id(layer)) or f"{type(layer).__name__} has no sparse form"
             for variable, _ in flops.weight_matrices(copy) if copy.built else ():
-                sparse = hasattr(variable, "masked_weight")
-                has_form = any(type(inner) in SPARSE_CLASSES for inner in layer._flatten_layers())
-                reason = f"{type(layer).__name__} has no sparse form"
-                if sparse or reasons.get(id(layer)) or has_form:
-                    reason = "" if sparse else reasons.get(id(layer)) or otherwise
+                is_sparse = hasattr(variable, "masked_weight")
+                why = "" if is_sparse or has_form else reason
                 rows.append(
-                    SparsifiedMatrix(variable.path, layer.name, tuple(variable.shape), sparse, reason)
+                    SparsifiedMatrix(variable.path, layer.name, tuple(variable.shape), is_sparse, why)
                 )
         return cls(tuple(rows))
+
+    def where(self, earlier, reason):
+        """The same, with a reason for matrices that an earlier report of the model still had as sparse."""
+        rows = [
+            dataclasses.replace(row, reason=reason) if before.sparse and not row.sparse else row
+            for row, before in zip(self.matrices, earlier.matrices, strict=True)
+        ]
+        return SparsifyReport(tuple(rows))
 
     @property
     def dense(self):

@@ -110,25 +110,25 @@ def sparsify(
     report = SparsifyReport.of(pairs, reasons)
     _check_any_sparse(model, copies, sparsity, report)
     if initial == "nonzero":
-        copies, report = _with_nonzero_masks(originals, masked, arguments, block_shape, reasons)
+        copies, pairs = _with_nonzero_masks(originals, masked, arguments, block_shape)
+        report = SparsifyReport.of(pairs, reasons).where(report, "has no zeros")
     else:
         _assign_masks(masked, sparsity, distribution, block_shape, n_of_m, initial, seed)
-    if layers is None and (left := report.left_dense()):
+    if layers is None and initial != "nonzero" and (left := report.left_dense()):
         logging.warning("`sparsify` leaves dense: %s.", "; ".join(left))
     result = copies if isinstance(model, (list, tuple)) else copies[0]
     return (result, report) if return_report else result
 
 
-def _with_nonzero_masks(originals, masked, arguments, block_shape, reasons):
-    """The copies with masks where the weights are not zero, and their report."""
+def _with_nonzero_masks(originals, masked, arguments, block_shape):
+    """The copies with masks where the weights are not zero, and the pairs (layer, copy)."""
     found = {id(source): masks.nonzero_mask(_numpy_of(source), block_shape) for source, _ in masked}
     if all(mask.all() for mask in found.values()):
         raise ValueError(
             f"`model` must have zeros with initial='nonzero'. Received: {_names(originals)}, without a "
             f"block {tuple(block_shape)} of zeros; pass a `sparsity` and another `initial`"
         )
-    copies, pairs = _copies_with_masks(originals, found, lambda layer: arguments)
-    return copies, SparsifyReport.of(pairs, reasons, otherwise="has no zeros")
+    return _copies_with_masks(originals, found, lambda layer: arguments)
 
 
 def _assign_masks(masked, sparsity, distribution, block_shape, n_of_m, initial, seed):

@@ -49,7 +49,7 @@ DROPPED = {
     "MaxPooling2D": (),
     "Maximum": (),
     "Minimum": (),
-    "MultiHeadAttention": ("query_shape", "key_shape", "value_shape"),
+    "MultiHeadAttention": ("query_shape", "key_shape", "value_shape", "softmax_robust_masking"),
     "Multiply": (),
     "Permute": (),
     "RNN": ("time_major",),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
-from keras_selfish.data.download import DownloadError, download, file_sha256
+from keras_selfish.data.download import DownloadError, cache_folder, download, file_sha256
 from keras_selfish.data.tokenization import EOS, TOKENIZATIONS, read_text
 from keras_selfish.data.vocabulary import Vocabulary
 
@@ -241,7 +241,7 @@ def _published_texts(name, data_dir, cache_dir, url, sha256):
     published = _PUBLISHED[name]
     if data_dir is not None:
         return _Texts(*map(read_text, _find_files(name, _folder(data_dir))))
-    folder = _cache(cache_dir) / name
+    folder = cache_folder(cache_dir) / name
     url = url or published.url
     try:
         if published.url.endswith(".zip"):
@@ -270,13 +270,6 @@ def _find_files(name, data_dir):
                 "there is none"
             )
     return choices[best]
-
-
-def _cache(cache_dir):
-    if cache_dir is not None:
-        return Path(cache_dir).expanduser()
-    home = os.environ.get("KERAS_HOME") or "~/.keras"
-    return Path(home).expanduser() / "datasets" / "keras_selfish"
 
 
 def _download_archive(name, folder, url, sha256):

@@ -31,6 +31,14 @@ def file_sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def cache_folder(folder=None):
+    """Where downloads are kept: `folder`, or `datasets/keras_selfish` in Keras's home."""
+    if folder is not None:
+        return Path(folder).expanduser()
+    home = os.environ.get("KERAS_HOME") or "~/.keras"
+    return Path(home).expanduser() / "datasets" / "keras_selfish"
+
+
 def download(url, path, sha256, *, timeout=30.0, attempts=4, pause=1.0):
     """Downloads a file unless it is already there; its content is checked by SHA-256.
 

@@ -14,7 +14,7 @@ import zlib
 
 import numpy as np
 
-from keras_selfish.data.download import download
+from keras_selfish.data.download import cache_folder, download
 
 __all__ = ["IMAGE_DATASETS", "ImageDataset", "load_images"]
 
@@ -80,8 +80,8 @@ def load_images(name, data_dir=None):
             scikit-learn carries, every fifth of which is for testing.
         data_dir: Folder with the files: an `.npz` file of the arrays x_train, y_train, x_test and y_test,
             MNIST's four IDX files (gzipped or not), or CIFAR's Python batches (in their folder or the
-            `.tar.gz`). An `.npz` file itself will do. None (default) downloads to `~/.cache/keras_selfish`
-            what is not there.
+            `.tar.gz`). An `.npz` file itself will do. None (default) downloads what is not there to
+            `datasets/keras_selfish` in Keras's home (`KERAS_HOME`, else `~/.keras`).
 
     Returns:
         An `ImageDataset`.
@@ -97,8 +97,7 @@ def load_images(name, data_dir=None):
     if name == "digits":
         return _digits()
     if data_dir is None:
-        cache = pathlib.Path("~/.cache/keras_selfish").expanduser()
-        path = download(url, cache / name / url.rpartition("/")[2], sha256)
+        path = download(url, cache_folder() / name / url.rpartition("/")[2], sha256)
     else:
         path = pathlib.Path(data_dir)
     arrays, source = _read(name, path)

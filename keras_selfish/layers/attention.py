@@ -18,7 +18,7 @@ class _SparseAttention(SparseLayer):
     def __init__(
         self,
         *args,
-        sparsity=0.67,
+        sparsity=None,
         distribution="uniform",
         block_shape=(1, 1),
         n_of_m=None,
@@ -61,7 +61,8 @@ class SparseMultiHeadAttention(_SparseAttention, keras.layers.MultiHeadAttention
     Args:
         num_heads: Number of heads.
         key_dim: Features of a head for query and key.
-        sparsity: Fraction of zeros in each kernel, in [0, 1). Default 0.67.
+        sparsity: Fraction of zeros in each kernel, in [0, 1). None (default) is 0.67, or what `n_of_m`
+            fixes.
         distribution: `"uniform"` (default), `"erdos_renyi"` or `"erk"`; within one kernel they agree.
         block_shape: Shape over a kernel's last two axes, as they come, of the blocks in which connections
             come and go; it must divide all kernels. Default `(1, 1)`.

@@ -11,7 +11,7 @@ class _SparseConvolution(MaskedLayer):
     def __init__(
         self,
         *args,
-        sparsity=0.67,
+        sparsity=None,
         distribution="uniform",
         block_shape=(1, 1),
         n_of_m=None,
@@ -68,7 +68,8 @@ class SparseConv2D(_SparseConv, keras.layers.Conv2D):
     Args:
         filters: Number of filters, the units of this layer.
         kernel_size: Height and width of the window.
-        sparsity: Fraction of zeros in the kernel, in [0, 1). Default 0.67.
+        sparsity: Fraction of zeros in the kernel, in [0, 1). None (default) is 0.67, or what `n_of_m`
+            fixes.
         distribution: `"uniform"` (default), `"erdos_renyi"` or `"erk"`; with one kernel they agree.
         block_shape: (channels, filters) of the blocks in which connections come and go; it must divide
             the kernel's last two axes. Default `(1, 1)`.
@@ -149,7 +150,8 @@ class SparseConv2DTranspose(_SparseConvTranspose, keras.layers.Conv2DTranspose):
     Args:
         filters: Number of filters, the units of this layer.
         kernel_size: Height and width of the window.
-        sparsity: Fraction of zeros in the kernel, in [0, 1). Default 0.67.
+        sparsity: Fraction of zeros in the kernel, in [0, 1). None (default) is 0.67, or what `n_of_m`
+            fixes.
         distribution: `"uniform"` (default), `"erdos_renyi"` or `"erk"`; with one kernel they agree.
         block_shape: (filters, channels) of the blocks in which connections come and go; it must divide
             the kernel's last two axes. Default `(1, 1)`.
@@ -235,7 +237,8 @@ class SparseSeparableConv2D(_SparseSeparableConv, keras.layers.SeparableConv2D):
     Args:
         filters: Number of filters, the units of this layer.
         kernel_size: Height and width of the window.
-        sparsity: Fraction of zeros in both kernels together, in [0, 1). Default 0.67.
+        sparsity: Fraction of zeros in both kernels together, in [0, 1). None (default) is 0.67, or what
+            `n_of_m` fixes.
         distribution: How they share the connections: `"uniform"` (default), `"erdos_renyi"` or `"erk"`.
         block_shape: Shape over the last two axes of the blocks in which connections come and go; it must
             divide both kernels. Default `(1, 1)`.

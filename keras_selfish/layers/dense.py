@@ -14,7 +14,8 @@ class SparseDense(MaskedLayer, keras.layers.Dense):
 
     Args:
         units: Number of units.
-        sparsity: Fraction of zeros in the kernel, in [0, 1). Default 0.67.
+        sparsity: Fraction of zeros in the kernel, in [0, 1). None (default) is 0.67, or what `n_of_m`
+            fixes.
         distribution: `"uniform"` (default), `"erdos_renyi"` or `"erk"`; with one kernel they agree.
         block_shape: (input weights, units) of the blocks in which connections come and go; it must divide
             the kernel. Default `(1, 1)`.
@@ -45,7 +46,7 @@ class SparseDense(MaskedLayer, keras.layers.Dense):
         self,
         units,
         *args,
-        sparsity=0.67,
+        sparsity=None,
         distribution="uniform",
         block_shape=(1, 1),
         n_of_m=None,

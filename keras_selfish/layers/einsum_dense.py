@@ -16,7 +16,8 @@ class SparseEinsumDense(MaskedLayer, keras.layers.EinsumDense):
     Args:
         equation: Einsum equation of two operands, the inputs and the kernel.
         output_shape: Shape of the outputs without the batch axis.
-        sparsity: Fraction of zeros in the kernel, in [0, 1). Default 0.67.
+        sparsity: Fraction of zeros in the kernel, in [0, 1). None (default) is 0.67, or what `n_of_m`
+            fixes.
         distribution: `"uniform"` (default), `"erdos_renyi"` or `"erk"`; with one kernel they agree.
         block_shape: Shape over the kernel's last two axes of the blocks in which connections come and go;
             it must divide them, and be `(1, 1)` (default) for a kernel of one axis.
@@ -48,7 +49,7 @@ class SparseEinsumDense(MaskedLayer, keras.layers.EinsumDense):
         equation,
         output_shape,
         *args,
-        sparsity=0.67,
+        sparsity=None,
         distribution="uniform",
         block_shape=(1, 1),
         n_of_m=None,

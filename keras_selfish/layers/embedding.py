@@ -17,7 +17,7 @@ class _SparseEmbeddingBase(MaskedLayer):
         input_dim,
         output_dim,
         *args,
-        sparsity=0.67,
+        sparsity=None,
         distribution="uniform",
         block_shape=(1, 1),
         n_of_m=None,
@@ -77,7 +77,8 @@ class SparseEmbedding(_SparseEmbeddingBase, keras.layers.Embedding):
     Args:
         input_dim: Size of the vocabulary.
         output_dim: Number of features of a token.
-        sparsity: Fraction of zeros in the matrix, in [0, 1). Default 0.67.
+        sparsity: Fraction of zeros in the matrix, in [0, 1). None (default) is 0.67, or what `n_of_m`
+            fixes.
         distribution: `"uniform"` (default), `"erdos_renyi"` or `"erk"`; with one matrix they agree.
         block_shape: (tokens, features) of the blocks in which connections come and go; it must divide the
             matrix. Default `(1, 1)`.

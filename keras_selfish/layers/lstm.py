@@ -16,7 +16,8 @@ class SparseLSTMCell(SparseCell, keras.layers.LSTMCell):
 
     Args:
         units: Number of units.
-        sparsity: Fraction of zeros in the two kernels, in [0, 1). Default 0.67.
+        sparsity: Fraction of zeros in the two kernels, in [0, 1). None (default) is 0.67, or what `n_of_m`
+            fixes.
         distribution: How the kernels share the connections: `"uniform"` (default), `"erdos_renyi"` or
             `"erk"`.
         block_shape: (input weights, units) of the blocks in which connections come and go; they must
@@ -50,7 +51,8 @@ class SparseLSTM(SparseRecurrent, keras.layers.LSTM):
 
     Args:
         units: Number of units.
-        sparsity: Fraction of zeros in the two kernels, in [0, 1). Default 0.67, the published one.
+        sparsity: Fraction of zeros in the two kernels, in [0, 1). None (default) is 0.67, the published one,
+            or what `n_of_m` fixes.
         distribution: How the kernels share the connections: `"uniform"` (default), `"erdos_renyi"` or
             `"erk"`.
         block_shape: (input weights, units) of the blocks in which connections come and go; they must

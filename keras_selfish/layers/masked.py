@@ -69,12 +69,14 @@ class MaskedLayer(SparseLayer):
 
     def _init_masks(self, sparsity, distribution, block_shape, mask_seed, n_of_m=None):
         """Checks and stores the arguments. Call it after the Keras layer's own `__init__`."""
-        masks.check_sparsity(sparsity)
+        if sparsity is not None:
+            masks.check_sparsity(sparsity)
         masks.check_distribution(distribution)
         self.n_of_m = None
-        if n_of_m is not None and sparsity:
+        if n_of_m is not None and sparsity != 0:
             self.n_of_m = masks.check_n_of_m(n_of_m)
             sparsity = _sparsity_of_pattern(self.n_of_m, sparsity, distribution, block_shape)
+        sparsity = DEFAULT_SPARSITY if sparsity is None else sparsity
         self.sparsity = float(sparsity)
         self.distribution = distribution
         self.block_shape = masks.check_block_shape(block_shape)
@@ -249,7 +251,7 @@ class MaskedLayer(SparseLayer):
 def _sparsity_of_pattern(n_of_m, sparsity, distribution, block_shape):
     """The sparsity that an n-of-m pattern fixes; raises `ValueError` if other arguments differ."""
     fixed = 1.0 - n_of_m[0] / n_of_m[1]
-    if sparsity not in (DEFAULT_SPARSITY, fixed):
+    if sparsity not in (None, fixed):
         raise ValueError(
             f"`sparsity` must be left out or {fixed} with `n_of_m={n_of_m}`, which fixes it. "
             f"Received: sparsity={sparsity}"

@@ -37,7 +37,8 @@ class MixtureOfSoftmaxes(StaysItself, MaskedLayer, keras.layers.Layer):
         seed: Integer seed of the dropout; None (default) draws one.
         kernel_initializer: Of the kernels `prior_kernel` and `latent_kernel`. Default `"glorot_uniform"`.
         decoder_initializer: Of the decoder's kernel, where it has its own. Default `"glorot_uniform"`.
-        sparsity: Fraction of zeros in the kernels, in [0, 1). Default 0.67. The mask of a tied decoder is
+        sparsity: Fraction of zeros in the kernels, in [0, 1). None (default) is 0.67, or what `n_of_m`
+            fixes. The mask of a tied decoder is
             that of its embedding.
         distribution: How the kernels share the connections: `"uniform"` (default), `"erdos_renyi"` or
             `"erk"`.
@@ -88,7 +89,7 @@ class MixtureOfSoftmaxes(StaysItself, MaskedLayer, keras.layers.Layer):
         seed=None,
         kernel_initializer="glorot_uniform",
         decoder_initializer="glorot_uniform",
-        sparsity=0.67,
+        sparsity=None,
         distribution="uniform",
         block_shape=(1, 1),
         n_of_m=None,

@@ -109,7 +109,8 @@ class SparseONLSTM(SparseHoistedRNN):
             forget distance 1 - mean(m_f), high where a constituent ends, and the input distance mean(m_i).
             Needs `return_sequences`; not within a `Bidirectional`. Default False.
         seed: Integer seed of dropout.
-        sparsity: Fraction of zeros in the two kernels, in [0, 1). Default 0.67.
+        sparsity: Fraction of zeros in the two kernels, in [0, 1). None (default) is 0.67, or what `n_of_m`
+            fixes.
         distribution: How the kernels share the connections: `"uniform"` (default), `"erdos_renyi"` or
             `"erk"`.
         block_shape: (input weights, units) of the blocks in which connections come and go; they must

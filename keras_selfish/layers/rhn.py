@@ -113,7 +113,8 @@ class SparseRHN(SparseHoistedRNN):
         recurrent_dropout: Fraction of the state dropped, where the recurrent kernels see it, in training.
             Default 0. Both draw one mask per sequence, for all time steps, depths and gates.
         seed: Integer seed of dropout.
-        sparsity: Fraction of zeros in the kernels, in [0, 1). Default 0.67.
+        sparsity: Fraction of zeros in the kernels, in [0, 1). None (default) is 0.67, or what `n_of_m`
+            fixes.
         distribution: How the kernels share the connections: `"uniform"` (default), `"erdos_renyi"` or
             `"erk"`.
         block_shape: (input weights, units) of the blocks in which connections come and go; they must

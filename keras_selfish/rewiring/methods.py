@@ -5,8 +5,6 @@ Their defaults are the published ones; every argument of `Rewiring` can be given
 
 from keras_selfish.rewiring.callback import Rewiring
 
-__all__ = ["DSR", "GSE", "SET", "SNFS", "RigL", "SelfishRewiring", "Static"]
-
 
 class SelfishRewiring(Rewiring):
     """Rewiring as in selfish sparse RNN training: weights of small magnitude go, random ones come.

@@ -12,8 +12,6 @@ from keras_selfish.rewiring.rewire import active_blocks, choose_dropped, drop_sc
 from keras_selfish.rewiring.selection import largest_of_groups
 from keras_selfish.rewiring.updates import MaskUpdates
 
-__all__ = ["GMP", "SNIP"]
-
 
 class GMP(MaskUpdates):
     """Gradual magnitude pruning: training begins with all connections, the smallest go little by little.

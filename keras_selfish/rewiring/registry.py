@@ -12,51 +12,56 @@ class Method:
 
     Args:
         summary: What it does, for a help text.
-        class_name: Name in `keras_selfish.rewiring` of the callback class that carries it out; None for a
-            model without masks.
-        begins_sparse: Whether connections are missing from the first step on.
+        source: The callback class that carries it out, or its place as `"package.module:Class"`; None
+            (default) for a model without masks.
+        begins_sparse: Whether connections are missing from the first step on. Default True.
         options: Names of the options of a trainer that the callback takes; the others mean nothing to it.
     """
 
     summary: str
-    class_name: str = None
+    source: str = None
     begins_sparse: bool = True
     options: tuple = ()
 
     @property
     def callback(self):
         """The callback class, or None."""
-        return self.class_name and getattr(importlib.import_module("keras_selfish.rewiring"), self.class_name)
+        if not isinstance(self.source, str):
+            return self.source
+        module, _, name = self.source.partition(":")
+        return getattr(importlib.import_module(module), name)
 
 
 REWIRING_OPTIONS = ("pruning_rate", "schedule", "rewiring_steps", "reset_regrown", "redistribution")
 
+
+def _rewires(summary, name):
+    return Method(summary, f"keras_selfish.rewiring.methods:{name}", options=REWIRING_OPTIONS)
+
+
+def _prunes(summary, name):
+    return Method(summary, f"keras_selfish.rewiring.pruning:{name}", begins_sparse=False)
+
+
+# The one place to add a method: the trainers list what is here, and the package exports the classes.
 METHODS = {
     "dense": Method("all connections exist", begins_sparse=False),
     "dense_small": Method(
         "all exist, in fewer units: as many parameters as the sparse model", begins_sparse=False
     ),
-    "static": Method("connections stay as drawn", "Static"),
-    "selfish": Method(
-        "small weights go, random ones come, gates compete", "SelfishRewiring", options=REWIRING_OPTIONS
-    ),
-    "set": Method(
-        "half of the small weights that go are positive, half negative", "SET", options=REWIRING_OPTIONS
-    ),
-    "dsr": Method(
-        "one threshold for all matrices, those that keep most get most", "DSR", options=REWIRING_OPTIONS
-    ),
-    "snfs": Method(
-        "what comes follows the momentum, and so does the matrix it comes to",
-        "SNFS",
-        options=REWIRING_OPTIONS,
-    ),
-    "rigl": Method(
-        "what comes follows the gradient, until a fraction of training", "RigL", options=REWIRING_OPTIONS
-    ),
-    "gse": Method("what comes follows the gradient within a random subset", "GSE", options=REWIRING_OPTIONS),
-    "gmp": Method("begins with all, small weights go little by little", "GMP", begins_sparse=False),
-    "snip": Method(
-        "what the loss is least sensitive to goes once, before the first step", "SNIP", begins_sparse=False
-    ),
+    "static": Method("connections stay as drawn", "keras_selfish.rewiring.methods:Static"),
+    "selfish": _rewires("small weights go, random ones come, gates compete", "SelfishRewiring"),
+    "set": _rewires("half of the small weights that go are positive, half negative", "SET"),
+    "dsr": _rewires("one threshold for all matrices, those that keep most get most", "DSR"),
+    "snfs": _rewires("what comes follows the momentum, and so does the matrix it comes to", "SNFS"),
+    "rigl": _rewires("what comes follows the gradient, until a fraction of training", "RigL"),
+    "gse": _rewires("what comes follows the gradient within a random subset", "GSE"),
+    "gmp": _prunes("begins with all, small weights go little by little", "GMP"),
+    "snip": _prunes("what the loss is least sensitive to goes once, before the first step", "SNIP"),
 }
+
+
+def callback_modules():
+    """The callback classes of the methods: a dict from name to module."""
+    sources = [method.source.split(":") for method in METHODS.values() if method.source]
+    return {name: module for module, name in sources}

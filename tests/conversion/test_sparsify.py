@@ -136,10 +136,11 @@ def test_strip_gives_the_model_back_with_zeros_and_nonzero_its_masks():
     assert again.get_layer("gru").sparsity == 0.5
 
 
-def test_at_sparsity_zero_nothing_changes():
+def test_at_sparsity_zero_nothing_changes(caplog):
     model = everything()
     sparse = sparsify(model, 0.0)
     assert masked_weights(sparse) == []
+    assert caplog.records == []
     inputs = {"tokens": TOKENS, "x": X}
     for name, output in sparse(inputs).items():
         np.testing.assert_allclose(numpy_of(output), numpy_of(model(inputs)[name]), rtol=1e-4, atol=1e-5)
@@ -255,8 +256,9 @@ def test_layers_without_zeros_stay_plain():
     kernel = numpy_of(model.get_layer("two").kernel)
     kernel[:2] = 0
     model.get_layer("two").kernel.assign(kernel)
-    sparse = sparsify(model, initial="nonzero", block_shape=(2, 1))
+    sparse, report = sparsify(model, initial="nonzero", block_shape=(2, 1), return_report=True)
     assert type(sparse.get_layer("one")) is layers.Dense
+    assert [(matrix.layer, matrix.reason) for matrix in report.dense] == [("one", "has no zeros")]
     assert sparse.get_layer("two").sparsity == pytest.approx(1 / 3)
     assert masked_weights(sparse)[0].block_shape == (2, 1)
     assert masked_weights(sparse)[0].active == 16
@@ -337,6 +339,126 @@ def test_every_sparse_class_has_its_place():
     classes = {value for value in exported if isinstance(value, type) and issubclass(value, SparseLayer)}
     classes = {sparse_class for sparse_class in classes if sparse_class.keras_layer is not None}
     assert classes == set(SPARSE_CLASSES.values())
+
+
+@on_jax
+def test_a_layer_keeps_its_largest_weights_and_an_unbuilt_one_draws_its_mask_later():
+    layer = layers.Dense(6, activation="tanh", name="alone")
+    layer.build((None, 8))
+    sparse = sparsify(layer, 0.5)
+    assert type(sparse) is SparseDense
+    assert sparse.name == "alone"
+    kernel = numpy_of(layer.kernel)
+    mask = np.abs(kernel) >= np.sort(np.abs(kernel), axis=None)[24]
+    np.testing.assert_array_equal(numpy_of(sparse.kernel), kernel * mask)
+
+    unbuilt = sparsify(layers.LSTM(4, name="later"), 0.75, mask_seed=1)
+    assert not unbuilt.built
+    unbuilt.build((None, 5, 8))
+    assert [weight.active for weight in masked_weights(unbuilt)] == [32, 16]
+    wrapped = sparsify(layers.Bidirectional(layers.GRU(4)), 0.5)
+    wrapped.build((None, 5, 8))
+    assert len(masked_weights(wrapped)) == 4
+
+
+@on_jax
+def test_a_list_of_layers_as_its_parts():
+    first, norm, second = layers.Dense(6), layers.LayerNormalization(), layers.Dense(4)
+    shapes = [(None, 8), (None, 6), (None, 6)]
+    copies = sparsify([first, norm, second], 0.5, mask_seed=3)
+    assert [type(copy).__name__ for copy in copies] == ["SparseDense", "LayerNormalization", "SparseDense"]
+    assert copies[1] is not norm
+    assert copies[0].mask_seed != copies[2].mask_seed
+    again = sparsify([layers.Dense(6), layers.Dense(4)], 0.5, mask_seed=3)
+    assert again[0].mask_seed == copies[0].mask_seed
+
+    for layer, shape in zip((first, norm, second), shapes, strict=True):
+        layer.build(shape)
+    copies = sparsify((first, norm, second), 0.8, distribution="erk")
+    counts = active_counts([(8, 6), (6, 4)], 0.8, "erk")
+    assert [weight.active for copy in copies for weight in masked_weights(copy)] == counts
+    x = data(3, 8)
+    expected = x
+    for copy in copies:
+        x = copy(x)
+    for layer, copy in zip((first, norm, second), copies, strict=True):
+        for weight in layer.trainable_weights:
+            if weight.name == "kernel":
+                weight.assign(numpy_of(copy.kernel))
+        expected = layer(expected)
+    np.testing.assert_allclose(numpy_of(x), numpy_of(expected), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match=r"must be built for a `distribution` .*'erk'.* late not built"):
+        sparsify([first, layers.Dense(2, name="late")], 0.5, distribution="erk")
+
+
+@on_jax
+def test_an_unbuilt_sequential_model():
+    model = keras.Sequential(
+        [layers.Dense(6), keras.Sequential([layers.Dense(4)], name="inner")], name="outer"
+    )
+    sparse, report = sparsify(model, 0.5, return_report=True)
+    assert not sparse.built
+    assert sparse.name == "outer"
+    assert report.matrices == ()
+    sparse.build((None, 8))
+    assert [weight.active for weight in masked_weights(sparse)] == [24, 12]
+    sparse.compile("adam", "mse")
+    sparse.fit(data(8, 8), data(8, 4), verbose=0, callbacks=[SelfishRewiring(0.5)])
+    assert [weight.active for weight in masked_weights(sparse)] == [24, 12]
+
+
+class Block(layers.Layer):
+    """A composite layer of one's own, whose config says nothing of what is in it."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.hidden = layers.Dense(4)
+
+    def build(self, shape):
+        self.hidden.build(shape)
+
+    def call(self, inputs):
+        return self.hidden(inputs)
+
+
+def test_what_stays_dense_is_said_in_one_line_and_in_the_report(caplog):
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 3)),
+            layers.Conv2D(4, 3, name="colours"),
+            layers.Conv2D(8, 3, name="second"),
+            layers.BatchNormalization(),
+            layers.Flatten(),
+            Block(name="block"),
+            layers.Dense(4, name="classifier"),
+        ]
+    )
+    with caplog.at_level("WARNING"):
+        sparse, report = sparsify(model, 0.5, block_shape=(4, 1), return_report=True)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "`sparsify` leaves dense: colours: blocks (4, 1) do not divide kernel (3 × 3 × 3 × 4); "
+        "block: Block has no sparse form."
+    )
+    assert [type(layer).__name__ for layer in sparse.layers[:2]] == ["Conv2D", "SparseConv2D"]
+    assert [matrix.layer for matrix in report.matrices] == ["colours", "second", "block", "classifier"]
+    assert [matrix.layer for matrix in report.dense] == ["colours", "block"]
+    shapes = [weight.shape for weight in masked_weights(sparse)]
+    assert shapes == [(3, 3, 4, 8), (4, 4)]
+    assert [weight.active for weight in masked_weights(sparse)] == [144, 8]
+    lines = str(report).splitlines()
+    assert lines[0].split() == ["weight", "shape", "becomes"]
+    assert lines[1].endswith("3 × 3 × 3 × 4  dense: blocks (4, 1) do not divide kernel (3 × 3 × 3 × 4)")
+    assert lines[2].endswith("3 × 3 × 4 × 8  sparse")
+    assert lines[3].endswith("dense: Block has no sparse form")
+
+    pattern, report = sparsify(model, n_of_m=(2, 4), return_report=True)
+    assert report.dense[0].reason == "2 of 4 do not divide kernel (3 × 3 × 3 × 4)"
+    assert [weight.n_of_m for weight in masked_weights(pattern)] == [(2, 4)] * 2
+    caplog.clear()
+    _, report = sparsify(model, 0.5, layers=lambda one: one.name == "second", return_report=True)
+    assert caplog.records == []
+    assert report.dense[0].reason == "left out by `layers`"
 
 
 class Subclassed(keras.Model):

@@ -292,6 +292,32 @@ def test_what_cannot_be_converted(make, message):
         from_tfmot(make())
 
 
+def test_transposed_separable_and_attention_layers(tfmot):
+    x = tf_keras.Input((6, 6, 4))
+    y = old.Conv2DTranspose(6, 3, name="transposed")(x)
+    y = old.SeparableConv2D(8, 3, name="separable")(y)
+    y = old.Conv3D(3, 2, name="volume")(old.Reshape((6, 6, 8, 1))(y))
+    y = old.Reshape((25, 21))(y)
+    y = old.Add()([old.MultiHeadAttention(2, 4, name="attention")(y, y), y])
+    model = tf_keras.Model(x, old.Dense(3)(old.GlobalMaxPooling1D()(y)))
+    images = data(8, 6, 6, 4)
+    model = pruned(tfmot, model, images, epochs=3)
+    twin = from_tfmot(model)
+    assert_masks_by_kernel = [
+        ("transposed", "kernel"),
+        ("separable", "pointwise_kernel"),
+        ("volume", "kernel"),
+    ]
+    for name, kernel in assert_masks_by_kernel:
+        (mask,) = masks_of(model)[name]
+        found = {w.weight.name: w for w in masked_weights(twin.get_layer(name))}
+        np.testing.assert_array_equal(numpy_of(found[kernel].mask), mask)
+    # TFMOT leaves the depthwise kernel dense.
+    depthwise = masked_weights(twin.get_layer("separable"))[0]
+    assert depthwise.active == np.prod(depthwise.shape)
+    assert_same(tfmot, model, twin, images, tolerance=1e-4)
+
+
 def test_pruned_layers_without_a_sparse_form_are_refused(tfmot, monkeypatch):
     monkeypatch.delitem(SPARSE_CLASSES, keras.layers.Conv3D)
     model = pruned(tfmot, model_of(old.Conv3D(2, 2, name="volume"), shape=(3, 3, 3, 2)), data(8, 3, 3, 3, 2))

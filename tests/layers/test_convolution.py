@@ -8,15 +8,33 @@ from hypothesis import strategies as st
 from keras import ops
 
 from keras_selfish import SelfishRewiring, strip
-from keras_selfish.layers import SparseConv1D, SparseConv2D, SparseDepthwiseConv2D
+from keras_selfish.layers import (
+    SparseConv1D,
+    SparseConv1DTranspose,
+    SparseConv2D,
+    SparseConv2DTranspose,
+    SparseConv3D,
+    SparseConv3DTranspose,
+    SparseDepthwiseConv1D,
+    SparseDepthwiseConv2D,
+    SparseSeparableConv1D,
+    SparseSeparableConv2D,
+)
 from keras_selfish.masks import active_counts, masked_weights
 
-# Class, arguments, options; kernels of 3 * 4 * 6, 3 * 2 * 4 * 6, 3 * 3 * 2 * 6 and 3 * 3 * 4 * 2 weights.
+# Class, arguments, options.
 CASES = {
     "conv1d": (SparseConv1D, (6, 3), {"padding": "causal", "dilation_rate": 2}),
     "conv2d": (SparseConv2D, (6, (3, 2)), {"strides": 2, "activation": "relu"}),
     "groups": (SparseConv2D, (6, 3), {"groups": 2, "use_bias": False, "padding": "same"}),
-    "depthwise": (SparseDepthwiseConv2D, (3,), {"depth_multiplier": 2, "padding": "same"}),
+    "conv3d": (SparseConv3D, (6, 2), {"padding": "same"}),
+    "transpose1d": (SparseConv1DTranspose, (6, 3), {"strides": 2, "activation": "relu"}),
+    "transpose2d": (SparseConv2DTranspose, (6, (3, 2)), {"strides": 2, "padding": "same"}),
+    "transpose3d": (SparseConv3DTranspose, (6, 2), {"use_bias": False}),
+    "separable1d": (SparseSeparableConv1D, (6, 2), {"strides": 2}),
+    "separable2d": (SparseSeparableConv2D, (6, 2), {"depth_multiplier": 2, "activation": "relu"}),
+    "depthwise1d": (SparseDepthwiseConv1D, (2,), {"depth_multiplier": 2}),
+    "depthwise2d": (SparseDepthwiseConv2D, (3,), {"depth_multiplier": 2, "padding": "same"}),
 }
 case = pytest.mark.parametrize("name", CASES)
 on_all_backends = pytest.mark.backends("tensorflow", "jax", "torch")
@@ -27,7 +45,12 @@ def data(*shape, seed=0):
 
 
 def inputs_of(name):
-    return data(3, 7, 4) if name == "conv1d" else data(3, 7, 6, 4)
+    return data(3, *(7, 6, 3)[: int(CASES[name][0].__name__.split("Conv")[1][0])], 4)
+
+
+def kernel_names(layer):
+    """The names of the attributes that hold the kernels of a convolution."""
+    return ["depthwise_kernel", "pointwise_kernel"] if hasattr(layer, "pointwise_kernel") else ["kernel"]
 
 
 def models(name, sparsity, **options):
@@ -37,11 +60,12 @@ def models(name, sparsity, **options):
     parent = layer.keras_layer(*arguments, **more, **options)
     shape = inputs_of(name).shape[1:]
     sparse, dense = (keras.Sequential([keras.Input(shape), one]) for one in (layer, parent))
-    kernel = data(*parent.kernel.shape, seed=1)
-    for masked_weight in masked_weights(layer):
-        kernel = kernel * ops.convert_to_numpy(masked_weight.mask)
+    masks = {w.weight.name: ops.convert_to_numpy(w.mask) for w in masked_weights(layer)}
+    assert sorted(masks) == (kernel_names(layer) if sparsity else [])
     for one in (layer, parent):
-        one.kernel.assign(kernel)
+        for kernel in kernel_names(one):
+            value = data(*getattr(parent, kernel).shape, seed=1)
+            getattr(one, kernel).assign(value * masks.get(kernel, 1))
         if one.use_bias:
             one.bias.assign(data(*one.bias.shape, seed=2))
     return sparse, dense
@@ -51,8 +75,8 @@ def numpy_of(tensor):
     return ops.convert_to_numpy(ops.cast(tensor, "float32"))
 
 
-def kernel_after_a_step(model, inputs):
-    """The kernel after a step of size 1 along the gradient of a loss that weighs every output differently."""
+def kernels_after_a_step(model, inputs):
+    """The kernels after a step of size 1; the loss weighs every output differently."""
     weights = data(*model.output_shape[1:], seed=4)
     model.compile(
         keras.optimizers.SGD(1.0),
@@ -60,7 +84,7 @@ def kernel_after_a_step(model, inputs):
         run_eagerly=True,
     )
     model.train_on_batch(inputs, np.zeros(len(inputs)))
-    return numpy_of(model.layers[0].kernel)
+    return [numpy_of(getattr(model.layers[0], name)) for name in kernel_names(model.layers[0])]
 
 
 @on_all_backends
@@ -70,7 +94,8 @@ def test_without_sparsity_it_is_the_keras_layer(name):
     inputs = inputs_of(name)
     np.testing.assert_array_equal(numpy_of(sparse(inputs)), numpy_of(dense(inputs)))
     assert masked_weights(sparse) == []
-    np.testing.assert_array_equal(kernel_after_a_step(sparse, inputs), kernel_after_a_step(dense, inputs))
+    for mine, its in zip(*(kernels_after_a_step(one, inputs) for one in (sparse, dense)), strict=True):
+        np.testing.assert_array_equal(mine, its)
 
 
 @on_all_backends
@@ -79,13 +104,13 @@ def test_with_sparsity_it_is_the_keras_layer_with_zeros(name):
     sparse, dense = models(name, 0.75)
     inputs = inputs_of(name)
     np.testing.assert_allclose(numpy_of(sparse(inputs)), numpy_of(dense(inputs)), rtol=1e-6, atol=1e-6)
-    (masked_weight,) = masked_weights(sparse)
-    mask = ops.convert_to_numpy(masked_weight.mask)
-    assert mask.mean() == 0.25
-    after, expected = kernel_after_a_step(sparse, inputs), kernel_after_a_step(dense, inputs)
-    assert np.abs(expected[~mask]).max() > 0  # it was the mask, not chance
-    np.testing.assert_allclose(after, expected * mask, rtol=1e-5, atol=1e-5)
-    assert (after[~mask] == 0).all()
+    masks = [ops.convert_to_numpy(masked_weight.mask) for masked_weight in masked_weights(sparse)]
+    after, expected = kernels_after_a_step(sparse, inputs), kernels_after_a_step(dense, inputs)
+    for mask, mine, its in zip(masks, after, expected, strict=True):
+        assert mask.mean() == 0.25
+        assert np.abs(its[~mask]).max() > 0  # it was the mask, not chance
+        np.testing.assert_allclose(mine, its * mask, rtol=1e-5, atol=1e-5)
+        assert (mine[~mask] == 0).all()
 
 
 @on_all_backends
@@ -96,7 +121,10 @@ def test_half_precision(name):
     outputs = sparse(inputs)
     assert keras.backend.standardize_dtype(outputs.dtype) == "bfloat16"
     np.testing.assert_allclose(numpy_of(outputs), numpy_of(dense(inputs)), rtol=0.02, atol=0.02)
-    assert np.count_nonzero(kernel_after_a_step(sparse, inputs)) == masked_weights(sparse)[0].active
+    for kernel, masked_weight in zip(
+        kernels_after_a_step(sparse, inputs), masked_weights(sparse), strict=True
+    ):
+        assert np.count_nonzero(kernel) == masked_weight.active
 
 
 @on_all_backends
@@ -150,7 +178,7 @@ def test_configs_and_files_keep_everything(name, sparsity, tmp_path):
         masked_weight.mask.assign(np.zeros(masked_weight.shape, bool))
     other.load_weights(tmp_path / "weights.weights.h5")
     for loaded in (keras.models.load_model(tmp_path / "model.keras"), other):
-        assert len(masked_weights(loaded)) == len(masked_weights(sparse)) == (sparsity > 0)
+        assert len(masked_weights(loaded)) == len(masked_weights(sparse))
         for mine, its in zip(sparse.weights, loaded.weights, strict=True):
             np.testing.assert_array_equal(ops.convert_to_numpy(mine), ops.convert_to_numpy(its))
 
@@ -162,7 +190,10 @@ def test_strip_gives_the_keras_layer(name):
     stripped = strip(sparse)
     layer = sparse.layers[0]
     assert type(stripped.layers[0]) is layer.keras_layer
-    np.testing.assert_array_equal(numpy_of(stripped.layers[0].kernel), numpy_of(layer.kernel))
+    for kernel in kernel_names(layer):
+        np.testing.assert_array_equal(
+            numpy_of(getattr(stripped.layers[0], kernel)), numpy_of(getattr(layer, kernel))
+        )
     np.testing.assert_allclose(
         numpy_of(stripped(inputs_of(name))), numpy_of(sparse(inputs_of(name))), rtol=1e-6, atol=1e-6
     )

@@ -584,3 +584,18 @@ def test_default_names_are_numbered_as_keras_does():
     optimizers = [SNTASGD(), SNTASGD(), SNTASGD(name="mine")]
     assert [optimizer.name for optimizer in optimizers] == ["snt_asgd", "snt_asgd_1", "mine"]
     assert SNTASGD.from_config(optimizers[1].get_config()).name == "snt_asgd_1"
+
+
+@pytest.mark.backends("jax")
+def test_gradients_of_rows_on_jax():
+    from jax.experimental import sparse
+
+    rows = sparse.BCOO((np.full((2, 3), 0.5, "float32"), np.array([[0], [3]])), shape=(5, 3))
+    moved = []
+    for gradient in (rows, ops.convert_to_tensor(rows.todense())):
+        variable = keras.Variable(np.ones((5, 3), "float32"))
+        optimizer = SNTASGD(0.5, global_clipnorm=0.25, weight_decay=0.1)
+        optimizer.apply([gradient], [variable])
+        moved.append(ops.convert_to_numpy(variable))
+    np.testing.assert_array_equal(*moved)
+    assert (moved[0][0] < moved[0][1]).all()
