@@ -18,7 +18,7 @@ from absl import flags, logging
 
 from keras_selfish import masks
 from keras_selfish.data import DATASETS, RandomWindows, Windows, load_corpus
-from keras_selfish.models.architecture import CELLS, Architecture
+from keras_selfish.models.architecture import CELLS, KERNEL_LIMITS, Architecture
 from keras_selfish.models.presets import PRESETS, preset
 from keras_selfish.rewiring.registry import METHODS, REWIRING_OPTIONS
 from keras_selfish.rewiring.rules import REDISTRIBUTION_RULES
@@ -57,7 +57,15 @@ flags.DEFINE_bool("locked", None, "Whether dropout takes the same features at al
 flags.DEFINE_float("embedding_dropout", None, "Fraction of the words that a step does without, in [0, 1).")
 flags.DEFINE_float("latent_dropout", None, "Fraction of the experts' features dropped, in [0, 1).")
 flags.DEFINE_float("ar", None, "Penalty of large activations.", lower_bound=0.0)
+flags.DEFINE_bool("ar_before_dropout", None, "Whether --ar is of the activations before --output_dropout.")
 flags.DEFINE_float("tar", None, "Penalty of changing activations.", lower_bound=0.0)
+flags.DEFINE_bool("decoder_bias", None, "Whether the decoder, tied or not, adds a bias.")
+flags.DEFINE_enum(
+    "bias_vectors", None, ["1", "2"], "2: biases of recurrent layers train as PyTorch's two vectors do."
+)
+flags.DEFINE_enum(
+    "kernel_limit", None, KERNEL_LIMITS, "What bounds the initial input kernels, uniform in ±1/sqrt of it."
+)
 flags.DEFINE_float("sparsity", None, "Fraction of zeros in every weight matrix, in [0, 1).")
 flags.DEFINE_enum("distribution", None, masks.DISTRIBUTIONS, "How the matrices share the connections.")
 flags.DEFINE_list("block_shape", None, "Input weights and units of a block of connections, such as 4,1.")
@@ -112,6 +120,13 @@ flags.DEFINE_float("weight_decay", None, "L2 penalty, added to the gradient.", l
 flags.DEFINE_integer(
     "patience", None, "Epochs without a better validation before averaging begins.", lower_bound=1
 )
+flags.DEFINE_list("restart_epochs", None, "Epochs after which averaging begins anew, such as 500,1000.")
+flags.DEFINE_integer(
+    "evaluation_columns",
+    None,
+    "Columns that validation and test are read in, over all replicas; by default --batch_size.",
+    lower_bound=1,
+)
 flags.DEFINE_bool("averaging", True, "Whether the weights are averaged once validation stops improving.")
 flags.DEFINE_enum("precision", "float32", ["float32", "mixed_bfloat16"], "Type of the computations.")
 flags.DEFINE_integer("seed", 0, "Seed of weights, masks, dropout and rewiring.", lower_bound=0)
@@ -139,6 +154,8 @@ _TRAINING_FLAGS = (
     "weight_decay",
     "pruning_rate",
     "patience",
+    "restart_epochs",
+    "evaluation_columns",
 )
 _RUN_FLAGS = (
     "preset",
@@ -172,6 +189,8 @@ def settings_from_flags():
     if settings["data_dir"] is not None:
         settings["data_dir"] = os.path.abspath(settings["data_dir"])
     settings["units"] = _units(settings["units"])
+    settings["restart_epochs"] = _epochs(settings["restart_epochs"])
+    settings["bias_vectors"] = int(settings["bias_vectors"])
     settings["cell_options"] = _cell_options(settings["cell_options"])
     settings["block_shape"] = list(masks.check_block_shape(_pair("block_shape", settings["block_shape"])))
     if settings["n_of_m"]:
@@ -211,6 +230,19 @@ def _units(words):
             f"Received: --units={','.join(map(str, words))}"
         ) from error
     return units[0] if len(units) == 1 else units
+
+
+def _epochs(words):
+    try:
+        epochs = [int(word) for word in words]
+    except ValueError:
+        epochs = [0]
+    if not all(epoch > 0 for epoch in epochs):
+        raise ValueError(
+            "--restart_epochs must be positive whole numbers, such as 500,1000. "
+            f"Received: --restart_epochs={','.join(map(str, words))}"
+        )
+    return epochs
 
 
 def _cell_options(options):
@@ -293,14 +325,16 @@ def make_model(settings, vocabulary_size, replicas):
     from keras_selfish.models import LanguageModel, Perplexity, TokenCrossEntropy
     from keras_selfish.optimizers import SNTASGD
 
-    if settings["batch_size"] % replicas:
-        raise ValueError(
-            "--batch_size must be a multiple of the number of replicas. Received: "
-            f"--batch_size={settings['batch_size']}, {replicas} replicas"
-        )
+    for name in ("batch_size", "evaluation_columns"):
+        if (settings[name] or 0) % replicas:
+            raise ValueError(
+                f"--{name} must be a multiple of the number of replicas. Received: "
+                f"--{name}={settings[name]}, {replicas} replicas"
+            )
+    columns = max(settings["batch_size"], settings["evaluation_columns"] or 0)
     model = LanguageModel(
         vocabulary_size,
-        batch_size=settings["batch_size"] // replicas,
+        batch_size=columns // replicas,
         seed=settings["seed"],
         dtype=settings["precision"],
         name="language_model",
@@ -343,7 +377,13 @@ def make_callbacks(settings, workdir, train, checkpoint):
         **{name: settings[name] for name in ("schedule", "reset_regrown", "redistribution")},
     )
     if settings["averaging"]:
-        callbacks.append(NonMonotonicAveraging(monitor="val_perplexity", patience=settings["patience"]))
+        callbacks.append(
+            NonMonotonicAveraging(
+                monitor="val_perplexity",
+                patience=settings["patience"],
+                restart_epochs=settings["restart_epochs"],
+            )
+        )
     callbacks += tensorboard(workdir)
     done = checkpoint["epochs_done"] if checkpoint else 0
     best = checkpoint["best"] if checkpoint else None
@@ -356,12 +396,7 @@ def train(settings, workdir):
     """Runs a whole training, from wherever it stands, and returns the results as a dict."""
     # Data and checkpoint first: what is wrong with them is said before a backend is loaded.
     corpus = load_corpus(settings["dataset"], data_dir=settings["data_dir"])
-    windows = {
-        "train": training_windows(corpus.train, settings),
-        "validation": Windows(corpus.validation, settings["batch_size"], settings["bptt"]),
-        "test": Windows(corpus.test, settings["batch_size"], settings["bptt"]),
-        "test, one column": Windows(corpus.test, 1, 10 * settings["bptt"]),
-    }
+    windows = all_windows(corpus, settings)
     checkpoint = workdir.checkpoint()
     program.check_backend(FLAGS.export)
 
@@ -389,6 +424,22 @@ def train(settings, workdir):
     logging.info("%r\n%s", corpus, report(model).table())
     fit(model, windows, settings, workdir, checkpoint)
     return finish(model, corpus, windows, workdir)
+
+
+def all_windows(corpus, settings):
+    """What the model is trained on, what is validated in training, and what the best model is tested on."""
+    columns, bptt = settings["evaluation_columns"] or settings["batch_size"], settings["bptt"]
+    windows = {
+        "train": training_windows(corpus.train, settings),
+        "validation": Windows(corpus.validation, columns, bptt),
+        "test": Windows(corpus.test, columns, bptt),
+        "test, one column": Windows(corpus.test, 1, 10 * bptt),
+    }
+    if columns != settings["batch_size"]:
+        for split in ("validation", "test"):
+            name = f"{split}, {settings['batch_size']} columns"
+            windows[name] = Windows(getattr(corpus, split), settings["batch_size"], bptt)
+    return windows
 
 
 def training_windows(tokens, settings):
@@ -428,7 +479,10 @@ def finish(model, corpus, windows, workdir):
     model.set_weights(best.get_weights())
     results = {}
     # One column cannot be divided among replicas; the model that was loaded has one.
-    for name, tested in {"validation": model, "test": model, "test, one column": best}.items():
+    for name in windows:
+        if name == "train":
+            continue
+        tested = best if name == "test, one column" else model
         scores = tested.evaluate(windows[name].batches(), verbose=0, return_dict=True)
         results[name] = float(scores["perplexity"])
     results["unigram, test"] = corpus.unigram_perplexity("test")
@@ -445,7 +499,7 @@ def finish(model, corpus, windows, workdir):
     print(report(best).table())
     print(f"\nPerplexity of the best epoch ({corpus.name}):")
     for name, perplexity in results.items():
-        print(f"  {name:18} {perplexity:9.2f}")
+        print(f"  {name:22} {perplexity:9.2f}")
     print(f"\nEverything is in {workdir.path}")
     return results
 

@@ -107,6 +107,8 @@ def _copy_weights(layer, copy, cut=None):
         # On JAX a variable takes an array as it is, and a step of training deletes the arrays it was given.
         target.assign(ops.copy(value))
     copy_state(layer, copy)
+    if type(copy) is not type(layer) and hasattr(copy, "finalize_state"):
+        copy.finalize_state()
 
 
 def _plain_weights(layer):

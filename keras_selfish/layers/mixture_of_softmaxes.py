@@ -35,11 +35,11 @@ class MixtureOfSoftmaxes(StaysItself, MaskedLayer, keras.layers.Layer):
         latent_dropout: Fraction of the features of the experts that is dropped in training, the same ones at
             all time steps (see `LockedDropout`). Default 0.
         seed: Integer seed of the dropout; None (default) draws one.
+        latent_bias_initializer: Of `latent_bias`. Default `"zeros"`.
         kernel_initializer: Of the kernels `prior_kernel` and `latent_kernel`. Default `"glorot_uniform"`.
         decoder_initializer: Of the decoder's kernel, where it has its own. Default `"glorot_uniform"`.
         sparsity: Fraction of zeros in the kernels, in [0, 1). None (default) is 0.67, or what `n_of_m`
-            fixes. The mask of a tied decoder is
-            that of its embedding.
+            fixes. The mask of a tied decoder is that of its embedding.
         distribution: How the kernels share the connections: `"uniform"` (default), `"erdos_renyi"` or
             `"erk"`.
         block_shape: (input weights, units) of the blocks in which connections come and go; they must divide
@@ -89,6 +89,7 @@ class MixtureOfSoftmaxes(StaysItself, MaskedLayer, keras.layers.Layer):
         seed=None,
         kernel_initializer="glorot_uniform",
         decoder_initializer="glorot_uniform",
+        latent_bias_initializer="zeros",
         sparsity=None,
         distribution="uniform",
         block_shape=(1, 1),
@@ -108,6 +109,7 @@ class MixtureOfSoftmaxes(StaysItself, MaskedLayer, keras.layers.Layer):
             self.seed_generator = keras.random.SeedGenerator(seed)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.decoder_initializer = keras.initializers.get(decoder_initializer)
+        self.latent_bias_initializer = keras.initializers.get(latent_bias_initializer)
         self.input_spec = keras.layers.InputSpec(ndim=3)
         self.supports_masking = True
         self._init_masks(sparsity, distribution, block_shape, mask_seed, n_of_m)
@@ -130,7 +132,9 @@ class MixtureOfSoftmaxes(StaysItself, MaskedLayer, keras.layers.Layer):
         if self.embedding is not None and not self.embedding.built:
             self.embedding.build(None)
         latent_width = (self.experts * self.latent_units,)
-        self.latent_bias = self.add_weight(shape=latent_width, initializer="zeros", name="latent_bias")
+        self.latent_bias = self.add_weight(
+            shape=latent_width, initializer=self.latent_bias_initializer, name="latent_bias"
+        )
         # What is added to logits is float32, as the logits are.
         self.bias = self.add_weight(shape=(self.units,), initializer="zeros", name="bias", autocast=False)
 
@@ -187,6 +191,7 @@ class MixtureOfSoftmaxes(StaysItself, MaskedLayer, keras.layers.Layer):
             "seed": self.seed,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "decoder_initializer": keras.initializers.serialize(self.decoder_initializer),
+            "latent_bias_initializer": keras.initializers.serialize(self.latent_bias_initializer),
         }
 
     @classmethod

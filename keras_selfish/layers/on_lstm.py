@@ -1,5 +1,6 @@
 """Sparse long short-term memory with ordered neurons."""
 
+import contextlib
 import itertools
 
 import keras
@@ -7,6 +8,8 @@ from keras import ops
 
 from keras_selfish.layers.masked import MaskedAttribute
 from keras_selfish.layers.sparse_hoisted import SparseHoistedCell, SparseHoistedRNN
+
+SCALINGS = ("training", "inference")
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
@@ -28,15 +31,21 @@ class SparseONLSTMCell(SparseHoistedCell):
     # the state, too, since on JAX the output of a padded step is the first state.
     appends_distances = False
 
-    def __init__(self, units, chunk_size=10, **kwargs):
+    def __init__(self, units, chunk_size=10, *, weight_drop_scaling="training", **kwargs):
         is_integer = isinstance(chunk_size, int) and not isinstance(chunk_size, bool)
         if not is_integer or chunk_size < 1 or units % chunk_size:
             raise ValueError(
                 "`chunk_size` must be a positive integer that divides `units`. "
                 f"Received: chunk_size={chunk_size!r}, units={units}"
             )
+        if weight_drop_scaling not in SCALINGS:
+            raise ValueError(
+                f"`weight_drop_scaling` must be one of {', '.join(SCALINGS)}. "
+                f"Received: weight_drop_scaling={weight_drop_scaling!r}"
+            )
         super().__init__(units, **kwargs)
         self.chunk_size = chunk_size
+        self.weight_drop_scaling = weight_drop_scaling
         self.state_size = [units, units]
 
     @property
@@ -75,8 +84,20 @@ class SparseONLSTMCell(SparseHoistedCell):
             h = ops.concatenate([h, ops.stack(distances, -1)], -1)
         return ops.cast(h, self.compute_dtype), [h, c]
 
+    @contextlib.contextmanager
+    def effective_weights(self, training=False):
+        """As in the base class; scaled in inference, dropped weights are smaller by as much in training."""
+        with super().effective_weights(training=training):
+            scaled = (
+                self.dropped_names if self.weight_drop_scaling == "inference" and self.weight_drop else ()
+            )
+            kept = {name: self.in_use(name) * (1 - self.weight_drop) for name in scaled}
+            with self._computed_weights(self._effective | kept):
+                yield
+
     def get_config(self):
-        return {**super().get_config(), "chunk_size": self.chunk_size}
+        own = {"chunk_size": self.chunk_size, "weight_drop_scaling": self.weight_drop_scaling}
+        return {**super().get_config(), **own}
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
@@ -100,8 +121,11 @@ class SparseONLSTM(SparseHoistedRNN):
         recurrent_activation: Activation of the gates i, f, o. Default `"sigmoid"`.
         use_bias: Whether the gates have a bias. Default True.
         weight_drop: Fraction of the recurrent kernel's weights dropped in training, drawn once per call
-            (DropConnect). Default 0. The others are multiplied by 1 / (1 - weight_drop), and nothing is
-            dropped in inference; the published code multiplies all by 1 - weight_drop there instead.
+            (DropConnect), and none in inference. Default 0.
+        weight_drop_scaling: Where the loss is made good: in `"training"` (default), where the weights that
+            are left are multiplied by 1 / (1 - weight_drop), as in `SparseLSTM`; or in `"inference"`, where
+            all are multiplied by 1 - weight_drop, as in the published code. Weights of the same function are
+            smaller by that factor in the first form, and steps on them shorter by its square.
         dropout: Fraction of the input features dropped in training. Default 0.
         recurrent_dropout: Fraction of the state h dropped, where the recurrent kernel sees it, in training.
             Default 0. Both draw one mask per sequence, for all time steps and gates.

@@ -5,6 +5,7 @@ import dataclasses
 from keras_selfish import masks
 
 CELLS = ("lstm", "rhn", "on_lstm")
+KERNEL_LIMITS = ("units", "inputs")
 # Where dropout stands.
 PLACES = ("input", "hidden", "output")
 
@@ -26,6 +27,8 @@ class Architecture:
         locked: Whether the same features are dropped at all time steps (`LockedDropout`). Default False.
         embedding_dropout: Fraction of the vocabulary that a training step does without. Default 0.
         ar: Factor of the penalty of large activations (`ActivationRegularization`). Default 0.
+        ar_before_dropout: Whether that is of the activations before the dropout in front of the decoder, as
+            in the published ON-LSTM, or after it (default), as in the AWD-LSTM.
         tar: Factor of the penalty of changing activations. Default 0.
         sparsity: Fraction of zeros in every weight matrix, in [0, 1); 0 makes no masks. Default 0.67.
         distribution: How the matrices share the connections: `"uniform"` (default) gives all the same
@@ -36,6 +39,13 @@ class Architecture:
             the same density. It fixes the sparsity. Default None.
         tied: Whether the decoder is the transposed embedding; the units of the last layer (with several
             experts: nothing) must then be the features of a token. Default False.
+        decoder_bias: Whether the decoder, tied or not, adds a bias to the logits, zero at first. Default
+            True.
+        bias_vectors: 1 (default); or 2, and a recurrent layer's bias is trained by `SNTASGD` as the sum of
+            two vectors, which PyTorch's layers have: it moves at twice the rate, counts twice in the norm
+            that is clipped, and begins with twice the variance. Of an RHN only the first depth has two.
+        kernel_limit: Number n that bounds the initial input kernels, uniform in ±1/sqrt(n): `"units"`
+            (default), or `"inputs"`, as in the published ON-LSTM.
         cell: Kind of the recurrent layers: `"lstm"` (default), `"rhn"` or `"on_lstm"`.
         cell_options: Dict of further arguments of each recurrent layer, such as `{"depth": 10}` of a
             `SparseRHN`, or `{"weight_drop": 0.5}`. Default None.
@@ -60,12 +70,16 @@ class Architecture:
     locked: bool = False
     embedding_dropout: float = 0.0
     ar: float = 0.0
+    ar_before_dropout: bool = False
     tar: float = 0.0
     sparsity: float = 0.67
     distribution: str = "uniform"
     block_shape: tuple = (1, 1)
     n_of_m: tuple = None
     tied: bool = False
+    decoder_bias: bool = True
+    bias_vectors: int = 1
+    kernel_limit: str = "units"
     cell: str = "lstm"
     cell_options: dict = None
     experts: int = 1
@@ -80,6 +94,18 @@ class Architecture:
         self._check_fractions()
         if self.cell not in CELLS:
             raise ValueError(f"`cell` must be one of {', '.join(CELLS)}. Received: cell={self.cell!r}")
+        if self.bias_vectors not in (1, 2):
+            raise ValueError(f"`bias_vectors` must be 1 or 2. Received: bias_vectors={self.bias_vectors!r}")
+        if self.kernel_limit not in KERNEL_LIMITS:
+            raise ValueError(
+                f"`kernel_limit` must be one of {', '.join(KERNEL_LIMITS)}. "
+                f"Received: kernel_limit={self.kernel_limit!r}"
+            )
+        if self.experts > 1 and not self.decoder_bias:
+            raise ValueError(
+                "`decoder_bias` must be True with several experts, whose decoder has one. "
+                f"Received: decoder_bias=False, experts={self.experts}"
+            )
         masks.check_sparsity(self.sparsity)
         masks.check_distribution(self.distribution)
         if self.n_of_m is not None and self.sparsity:

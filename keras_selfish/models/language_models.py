@@ -1,6 +1,7 @@
 """Recurrent language models whose every weight matrix is sparse."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_selfish import masks
@@ -18,6 +19,8 @@ from keras_selfish.layers import (
 )
 from keras_selfish.models import presets
 from keras_selfish.models.architecture import Architecture
+from keras_selfish.models.biases import BiasVectors, LogitsBias
+from keras_selfish.optimizers import SNTASGD
 from keras_selfish.optimizers.state import innermost
 
 # The recurrent layers by name, and what they are given to begin as published.
@@ -34,7 +37,7 @@ class LanguageModel(keras.Model):
 
     The state of each layer is carried from window to window (see `CarriedState`). Initial weights are the
     published ones: embedding and decoder uniform in ±0.1, all other kernels and biases uniform in
-    ±1/sqrt(units), decoder bias zero.
+    ±1/sqrt(units) (see `kernel_limit` and `bias_vectors` of `Architecture`), decoder bias zero.
 
     Args:
         vocabulary_size: Number of tokens in the vocabulary.
@@ -72,25 +75,34 @@ class LanguageModel(keras.Model):
         for layer, after in zip(parts.recurrent, parts.dropouts[1:], strict=True):
             carried = CarriedState(layer, batch_size, name=f"{layer.name}_carried", dtype=dtype)
             features = carried(features, first)
-            if layer is parts.recurrent[-1] and architecture.tar:
-                features = ActivationRegularization(tar=architecture.tar, name="tar", dtype=dtype)(features)
+            if layer is parts.recurrent[-1]:
+                features = parts.penalize(features, tar=architecture.tar)
+                if architecture.ar_before_dropout:
+                    features = parts.penalize(features, ar=architecture.ar)
             features = after(features)
-        if architecture.ar:
-            features = ActivationRegularization(ar=architecture.ar, name="ar", dtype=dtype)(features)
-        super().__init__(
-            {"tokens": tokens, "first": first}, _decode(features, parts.embedding, parts.decoder), name=name
-        )
+        if not architecture.ar_before_dropout:
+            features = parts.penalize(features, ar=architecture.ar)
+        super().__init__({"tokens": tokens, "first": first}, parts.decode(features), name=name)
         self.architecture = architecture
         self.batch_size = batch_size
         self.seed = seed
         self._policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
         self.embedding, self.recurrent, self.dropouts = parts.embedding, parts.recurrent, parts.dropouts
-        self.decoder = parts.decoder
+        self.decoder, self.decoder_bias = parts.decoder, parts.decoder_bias
+        if architecture.bias_vectors == 2:
+            for layer in self.recurrent:
+                layer.cell.bias.summands = 2.0 if architecture.cell != "rhn" else _first_of(layer.cell.depth)
         if architecture.sparsity and architecture.distribution != "uniform":
             masks.distribute(self, architecture.sparsity, architecture.distribution, seed)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """As in `keras.Model`; tells the optimizer by how much to scale the step (see `Architecture`)."""
+        two = self.architecture.bias_vectors == 2
+        if training and two and not isinstance(innermost(self.optimizer), SNTASGD):
+            raise ValueError(
+                "`bias_vectors` must be 1 with an optimizer other than SNTASGD, which alone trains two as "
+                f"one. Received: bias_vectors=2, optimizer={type(self.optimizer).__name__}"
+            )
         if training and self.architecture.reference_length:
             optimizer = innermost(self.optimizer)
             if not hasattr(optimizer, "scale_step"):
@@ -131,7 +143,7 @@ class LanguageModel(keras.Model):
             features, *final = layer(features, initial_state=initial)
             states += initial
             finals += final
-        logits = _decode(features, self.embedding, self.decoder)
+        logits = _decode(features, self.embedding, self.decoder, self.decoder_bias)
         return keras.Model([tokens, *states], [logits, *finals], name=f"{self.name}_stepwise")
 
     def get_config(self):
@@ -145,7 +157,9 @@ class LanguageModel(keras.Model):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        return cls(**config)
+        # Files from before there was a choice hold tied models without a bias.
+        tied = config.get("tied", False) and config.get("experts", 1) == 1
+        return cls(**{"decoder_bias": not tied, **config})
 
 
 class _Parts:
@@ -160,11 +174,25 @@ class _Parts:
             self._recurrent(index, units) for index, units in enumerate(architecture.layer_units)
         ]
         self.decoder = self._decoder()
+        self.decoder_bias = None
+        if architecture.decoder_bias and self.decoder is None:
+            self.decoder_bias = LogitsBias(name="decoder_bias", dtype=dtype)
         dropout_class = LockedDropout if architecture.locked else keras.layers.Dropout
         self.dropouts = [
             dropout_class(rate, seed=next(self._seeds), name=f"dropout_{index}", dtype=dtype)
             for index, rate in enumerate(architecture.dropout_rates())
         ]
+
+    def penalize(self, features, **factor):
+        """Features of the last recurrent layer, whose activations or changes a factor over 0 penalises."""
+        ((name, value),) = factor.items()
+        if not value:
+            return features
+        return ActivationRegularization(**factor, name=name, dtype=self.dtype)(features)
+
+    def decode(self, features):
+        """The logits of features (batch, time steps, units)."""
+        return _decode(features, self.embedding, self.decoder, self.decoder_bias)
 
     def _uniform(self, limit):
         return keras.initializers.RandomUniform(-limit, limit, seed=next(self._seeds))
@@ -195,11 +223,13 @@ class _Parts:
     def _recurrent(self, index, units):
         settings = self.architecture
         layer_class, published = CELLS[settings.cell]
+        inputs = (settings.token_units, *settings.layer_units)[index]
+        limit = (units if settings.kernel_limit == "units" else inputs) ** -0.5
         return layer_class(
             units,
-            kernel_initializer=self._uniform(units**-0.5),
+            kernel_initializer=self._uniform(limit),
             recurrent_initializer=self._uniform(units**-0.5),
-            bias_initializer=self._uniform(units**-0.5),
+            bias_initializer=self._bias(units**-0.5, limit),
             block_shape=settings.block_shape,
             n_of_m=settings.n_of_m,
             return_sequences=True,
@@ -211,6 +241,13 @@ class _Parts:
             **(settings.cell_options or {}),
         )
 
+    def _bias(self, limit, second):
+        settings = self.architecture
+        if settings.bias_vectors == 1:
+            return self._uniform(limit)
+        rows = 1 if settings.cell == "rhn" else None
+        return BiasVectors(limit, second, rows, seed=next(self._seeds))
+
     def _decoder(self):
         """The layer after the last dropout; None where it is the embedding itself."""
         settings = self.architecture
@@ -220,6 +257,7 @@ class _Parts:
             return None
         return SparseDense(
             settings.vocabulary_size,
+            use_bias=settings.decoder_bias,
             kernel_initializer=self._uniform(0.1),
             block_shape=settings.block_shape,
             n_of_m=settings.n_of_m,
@@ -237,6 +275,7 @@ class _Parts:
             latent_dropout=settings.latent_dropout,
             kernel_initializer=self._uniform(settings.layer_units[-1] ** -0.5),
             decoder_initializer=self._uniform(0.1),
+            latent_bias_initializer=self._uniform(settings.layer_units[-1] ** -0.5),
             block_shape=settings.block_shape,
             name="decoder",
             **self._sparse(),
@@ -244,9 +283,17 @@ class _Parts:
         )
 
 
-def _decode(features, embedding, decoder):
+def _decode(features, embedding, decoder, decoder_bias):
     """The logits of features (batch, time steps, units); without a decoder the embedding is it."""
-    return decoder(features) if decoder else embedding(features, reverse=True)
+    if decoder:
+        return decoder(features)
+    logits = embedding(features, reverse=True)
+    return decoder_bias(logits) if decoder_bias else logits
+
+
+def _first_of(depth):
+    """Of the biases of an RHN (depth, gates * units) the first depth has two vectors."""
+    return np.array([[2.0]] + [[1.0]] * (depth - 1), "float32")
 
 
 def language_model(preset=None, vocabulary_size=None, **overrides):

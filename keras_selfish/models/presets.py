@@ -15,6 +15,8 @@ _TRAINING = {
     "weight_decay": 1.2e-6,
     "pruning_rate": 0.5,
     "patience": 5,
+    "restart_epochs": (),
+    "evaluation_columns": None,
 }
 
 # What the models of the AWD-LSTM family share, at the published sizes and at ours.
@@ -26,6 +28,9 @@ _SMALL_AWD = {
     "output_dropout": 0.2,
     "embedding_dropout": 0.05,
 }
+# Where the code of the ON-LSTM differs from that of the AWD-LSTM.
+_DROP_CONNECT = {"weight_drop_scaling": "inference"}
+_ON_LSTM = {"ar_before_dropout": True, "kernel_limit": "inputs"}
 _SMALL = {**_TRAINING, "epochs": 14, "patience": 2}
 
 PRESETS = {
@@ -54,15 +59,24 @@ PRESETS = {
     "ptb_onlstm": {
         "model": {
             "cell": "on_lstm",
-            "cell_options": {"chunk_size": 10, "weight_drop": 0.45},
+            "cell_options": {"chunk_size": 10, "weight_drop": 0.45, **_DROP_CONNECT},
             "units": [1150, 1150, 400],
             "embedding_units": 400,
             "input_dropout": 0.5,
             "hidden_dropout": 0.3,
             "output_dropout": 0.45,
             **_AWD,
+            **_ON_LSTM,
         },
-        "training": {**_TRAINING, "epochs": 1000, "bptt": 70, "random_lengths": True, "learning_rate": 15.0},
+        "training": {
+            **_TRAINING,
+            "epochs": 1000,
+            "bptt": 70,
+            "random_lengths": True,
+            "learning_rate": 15.0,
+            "restart_epochs": (500, 1000),
+            "evaluation_columns": 10,
+        },
     },
     # Merity et al. 2018, arXiv 1708.02182: WikiText-2, dense, 68.6 / 65.8. Sparsity and rewiring are ours.
     "wt2_awd_lstm": {
@@ -83,10 +97,12 @@ PRESETS = {
             "bptt": 70,
             "random_lengths": True,
             "learning_rate": 30.0,
+            "evaluation_columns": 10,
         },
     },
-    # Liu et al. 2021: WikiText-2, 65.96 / 63.05. The model: Yang et al. 2018, arXiv 1711.03953. The sources
-    # leave open the pruning rate, patience, output, word and weight dropout and AR and TAR: chosen by us.
+    # Liu et al. 2021: WikiText-2, 65.96 / 63.05. The model: Yang et al. 2018, arXiv 1711.03953, patience,
+    # output, word and weight dropout, AR and TAR being the defaults of their code (zihangdai/mos, main.py).
+    # The sources leave open the pruning rate: chosen by us.
     "wt2_awd_lstm_mos": {
         "model": {
             "cell_options": {"weight_drop": 0.5},
@@ -107,6 +123,7 @@ PRESETS = {
             "bptt": 70,
             "random_lengths": True,
             "learning_rate": 15.0,
+            "evaluation_columns": 10,
         },
     },
     # Ours, from here on: sizes that two cores train, on the Penn Treebank, and dropout to match.
@@ -132,10 +149,11 @@ PRESETS = {
     "ptb_onlstm_small": {
         "model": {
             "cell": "on_lstm",
-            "cell_options": {"chunk_size": 10, "weight_drop": 0.1},
+            "cell_options": {"chunk_size": 10, "weight_drop": 0.1, **_DROP_CONNECT},
             "units": [250, 200],
             "embedding_units": 200,
             **_SMALL_AWD,
+            **_ON_LSTM,
         },
         "training": {**_SMALL, "random_lengths": True, "learning_rate": 15.0},
     },

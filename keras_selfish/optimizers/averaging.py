@@ -34,6 +34,8 @@ class NonMonotonicAveraging(keras.callbacks.Callback):
     Args:
         monitor: Name of the validation metric, lower is better. Default `"val_loss"`.
         patience: n, an integer from 0 to 128. Default 5, as published.
+        restart_epochs: Numbers of epochs after which averaging, where it has begun, begins anew from the
+            weights as they are then; the published ON-LSTM does so after 500 and 1000. Default (), never.
 
     Raises:
         ValueError: for an argument out of range; when training begins with an optimizer that is no
@@ -54,7 +56,7 @@ class NonMonotonicAveraging(keras.callbacks.Callback):
     Reference: Merity et al. 2018, arXiv 1708.02182, algorithm 1; Liu et al. 2021, arXiv 2101.09048.
     """
 
-    def __init__(self, monitor="val_loss", patience=5):
+    def __init__(self, monitor="val_loss", patience=5, restart_epochs=()):
         super().__init__()
         if not isinstance(monitor, str) or not monitor.startswith("val_"):
             raise ValueError(
@@ -66,7 +68,13 @@ class NonMonotonicAveraging(keras.callbacks.Callback):
             raise ValueError(
                 f"`patience` must be an integer from 0 to {HISTORY_LENGTH}. Received: patience={patience!r}"
             )
+        if not all(isinstance(epoch, int) and epoch > 0 for epoch in restart_epochs):
+            raise ValueError(
+                "`restart_epochs` must be a list of positive integers. "
+                f"Received: restart_epochs={restart_epochs!r}"
+            )
         self.monitor = monitor
+        self.restart_epochs = tuple(restart_epochs)
         self.patience = int(patience)
         self._in_fit = False
         self._validated = False
@@ -96,6 +104,11 @@ class NonMonotonicAveraging(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self._put_averages(inside=False)
+        if epoch in self.restart_epochs:  # as many are done: Keras counts from 0
+            for optimizer in self.optimizers:
+                if _number(optimizer.trigger) >= 0:
+                    optimizer.start_averaging()
+                    logging.info("Averaging starts anew after epoch %d.", epoch)
 
     def on_test_begin(self, logs=None):
         if self._in_fit:

@@ -49,6 +49,10 @@ class SNTASGD(keras.optimizers.Optimizer):
     exist); `trigger`, the number of updates when averaging began (-1: not yet); `averages_in` (1 while the
     averages stand in the weights, and the weights in the averages); `validation_history`.
 
+    A variable may stand for the sum of several parameters with one gradient, such as the two bias vectors of
+    PyTorch's recurrent layers: where it has an attribute `summands`, a number or an array that fits it, its
+    step is as many times the gradient, which counts as often in the norm that `global_clipnorm` limits.
+
     Args:
         learning_rate: Float, schedule, or callable. Default 40.0, as published for LSTMs with clipping.
         weight_decay: L2 weight decay: this times the weight is added to the clipped gradient. Default None.
@@ -218,25 +222,43 @@ class SNTASGD(keras.optimizers.Optimizer):
             self._step_factor = None
         update.update_variables(self, grads, trainable_variables, learning_rate)
 
-    def clip(self, gradients):
+    def clip(self, gradients, variables):
         """Clips gradients that are summed over replicas.
 
         A factor is cheaper than a clipped gradient: the step multiplies by the learning rate anyway.
 
         Args:
             gradients: List of tensors.
+            variables: The variables they are of, in this order.
 
         Returns:
             A list of gradients, and a list with the factor that each is still to be multiplied by.
         """
         if self.clipvalue:
             gradients = [update.clip_values(gradient, self.clipvalue) for gradient in gradients]
+        # A sum moves by the gradient of each of its summands, and each counts in the norm of all gradients.
+        moving = [
+            gradient if count is None else gradient * ops.cast(count, gradient.dtype)
+            for gradient, count in zip(gradients, map(self._summands, variables), strict=True)
+        ]
         if not (self.clipnorm or self.global_clipnorm):
-            return gradients, [1.0] * len(gradients)
+            return moving, [1.0] * len(gradients)
         squares = [update.sum_of_squares(gradient) for gradient in gradients]
         if self.clipnorm:
-            return gradients, [_factor(square, self.clipnorm) for square in squares]
-        return gradients, [_factor(ops.sum(ops.stack(squares)), self.global_clipnorm)] * len(gradients)
+            return moving, [_factor(square, self.clipnorm) for square in squares]
+        squares = [
+            square
+            if count is None
+            else ops.sum(ops.cast(count, "float32") * ops.square(ops.cast(gradient, "float32")))
+            for square, gradient, count in zip(
+                squares, gradients, map(self._summands, variables), strict=True
+            )
+        ]
+        return moving, [_factor(ops.sum(ops.stack(squares)), self.global_clipnorm)] * len(gradients)
+
+    def _summands(self, variable):
+        weight = self._trainable_variables[self._get_variable_index(variable)]
+        return getattr(weight, "summands", None)
 
     # The step
 

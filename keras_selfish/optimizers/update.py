@@ -15,7 +15,7 @@ def update_variables(optimizer, gradients, variables, learning_rate):
     """Clips the gradients, updates every variable, and then its average if the optimizer averages."""
     # One of rows only becomes a whole one: decay and averages move every row.
     gradients = [ops.convert_to_tensor(gradient, sparse=False) for gradient in gradients]
-    gradients, factors = optimizer.clip(gradients)
+    gradients, factors = optimizer.clip(gradients, variables)
     for gradient, factor, variable in zip(gradients, factors, variables, strict=True):
         optimizer.update_step(gradient, variable, learning_rate, factor)
     averages = [optimizer.mean_of(variable)[0] for variable in variables]

@@ -29,7 +29,7 @@ def update_variables(optimizer, gradients, variables, learning_rate):
     variables = [getattr(variable, "_value", variable) for variable in variables]
     # As Keras (3.15) does it, with the clipping put between its two private calls.
     pairs = optimizer._all_reduce_sum_gradients(list(zip(gradients, variables, strict=True)))
-    gradients, factors = optimizer.clip([sum_rows(gradient) for gradient, _ in pairs])
+    gradients, factors = optimizer.clip([sum_rows(gradient) for gradient, _ in pairs], variables)
 
     def update_variable(variable, gradient, factor, learning_rate, averaging):
         mean = optimizer.mean_of(variable) if averaging else None

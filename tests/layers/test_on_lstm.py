@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keras import ops
 
-from keras_selfish import CarriedState, SparseONLSTM, SparseONLSTMCell
+from keras_selfish import CarriedState, SparseONLSTM, SparseONLSTMCell, strip
 from keras_selfish.analysis import report
 from keras_selfish.layers import HoistedRNN
 from keras_selfish.layers.on_lstm import cumax
@@ -147,6 +147,35 @@ def test_weight_drop_is_drawn_once_per_call():
     assert_equals(plain, numpy_loop(layer, sequences, initial))
 
 
+@also_on_jax
+def test_weight_drop_that_is_made_good_in_inference():
+    """As published: in training what is left is as it is, in inference all is multiplied by what is kept."""
+    layer = built(weight_drop=0.4, weight_drop_scaling="inference", seed=7)
+    sequences, initial = arguments()
+    kernel = ops.convert_to_numpy(layer.cell.recurrent_kernel)
+    numbers = keras.random.uniform(kernel.shape, dtype="float32", seed=keras.random.SeedGenerator(7))
+    left = np.where(ops.convert_to_numpy(numbers) >= 0.4, kernel, 0)
+    assert 0 < np.count_nonzero(left) < np.count_nonzero(kernel)
+    for training, recurrent in ((True, left), (False, 0.6 * kernel)):
+        assert_equals(
+            layer(sequences, initial_state=initial, training=training),
+            numpy_loop(layer, sequences, initial, recurrent_kernel=recurrent),
+        )
+    copy = SparseONLSTM.from_config(layer.get_config())
+    assert copy.cell.weight_drop_scaling == "inference"
+    stripped = strip(
+        keras.Sequential(
+            [
+                keras.Input((TIME, FEATURES)),
+                SparseONLSTM.from_config(
+                    {**layer.get_config(), "return_state": False, "return_distances": False}
+                ),
+            ]
+        )
+    )
+    assert stripped.layers[0].cell.weight_drop_scaling == "inference"
+
+
 def test_weight_drop_needs_our_loop():
     loop = HoistedRNN(SparseONLSTMCell(UNITS, CHUNK, weight_drop=0.5))
     loop(draw(BATCH, TIME, FEATURES))
@@ -230,6 +259,7 @@ def test_distances_are_no_state_to_carry():
         ({"chunk_size": 4}, r"`chunk_size` .* Received: chunk_size=4, units=6"),
         ({"chunk_size": 0}, r"`chunk_size` .* Received: chunk_size=0"),
         ({"chunk_size": 2.0}, r"`chunk_size` .* Received: chunk_size=2\.0"),
+        ({"chunk_size": 2, "weight_drop_scaling": "both"}, r"`weight_drop_scaling` must be .*'both'"),
         ({"chunk_size": 2, "weight_drop": 1.0}, r"`weight_drop` .* Received: weight_drop=1\.0"),
         ({"chunk_size": 2, "return_distances": True}, r"`return_distances` needs return_sequences=True"),
     ],

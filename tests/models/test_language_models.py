@@ -11,6 +11,7 @@ from keras_selfish import (
     SelfishRewiring,
     TokenCrossEntropy,
     masked_weights,
+    strip,
 )
 from keras_selfish.analysis import report
 from keras_selfish.data import RandomWindows, Windows
@@ -35,6 +36,10 @@ def small_model(graph=False, **overrides):
         run_eagerly=not graph,
     )
     return model
+
+
+def numbers(tensor):
+    return keras.ops.convert_to_numpy(tensor)
 
 
 def batches(windows):
@@ -246,7 +251,33 @@ def test_ptb_lstm_has_the_published_size():
     assert (1 - settings["sparsity"]) * dense == pytest.approx(22e6, rel=0.02)
 
 
-# In millions, dense and sparse, as published; where nothing sparse was published, that is ours.
+def pytorch_modules(name):
+    """The parameters of the published PyTorch modules, by hand: shapes of matrices, sizes of biases.
+
+    Matrices that share a number of connections stand in one list. Second bias vectors, which our models have
+    as a part of the first, are a list of their own.
+    """
+    v, w = 10_000, 33_278
+    if name == "ptb_lstm":
+        layer = [(1500, 6000)] * 2
+        return [[(v, 1500)], layer, layer, [(1500, v)]], [6000, 6000, v], [6000, 6000]
+    if name == "ptb_rhn":
+        return [[(v, 830)], [(830, 1660)] * 11], [1660] * 10 + [v], [1660]
+    sizes = {"ptb_onlstm": (v, 400, [1150, 1150, 400]), "wt2_awd_lstm": (w, 400, [1150, 1150, 400])}
+    words, features, units = sizes.get(name, (w, 300, [1150, 1150, 650]))
+    matrices, biases = [[(words, features)]], [words]
+    for inputs, own in zip([features, *units], units, strict=False):
+        width = 4 * own + (2 * own // 10 if name == "ptb_onlstm" else 0)
+        matrices.append([(inputs, width), (own, width)])
+        biases.append(width)
+    second = biases[1:]
+    if name == "wt2_awd_lstm_mos":
+        matrices.append([(650, 15), (650, 15 * 300)])
+        biases.append(15 * 300)
+    return matrices, biases, second
+
+
+# In millions, dense and sparse, as published; where nothing sparse was published, None.
 PUBLISHED_PARAMETERS = {
     "ptb_lstm": (66, 22),
     "ptb_rhn": (23.5, 11.1),
@@ -257,11 +288,18 @@ PUBLISHED_PARAMETERS = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED_PARAMETERS)
-def test_presets_have_the_published_number_of_parameters(name):
-    found = report(language_model(name)).parameters
+def test_presets_have_exactly_the_published_parameters(name):
+    model = language_model(name)
+    found = report(model).parameters
+    matrices, biases, second = pytorch_modules(name)
+    sizes = [sum(map(np.prod, shapes)) for shapes in matrices]
+    assert found.dense == sum(sizes) + sum(biases)
+    active = [round((1 - preset(name)["model"]["sparsity"]) * size) for size in sizes]
+    assert found.sparse == sum(active) + sum(biases)
+    # The numbers in the papers are rounded, and so are the densities.
     for number, published in zip((found.dense, found.sparse), PUBLISHED_PARAMETERS[name], strict=True):
         if published is not None:
-            assert number == pytest.approx(1e6 * published, rel=0.03)
+            assert number + sum(second) == pytest.approx(1e6 * published, rel=0.03)
 
 
 @pytest.mark.parametrize(
@@ -329,6 +367,90 @@ def test_a_mixture_saved_and_stepwise(tmp_path):
     states = [keras.ops.zeros((COLUMNS, units)) for units in (12, 12, 8, 8)]
     logits = loaded.stepwise()([keras.ops.convert_to_tensor(inputs["tokens"]), *states])[0]
     np.testing.assert_allclose(logits, loaded(inputs, training=False), atol=1e-5)
+
+
+@on_jax_too
+def test_a_tied_decoder_has_a_bias(tmp_path):
+    model = small_model(tied=True)
+    assert numbers(model.decoder_bias.bias).tolist() == [0.0] * VOCABULARY
+    fit(model)
+    bias = numbers(model.decoder_bias.bias)
+    assert np.abs(bias).min() > 0
+    ((inputs, _),) = Windows(VALIDATION, COLUMNS, 100)
+    logits = numbers(model(inputs, training=False))
+    model.decoder_bias.bias.assign(np.zeros(VOCABULARY))
+    np.testing.assert_allclose(numbers(model(inputs, training=False)) + bias, logits, rtol=1e-4, atol=1e-5)
+    model.decoder_bias.bias.assign(bias)
+
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    states = [keras.ops.zeros((COLUMNS, 12)) for _ in range(4)]
+    tokens = keras.ops.convert_to_tensor(inputs["tokens"])
+    stripped = strip(model.stepwise())
+    kinds = {type(layer).__module__.split(".")[0] for layer in stripped.layers}
+    assert kinds == {"keras"}
+    stripped.save(tmp_path / "plain.keras")
+    for other in (stripped, keras.models.load_model(tmp_path / "plain.keras"), loaded.stepwise()):
+        np.testing.assert_allclose(numbers(other([tokens, *states])[0]), logits, rtol=1e-4, atol=1e-5)
+
+    assert small_model(tied=True, decoder_bias=False).decoder_bias is None
+    assert not small_model(decoder_bias=False).decoder.use_bias
+    # Files from before there was a choice hold tied models without one.
+    config = {name: value for name, value in model.get_config().items() if name != "decoder_bias"}
+    assert LanguageModel.from_config(config).decoder_bias is None
+    assert LanguageModel.from_config({**config, "tied": False}).decoder.use_bias
+
+
+@on_jax_too
+@pytest.mark.parametrize(
+    ("cell", "options", "summands"),
+    [
+        ("lstm", None, 2.0),
+        ("on_lstm", {"chunk_size": 4}, 2.0),
+        ("rhn", {"depth": 3, "transform_bias": None}, [[2.0], [1.0], [1.0]]),
+    ],
+)
+def test_two_bias_vectors(cell, options, summands, tmp_path):
+    settings = {"cell": cell, "cell_options": options, "units": 400, "embedding_units": 400, "layers": 1}
+    two, one = (small_model(**settings, bias_vectors=number) for number in (2, 1))
+    bias = two.recurrent[0].cell.bias
+    np.testing.assert_array_equal(bias.summands, summands)
+    values, single = numbers(bias), numbers(one.recurrent[0].cell.bias)
+    rows = values if cell != "rhn" else values[:1]
+    # The variance of a uniform number in ±a is a ** 2 / 3.
+    assert np.var(rows) == pytest.approx(2 / 3 / 400, rel=0.15)
+    assert np.var(single) == pytest.approx(1 / 3 / 400, rel=0.15)
+    if cell == "rhn":
+        assert np.var(values[1:]) == pytest.approx(1 / 3 / 400, rel=0.15)
+    assert not hasattr(one.recurrent[0].cell.bias, "summands")
+    two.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded.recurrent[0].cell.bias.summands, summands)
+    two.compile("sgd", loss=TokenCrossEntropy())
+    with pytest.raises(ValueError, match=r"`bias_vectors` must be 1 .* optimizer=SGD"):
+        fit(two)
+
+
+def test_kernels_begin_within_the_limit_that_is_named():
+    settings = {"units": [50, 20], "embedding_units": 10, "sparsity": 0.0}
+    for limit, expected in (("units", (50, 20)), ("inputs", (10, 50))):
+        model = small_model(**settings, kernel_limit=limit)
+        for layer, count, units in zip(model.recurrent, expected, (50, 20), strict=True):
+            largest = [np.abs(numbers(weight)).max() for weight in layer.cell.weights[:3]]
+            np.testing.assert_allclose(largest, [count**-0.5, units**-0.5, units**-0.5], rtol=0.1)
+
+
+def test_penalty_of_activations_before_or_after_dropout():
+    """With all but one feature in a hundred dropped, those left are a hundred times as large."""
+    ((inputs, _),) = Windows(VALIDATION, COLUMNS, 100)
+    penalties = []
+    for before in (True, False):
+        model = small_model(ar=1.0, output_dropout=0.99, ar_before_dropout=before)
+        model(inputs, training=True)
+        penalties.append(float(model.losses[0]))
+    features = keras.Model(model.inputs, model.get_layer("dropout_2").input)(inputs)
+    assert penalties[0] == pytest.approx(np.mean(np.square(numbers(features))), rel=1e-5)
+    assert penalties[1] > 5 * penalties[0]
 
 
 def test_dropout_stands_where_it_is_said():

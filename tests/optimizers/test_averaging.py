@@ -197,6 +197,29 @@ def test_average_is_the_mean_of_the_weights_since_the_trigger(model):
 
 
 @on_all_backends
+def test_averaging_begins_anew_after_an_epoch_that_is_named(model):
+    """The averages at the end are the mean of the weights since the last restart, less the first of them."""
+    weights = []
+    record = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: weights.append(weights_of(model))
+    )
+    averaging_callback = NonMonotonicAveraging(patience=0, restart_epochs=[1, 3, 4])
+    train(model, 6, [averaging_callback, record])
+    optimizer = model.optimizer
+    steps = len(weights) // 6
+    assert number(optimizer.trigger) == 4 * steps
+    for index, average in enumerate(weights_of(model)):
+        since = [one[index] for one in weights[4 * steps + 1 :]]
+        np.testing.assert_allclose(average, np.mean(since, axis=0), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("epochs", [[0], [1.5], ["1"]])
+def test_bad_restarts(epochs):
+    with pytest.raises(ValueError, match="`restart_epochs` must be a list of positive integers"):
+        NonMonotonicAveraging(restart_epochs=epochs)
+
+
+@on_all_backends
 def test_second_fit_goes_on_from_the_raw_weights(reused):
     states = []
     for parts in ([5], [1, 3, 1]):

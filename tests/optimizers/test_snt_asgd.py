@@ -599,3 +599,38 @@ def test_gradients_of_rows_on_jax():
         moved.append(ops.convert_to_numpy(variable))
     np.testing.assert_array_equal(*moved)
     assert (moved[0][0] < moved[0][1]).all()
+
+
+@pytest.mark.backends("tensorflow", "jax", "torch")
+@pytest.mark.parametrize(
+    "limits", [{}, {"global_clipnorm": 0.3}, {"clipvalue": 0.2}], ids=lambda one: "".join(one)
+)
+def test_a_variable_stands_for_the_sum_of_two(limits):
+    """Golden: PyTorch's way, two variables with the gradient of their sum; one row has one of them only."""
+    generator = np.random.default_rng(3)
+    other, first, second = (
+        generator.normal(size=shape).astype("float32") for shape in [(3,), (2, 4), (2, 4)]
+    )
+    second[1] = 0
+    options = {"weight_decay": 0.05, **limits}
+    apart = [keras.Variable(value) for value in (other, first, second)]
+    together = [keras.Variable(other), keras.Variable(first + second)]
+    together[1].summands = np.array([[2.0], [1.0]], "float32")
+    optimizers = SNTASGD(0.5, **options), SNTASGD(0.5, **options)
+    for optimizer, variables in zip(optimizers, (apart, together), strict=True):
+        optimizer.build(variables)
+    for step in range(6):
+        if step == 2:
+            for optimizer in optimizers:
+                optimizer.start_averaging()
+        gradients = [generator.normal(size=shape).astype("float32") for shape in [(3,), (2, 4)]]
+        of_second = gradients[1].copy()
+        of_second[1] = 0  # that row has no second vector
+        optimizers[0].apply([ops.convert_to_tensor(g) for g in (*gradients, of_second)])
+        optimizers[1].apply([ops.convert_to_tensor(g) for g in gradients])
+    expected = [ops.convert_to_numpy(variable) for variable in apart]
+    found = [ops.convert_to_numpy(variable) for variable in together]
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+    np.testing.assert_allclose(found[1], expected[1] + expected[2], rtol=1e-5, atol=1e-6)
+    averages = [[ops.convert_to_numpy(average) for average in one.averages] for one in optimizers]
+    np.testing.assert_allclose(averages[1][1], averages[0][1] + averages[0][2], rtol=1e-5, atol=1e-6)
