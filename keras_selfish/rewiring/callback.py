@@ -1,6 +1,7 @@
 """The callback that rewires a model while it trains."""
 
 import functools
+import math
 
 import numpy as np
 from absl import logging
@@ -69,6 +70,8 @@ class Rewiring(MaskUpdates):
     >>> history.history["sparsity"]
     [0.75, 0.75]
     """
+
+    rounding = staticmethod(math.ceil)  # of the number of connections that a matrix loses
 
     def __init__(
         self,
@@ -247,6 +250,7 @@ class Rewiring(MaskUpdates):
             grow=self.grow,
             redistribution=self.redistribution,
             reset_regrown=self.reset_regrown,
+            rounding=self.rounding,
         )
         self.change(step, choose, self._gradient_batches)
         logging.vlog(1, "Step %d: rewired the fraction %.4f of the connections.", step, rate)

@@ -20,10 +20,20 @@ from keras_selfish.rewiring.rewire import (
 __all__ = ["DROP_SCOPES", "check_equal_blocks", "choose_changes", "lost_together"]
 
 DROP_SCOPES = ("matrix", "model")
+FULL = 0.99  # of its free places that a matrix gets
 
 
 def choose_changes(
-    matrices, each=map, *, rate, drop, grow, drop_scope="matrix", redistribution=None, reset_regrown=False
+    matrices,
+    each=map,
+    *,
+    rate,
+    drop,
+    grow,
+    drop_scope="matrix",
+    redistribution=None,
+    reset_regrown=False,
+    rounding=math.ceil,
 ):
     """Chooses the connections of all matrices that go and come; their total stays exactly the same.
 
@@ -37,6 +47,7 @@ def choose_changes(
             with the smallest scores anywhere. No matrix then loses its last connection.
         redistribution: Redistribution rule; None for as many as the matrix has lost.
         reset_regrown: Whether a connection that is dropped and regrown counts as new.
+        rounding: As in `rewired_count`.
 
     Returns:
         A list of `Change`, or of None where nothing changes.
@@ -46,11 +57,21 @@ def choose_changes(
             exchanged.
     """
     if drop_scope == "matrix" and redistribution is None:
-        return list(each(lambda m: choose_change(m, rate, drop, grow, reset_regrown), matrices))
+        return list(each(lambda m: choose_change(m, rate, drop, grow, reset_regrown, rounding), matrices))
     check_equal_blocks(matrices)
-    lost = _lost(matrices, each, rate, drop, drop_scope)
+    shares = None if redistribution is None else list(map(redistribution, matrices))
+    if drop_scope == "model":
+        active = [active_blocks(matrix) for matrix in matrices]
+        sizes = sum(map(np.count_nonzero, active)), sum(blocks.size for blocks in active)
+        lost = lost_together(matrices, each, rewired_count(rate, *sizes, rounding=rounding), drop)
+    else:
+        lost = _lost(matrices, shares, rate, rounding)
     kept = list(each(lambda m, count: active_blocks(m) > choose_dropped(m, count, drop), matrices, lost))
-    gained = lost if redistribution is None else _gained(matrices, kept, sum(lost), redistribution)
+    gained = lost
+    if shares is not None:
+        if getattr(redistribution, "after_dropping", False):
+            shares = [redistribution(_without(m, blocks)) for m, blocks in zip(matrices, kept, strict=True)]
+        gained = _gained(kept, sum(lost), shares)
 
     def complete(matrix, kept, lost, gained):
         if lost == gained == 0:
@@ -60,10 +81,14 @@ def choose_changes(
     return list(each(complete, matrices, kept, lost, gained))
 
 
-def _lost(matrices, each, rate, drop, drop_scope):
-    active = [active_blocks(matrix) for matrix in matrices]
-    counts = [rewired_count(rate, np.count_nonzero(blocks), blocks.size) for blocks in active]
-    return counts if drop_scope == "matrix" else lost_together(matrices, each, sum(counts), drop)
+def _lost(matrices, shares, rate, rounding):
+    """How many blocks each matrix loses: few if it is nearly dense and is to grow more than others."""
+    counts = []
+    for index, matrix in enumerate(matrices):
+        active = active_blocks(matrix)
+        capped = shares is not None and shares[index] > sum(shares) / len(shares)
+        counts.append(rewired_count(rate, np.count_nonzero(active), active.size, capped, rounding))
+    return counts
 
 
 def lost_together(matrices, each, count, drop):
@@ -84,17 +109,22 @@ def lost_together(matrices, each, count, drop):
     return common_threshold(list(each(scores, matrices)), count)
 
 
-def _gained(matrices, kept, total, redistribution):
-    """How many each matrix grows: by its share of all, at least one connection, at most its free places."""
+def _without(matrix, kept):
+    """The matrix with the blocks that are left."""
+    mask = masks.expand_blocks(kept, matrix.masked_weight.block_shape)
+    return dataclasses.replace(matrix, mask=mask, weight=np.where(mask, matrix.weight, 0))
+
+
+def _gained(kept, total, shares):
+    """How many each matrix grows by its share: at least one connection, at most 99% of its free places.
+
+    As in the published code; where that is not enough room for all, at most all of its free places.
+    """
     left = [np.count_nonzero(blocks) for blocks in kept]
-    shares = []
-    for matrix, blocks in zip(matrices, kept, strict=True):
-        mask = masks.expand_blocks(blocks, matrix.masked_weight.block_shape)
-        weight = np.where(mask, matrix.weight, 0)
-        shares.append(redistribution(dataclasses.replace(matrix, mask=mask, weight=weight)))
     floors = [int(count == 0) for count in left]
-    ceilings = [blocks.size - count for blocks, count in zip(kept, left, strict=True)]
-    return share_out(total, shares, floors, ceilings)
+    free = [blocks.size - count for blocks, count in zip(kept, left, strict=True)]
+    ceilings = [max(floor, int(FULL * places)) for floor, places in zip(floors, free, strict=True)]
+    return share_out(total, shares, floors, ceilings if sum(ceilings) >= total else free)
 
 
 def check_equal_blocks(matrices):

@@ -7,14 +7,23 @@ import numpy as np
 __all__ = ["common_threshold", "rewired_count", "share_out", "target_count"]
 
 
-def rewired_count(rate, active, total):
-    """How many of `active` blocks are rewired: `rate * active` rounded to the nearest, halves up.
+def rewired_count(rate, active, total, capped=False, rounding=math.ceil):
+    """How many of `active` blocks are rewired, `rate * active` in whole numbers.
 
-    In a matrix that is over 80% dense the rate is capped by the sparsity, as published.
+    Args:
+        rate: Fraction of the blocks to rewire, in [0, 1].
+        active: Number of blocks that exist.
+        total: Number of blocks that could exist.
+        capped: Whether a matrix that is over 80% dense loses no larger fraction than its sparsity. The
+            published code does so where connections move between matrices, in those whose share of them is
+            above the mean.
+        rounding: `math.ceil` (default), as in the published code, or `math.floor`, as in that of RigL.
     """
-    if active > 0.8 * total:
+    if capped and active > 0.8 * total:
         rate = min(rate, 1.0 - active / total)
-    return int(rate * active + 0.5)
+    # What floating point adds to a whole number, or takes from it, does not count.
+    exact = rate * active
+    return round(exact) if abs(exact - round(exact)) < 1e-9 * max(active, 1) else rounding(exact)
 
 
 def target_count(sparsity, total):

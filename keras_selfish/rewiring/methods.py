@@ -3,6 +3,8 @@
 Their defaults are the published ones; every argument of `Rewiring` can be given.
 """
 
+import math
+
 from keras_selfish.rewiring.callback import Rewiring
 
 
@@ -94,6 +96,8 @@ class RigL(Rewiring):
 
     Reference: Evci et al. 2020, arXiv 1911.11134, algorithm 1.
     """
+
+    rounding = staticmethod(math.floor)
 
     def __init__(self, pruning_rate=0.3, **kwargs):
         defaults = {"grow": "gradient", "frequency": 100, "stop_fraction": 0.75, "end_rate": 0.0}

@@ -1,6 +1,7 @@
 """One rewiring of one matrix: how a change of connections is chosen and applied."""
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -46,7 +47,7 @@ def read_matrix(masked_weight, optimizer=None, gradient=None, generator=None):
     return rules.Matrix(weight, mask, masked_weight, optimizer, gradient, generator)
 
 
-def choose_change(matrix, rate, drop, grow, reset_regrown=False):
+def choose_change(matrix, rate, drop, grow, reset_regrown=False, rounding=math.ceil):
     """Chooses the connections that go and come; the number of connections stays exactly the same.
 
     Args:
@@ -55,6 +56,7 @@ def choose_change(matrix, rate, drop, grow, reset_regrown=False):
         drop: Drop rule (see `rules`).
         grow: Grow rule.
         reset_regrown: Whether a connection that is dropped and regrown counts as new.
+        rounding: As in `rewired_count`.
 
     Returns:
         A `Change`, or None if no connection is to be rewired.
@@ -63,7 +65,7 @@ def choose_change(matrix, rate, drop, grow, reset_regrown=False):
         ValueError: if a connection has no score, for its weight is NaN.
     """
     active = active_blocks(matrix)
-    count = rewired_count(rate, np.count_nonzero(active), active.size)
+    count = rewired_count(rate, np.count_nonzero(active), active.size, rounding=rounding)
     if count == 0:
         return None
     kept = active > choose_dropped(matrix, count, drop)  # active and not dropped, in one pass

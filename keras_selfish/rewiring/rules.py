@@ -48,7 +48,7 @@ class Matrix:
     Args:
         weight: NumPy array with the values of the weight, all gates together; zero where `mask` is False.
         mask: Boolean NumPy array of the same shape: the connections that exist; for a redistribution rule
-            those that are left after the drop.
+            that is marked by `after_dropping`, those that are left.
         masked_weight: The `MaskedWeight` that both come from.
         optimizer: The model's optimizer.
         gradient: NumPy array of the same shape: the gradient of the loss with respect to the weight, of
@@ -62,6 +62,12 @@ class Matrix:
     optimizer: object = None
     gradient: np.ndarray = None
     generator: object = None
+
+
+def after_dropping(rule):
+    """Decorator of a redistribution rule that looks at what is left, not at what there was before."""
+    rule.after_dropping = True
+    return rule
 
 
 def needs_gradients(batches):
@@ -174,6 +180,7 @@ def guided(matrix):
 # Which matrix gets them.
 
 
+@after_dropping
 def nonzeros(matrix):
     """Shares growth by the connections that are left.
 
@@ -184,13 +191,13 @@ def nonzeros(matrix):
 
 
 def mean_magnitude(matrix):
-    """Shares growth by the mean magnitude of the connections that are left."""
+    """Shares growth by the mean magnitude of the connections, before any go."""
     return float(np.abs(matrix.weight).sum(where=matrix.mask) / max(np.count_nonzero(matrix.mask), 1))
 
 
 @needs_gradients(batches=10)
 def mean_momentum(matrix):
-    """Shares growth by the mean magnitude of the momentum (see `momentum`) of the connections left.
+    """Shares growth by the mean magnitude of the momentum (see `momentum`) of the connections, before any go.
 
     Reference: Dettmers and Zettlemoyer 2019, arXiv 1907.04840, section 3.
     """

@@ -65,6 +65,40 @@ def test_locked_dropout_in_inference_is_the_identity(rate):
 
 
 @also_on_jax
+def test_locked_dropout_against_a_loop_with_the_same_draws():
+    """A loop over sequences, steps and features; Keras draws the mask, from the same seed, elsewhere."""
+    inputs = draw(BATCH, TIME, FEATURES)
+    layer = LockedDropout(0.4, seed=9)
+    generator = keras.random.SeedGenerator(9)
+    for _ in range(2):
+        ones = np.ones((BATCH, 1, FEATURES), "float32")
+        kept = numpy(keras.random.dropout(ones, 0.4, seed=generator)) > 0
+        outputs = numpy(layer(inputs, training=True))
+        assert 0 < kept.sum() < kept.size
+        for sequence, step, feature in np.ndindex(BATCH, TIME, FEATURES):
+            factor = 1 / 0.6 if kept[sequence, 0, feature] else 0.0
+            found = outputs[sequence, step, feature]
+            assert found == pytest.approx(factor * inputs[sequence, step, feature], rel=1e-5)
+
+
+@also_on_jax
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+def test_word_dropout_against_a_loop_with_the_same_draws(sparsity):
+    layer = SparseEmbedding(WORDS, FEATURES, embedding_dropout=0.3, seed=4, sparsity=sparsity, mask_seed=1)
+    layer.build()
+    matrix = numpy(layer.embeddings)
+    generator = keras.random.SeedGenerator(4)
+    for _ in range(2):
+        kept = numpy(keras.random.uniform((WORDS,), dtype="float32", seed=generator)) >= 0.3
+        outputs = numpy(layer(TOKENS, training=True))
+        for sequence, step in np.ndindex(BATCH, TIME):
+            word = TOKENS[sequence, step]
+            expected = matrix[word] / 0.7 if kept[word] else np.zeros(FEATURES)
+            np.testing.assert_allclose(outputs[sequence, step], expected, rtol=1e-5)
+        assert 0 < kept.sum() < WORDS
+
+
+@also_on_jax
 def test_locked_dropout_follows_its_seed():
     def two_calls(seed):
         layer = LockedDropout(0.5, seed=seed)

@@ -434,7 +434,7 @@ def test_regrown_connections_keep_their_value_or_start_anew():
         np.testing.assert_array_equal(new[new != 0], old[new != 0])
         kept[reset_regrown] = np.count_nonzero(new)
     active = masked_weight.active
-    assert kept[True] == active - int(0.75 * active + 0.5)
+    assert kept[True] == active - math.ceil(0.75 * active)
     assert kept[False] > kept[True]
 
 

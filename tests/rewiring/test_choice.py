@@ -29,7 +29,7 @@ def table(text):
 def test_one_threshold_and_growth_by_what_is_left():
     first = matrix([[0.1, 0.2, 0.3, 0.4]], table("xxx."))
     second = matrix([[5.0, 6.0, 7.0, 8.0, 9.0, 1.0, 1.0, 1.0]], table("xxxxx..."))
-    # Of 8 connections 0.25 is 2 (of 3 and 5: 1 and 1): the smallest are both in the first.
+    # Of 8 connections 0.25 is 2: the smallest are both in the first.
     changes = choose_changes(
         [first, second],
         rate=0.25,
@@ -46,7 +46,8 @@ def test_one_threshold_and_growth_by_what_is_left():
     np.testing.assert_array_equal(changes[1].grown, table(".....xx."))
 
 
-def test_a_redistribution_rule_sees_the_connections_that_are_left():
+@pytest.mark.parametrize("after", [False, True])
+def test_a_redistribution_rule_sees_what_there_was_or_what_is_left(after):
     seen = []
 
     def share(matrix):
@@ -58,11 +59,35 @@ def test_a_redistribution_rule_sees_the_connections_that_are_left():
         rate=0.3,
         drop=rules.magnitude,
         grow=rules.random,
-        redistribution=share,
+        redistribution=rules.after_dropping(share) if after else share,
     )
-    ((mask, weight),) = seen
-    np.testing.assert_array_equal(mask, table(".xx."))
-    np.testing.assert_array_equal(weight, np.float32([[0, 0.2, 0.3, 0]]))
+    mask, weight = seen[-1]
+    np.testing.assert_array_equal(mask, table(".xx." if after else "xxx."))
+    np.testing.assert_array_equal(weight, np.float32([[0 if after else 0.1, 0.2, 0.3, 0]]))
+
+
+def test_only_what_is_to_grow_most_of_what_is_nearly_dense_loses_less():
+    """Nine of ten exist in both; as published, the one with the larger share loses 0.1, not 0.5, of them."""
+    nearly = np.arange(100).reshape(10, 10) >= 10
+    weights = [np.full((10, 10), size) for size in (1.0, 3.0)]
+    changes = choose_changes(
+        [matrix(weight * nearly, nearly) for weight in weights],
+        rate=0.5,
+        drop=rules.magnitude,
+        grow=lambda matrix: -np.arange(100, dtype="float32").reshape(10, 10),
+        redistribution=rules.mean_magnitude,
+        reset_regrown=True,
+    )
+    # 45 and 9 go, and 54 come: of its 19 free places the second gets 99% at most, the first the rest.
+    assert [int(change.grown.sum()) for change in changes] == [54 - 18, 18]
+    (alone,) = choose_changes(
+        [matrix(weights[1] * nearly, nearly)],
+        rate=0.5,
+        drop=rules.magnitude,
+        grow=lambda matrix: -np.arange(100, dtype="float32").reshape(10, 10),
+        reset_regrown=True,
+    )
+    assert alone.grown.sum() == 45
 
 
 def test_half_of_each_sign_goes():
@@ -73,7 +98,7 @@ def test_half_of_each_sign_goes():
         drop=rules.magnitude_by_sign,
         grow=rules.random,
     ) or [None]
-    assert change is None  # a full matrix has no place for others
+    assert change.mask.all()  # a full matrix has no place for others
     mask = np.concatenate([table("xxxxxxxx"), table("........")])
     (change,) = choose_changes(
         [matrix(np.concatenate([weight, weight]), mask)],

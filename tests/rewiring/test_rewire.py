@@ -1,6 +1,7 @@
 """One rewiring of one matrix: by hand, against a plain loop, and its invariants."""
 
 import dataclasses
+import math
 
 import keras
 import numpy as np
@@ -99,23 +100,33 @@ def test_blocks_by_hand():
     ("rate", "active", "total", "count"),
     [
         (0.8, 330, 1000, 264),
-        (0.5, 5, 100, 3),  # halves up
-        (0.5, 3, 100, 2),
-        (0.005, 90, 1000, 0),
+        (0.5, 5, 100, 3),
+        (0.25, 5, 100, 2),
+        (0.1, 30, 100, 3),  # not what is over it in floating point
+        (0.005, 90, 1000, 1),
         (0.0, 500, 1000, 0),
         (1.0, 500, 1000, 500),
-        (0.8, 800, 1000, 640),  # not yet over 80% dense
-        (0.8, 900, 1000, 90),  # capped by the sparsity of 0.1
-        (0.05, 900, 1000, 45),
-        (0.8, 1000, 1000, 0),
+        (0.8, 900, 1000, 720),
     ],
 )
 def test_rewired_count(rate, active, total, count):
     assert rewired_count(rate, active, total) == count
+    down = rewired_count(rate, active, total, rounding=math.floor)
+    assert down == (count if abs(rate * active - count) < 1e-9 else count - 1)
 
 
-def test_a_rate_without_a_whole_connection_changes_nothing():
-    assert rewire(masked_matrix((4, 4)), 0.01) is None
+@pytest.mark.parametrize(
+    ("rate", "active", "count"),
+    [(0.8, 800, 640), (0.8, 900, 90), (0.05, 900, 45), (0.8, 1000, 0)],
+    ids=["not over 80%", "capped by the sparsity", "under it", "full"],
+)
+def test_rewired_count_where_it_is_capped(rate, active, count):
+    assert rewired_count(rate, active, 1000, capped=True) == count
+
+
+def test_a_rate_without_a_whole_connection():
+    assert rewire(masked_matrix((4, 4)), 0.0) is None
+    assert rewire(masked_matrix((4, 4)), 0.01, reset_regrown=True).grown.sum() == 1
 
 
 def test_a_weight_that_is_no_number_is_refused():
