@@ -36,8 +36,18 @@ MUTANTS = [
         "layers/test_masked.py layers/test_masked_variables.py",
     ),
     # Rewiring
-    Mutant("rewiring/counts.py", "return int(rate * active + 0.5)", "return int(rate * active)", "rewiring"),
-    Mutant("rewiring/counts.py", "if active > 0.8 * total:", "if active > 0.9 * total:", "rewiring"),
+    Mutant(
+        "rewiring/counts.py",
+        "* max(active, 1) else rounding(exact)",
+        "* max(active, 1) else int(exact)",
+        "rewiring",
+    ),
+    Mutant(
+        "rewiring/counts.py",
+        "if capped and active > 0.8 * total:",
+        "if capped and active > 0.9 * total:",
+        "rewiring",
+    ),
     Mutant(
         "rewiring/rewire.py",
         "grown = chosen if reset_regrown else after > active",
