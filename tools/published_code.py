@@ -1,10 +1,11 @@
 """Trains three models and the published code's side by side, from the same weights: how far do they part?
 
-`python -m tools.published_code CLONE`: the folder is a clone of github.com/Shiweiliuiiiiiii/Selfish-RNN, whose
-modules are imported from there; it needs PyTorch (the extra `bench`). A stacked LSTM, a recurrent highway
-network and an ON-LSTM, small and dense, set to the published way, take 24 steps of SGD with clipping and decay
-on random tokens, states carried, without dropout. Printed are, over all weights, the largest difference at the
-end and the largest change in training. The exit status is 1 if a difference is over a millionth.
+`python -m tools.published_code CLONE`: the folder is a clone of github.com/Shiweiliuiiiiiii/Selfish-RNN,
+whose modules are imported from there; it needs PyTorch (the extra `bench`). A stacked LSTM, a recurrent
+highway network and an ON-LSTM, small and dense, set to the published way, take 24 steps of SGD with clipping
+and decay on random tokens, states carried, without dropout. Printed are, over all weights, the largest
+difference at the end and the largest change in training. The exit status is 1 if a difference is over a
+millionth.
 """
 
 import argparse

@@ -48,6 +48,7 @@ class GuardedWeight(masks.MaskedWeight):
         super().__post_init__()
         self._lost = None  # a value that had entries outside the mask
         self._settled = True
+        self._projects = False
         # What a compiled function of TensorFlow reads; a constant of Python would be a part of it for ever.
         self.unsettled_flag = None
         if BACKEND == "tensorflow":
@@ -87,6 +88,15 @@ class GuardedWeight(masks.MaskedWeight):
         weight, mask = read(self.weight), read(self.mask)
         if weight is not None and mask is not None:
             write(self.weight, _where(mask, weight))
+
+    def project_quietly(self):
+        """As `project`, from the reading of the weight itself, which writing may do as well (on torch)."""
+        if not self._projects:
+            self._projects = True
+            try:
+                self.project()
+            finally:
+                self._projects = False
 
     def forget_lost(self):
         """Lets go of a value that a mask written later might have wanted."""
@@ -146,7 +156,7 @@ class MaskedVariable(keras.Variable):
     def value(self):
         guarded = self.__dict__.get("guarded")
         if guarded is not None and not guarded.is_settled and _optimizers_write_past():
-            guarded.project()
+            guarded.project_quietly()
         return super().value
 
 

@@ -287,6 +287,10 @@ def test_a_full_disk_is_one_sentence(tmp_path):
         (("--n_of_m=4,2",), "`n_of_m` must be two integers (n, m) with 1 <= n < m"),
         (("--method=magic",), "magic"),
         (("--rewiring_steps=0",), "rewiring_steps"),
+        (("--bias_vectors=3",), "bias_vectors"),
+        (("--kernel_limit=outputs",), "outputs"),
+        (("--restart_epochs=5,x",), "--restart_epochs must be positive whole numbers, such as 500,1000"),
+        (("--evaluation_columns=0",), "evaluation_columns"),
         (("--dataset=imdb",), "imdb"),
         (("--preset=huge",), "huge"),
         (("--schedule=stepwise",), "stepwise"),
@@ -315,6 +319,23 @@ def test_bad_flags_are_one_sentence(run, flags, message, corpus, tmp_path):
     assert message in result.stderr + result.stdout
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_run_in_the_published_way(run, corpus, tmp_path):
+    """Two bias vectors, a tied decoder with a bias, validation in other columns, averages that begin anew."""
+    flags = ["--bias_vectors=2", "--tied", "--evaluation_columns=2", "--restart_epochs=2", "--patience=1"]
+    flags += ["--layers=1", "--kernel_limit=inputs", "--ar=1", "--ar_before_dropout", "--noexport"]
+    result = run(tmp_path / "run", f"--data_dir={corpus}", *TINY, *flags)
+    assert result.returncode == 0, result.stderr
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    names = ["validation", "validation, 4 columns", "test", "test, 4 columns", "test, one column"]
+    assert sorted(results) == sorted([*names, "unigram, test"])
+    assert results["validation"] == pytest.approx(
+        min(float(row["val_perplexity"]) for row in history(tmp_path / "run")), rel=1e-5
+    )
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    settings = config.get("settings", config)
+    assert (settings["bias_vectors"], settings["restart_epochs"], settings["decoder_bias"]) == (2, [2], True)
 
 
 def test_other_settings_in_a_used_workdir(run, whole_run, corpus):
