@@ -26,6 +26,8 @@ second="$lstm --dropout=0 --learning_rate=20 --pruning_rate=0.5 --patience=1"
 declare -A flags=(
     [selfish_1111]="$first --seed=1111"
     [selfish_2]="$first --seed=2"
+    [two_vectors_1111]="$first --seed=1111 --bias_vectors=2"
+    [two_vectors_2]="$first --seed=2 --bias_vectors=2"
     [static]="$first --seed=1111 --method=static"
     [dense]="$first --seed=1111 --method=dense"
     [mixed_bfloat16]="$first --seed=1111 --precision=mixed_bfloat16"
@@ -58,7 +60,7 @@ for preset in ptb_rhn ptb_onlstm wt2_awd_lstm wt2_awd_lstm_mos; do
         small="$small ${preset}_$method"
     done
 done
-order="selfish_1111 selfish_2 static dense mixed_bfloat16 second_1111 second_2 averaging no_averaging
+order="selfish_1111 selfish_2 two_vectors_1111 two_vectors_2 static dense mixed_bfloat16 second_1111 second_2 averaging no_averaging
     dense_norm active_norm reset_regrown reset_regrown_8 reset_regrown_8_2
     method_dense method_dense_small method_static method_selfish method_set method_dsr method_snfs method_rigl
     method_gse method_gmp method_snip method_dense_2 method_dense_small_2 method_static_2 method_selfish_2

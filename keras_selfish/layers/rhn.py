@@ -105,8 +105,8 @@ class SparseRHN(SparseHoistedRNN):
         recurrent_activation: Activation of the gates. Default `"sigmoid"`.
         use_bias: Whether each depth adds a bias. Default True.
         transform_bias: Initial bias of the transform gate: below zero the state is carried on at first.
-            Default -2.0, the published one on the Penn Treebank (-4.0 on enwik8); None draws it from
-            `bias_initializer`, as the biases of the other gates.
+            Default -2.0, that of Zilly et al. on the Penn Treebank (-4.0 on enwik8); None draws it from
+            `bias_initializer`, as the biases of the other gates and as in the code of Liu et al. 2021.
         weight_drop: Fraction of the connections of the recurrent kernels dropped in training, drawn once per
             call. Default 0.
         dropout: Fraction of the input features dropped in training. Default 0.
