@@ -1,6 +1,5 @@
 """Small images with classes: MNIST, CIFAR-10, CIFAR-100, and the scanned digits of scikit-learn."""
 
-import codecs
 import dataclasses
 import gzip
 import io
@@ -196,30 +195,108 @@ def _read_archive(name, path):
     return _read_batches(contents, train, test, labels, path)
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Unpickles arrays of numbers: a pickle may otherwise run anything."""
+class _ArraysOnly(pickle._Unpickler):
+    """Unpickles dicts and lists of numbers, and arrays of bytes or integers as `_StoredArray`.
+
+    NumPy's own classes are not handed to the pickle: their `__setstate__` takes bytes of the file for
+    pointers. The unpickler in Python keeps its memo in a dict, where the one in C reserves as much memory as
+    a file says.
+    """
+
+    def __init__(self, content):
+        super().__init__(io.BytesIO(content), encoding="bytes")
+        self._left = len(content)
 
     def find_class(self, module, name):
-        if (module.replace("_core", "core"), name) in {
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-        }:
-            if name == "_reconstruct":
-                return np._core.multiarray._reconstruct
-            return getattr(np, name)
-        if (module, name) == ("_codecs", "encode"):
-            return codecs.encode
-        raise pickle.UnpicklingError(f"it holds {module}.{name}")
+        known = {
+            ("numpy.core.multiarray", "_reconstruct"): lambda *arguments: _StoredArray(),
+            ("numpy", "ndarray"): None,
+            ("numpy", "dtype"): _StoredType,
+            ("_codecs", "encode"): self._latin,
+        }
+        place = (module.replace("_core", "core"), name)
+        if place not in known:
+            raise pickle.UnpicklingError(f"it holds {module}.{name}")
+        return _Callable(known[place])
+
+    def _latin(self, text, encoding):
+        """What Python 3 writes for bytes in old protocols; in all no more than the file has."""
+        if not isinstance(text, str) or encoding != "latin1":
+            raise pickle.UnpicklingError("it encodes text in an unknown way")
+        self._left -= len(text)
+        if self._left < 0:
+            raise pickle.UnpicklingError("it is larger than its file")
+        return text.encode("latin1")
+
+
+class _Callable:
+    """A function that a pickle may call, and do nothing else with."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function):
+        self._function = function
+
+    def __call__(self, *arguments):
+        if self._function is None:
+            raise pickle.UnpicklingError("it makes an array in an unknown way")
+        return self._function(*arguments)
+
+    def __setstate__(self, state):
+        raise pickle.UnpicklingError("it changes what makes arrays")
+
+
+class _StoredType:
+    """The type of an array in a pickle, as it is written there."""
+
+    __slots__ = ("name", "order")
+
+    def __init__(self, name, *arguments):
+        self.name, self.order = _text(name), "|"
+
+    def __setstate__(self, state):
+        self.order = _text(state[1])
+
+
+class _StoredArray:
+    """An array in a pickle: shape, type and bytes."""
+
+    __slots__ = ("by_columns", "content", "shape", "type")
+
+    def __setstate__(self, state):
+        _, self.shape, self.type, self.by_columns, self.content = state
+
+    def numbers(self):
+        """The array; raises `ValueError` unless it is one of bytes or integers that fits its shape."""
+        stored = self.type
+        known = isinstance(stored, _StoredType) and stored.name in ("u1", "i4", "i8")
+        if not known or stored.order not in ("|", "<") or self.by_columns:
+            raise ValueError("it holds an array that is not of bytes or integers, row by row")
+        return np.frombuffer(self.content, f"<{stored.name}").reshape(self.shape)
+
+
+def _text(value):
+    return value.decode("latin1") if isinstance(value, bytes) else value
+
+
+def _numbers(value):
+    """An array from one in a pickle, or from a flat list: a nested one may be endless."""
+    if isinstance(value, _StoredArray):
+        return value.numbers()
+    if not isinstance(value, list) or not all(type(number) is int for number in value):
+        raise ValueError("it holds no list of integers")
+    return np.array(value)
 
 
 def _read_batches(contents, train, test, labels, path):
     parts = []
     for name in (*train, *test):
         try:
-            batch = _ArraysOnly(io.BytesIO(contents[name]), encoding="bytes").load()
-            images = np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-            parts.append((images, np.asarray(batch[labels])))
+            batch = _ArraysOnly(contents[name]).load()
+            images = _numbers(batch[b"data"])
+            if images.dtype != np.uint8:
+                raise ValueError(f"it holds images of type {images.dtype}")
+            parts.append((images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), _numbers(batch[labels])))
         except Exception as error:  # what a damaged pickle raises is not told
             raise _damaged(f"{path}, {name}", error) from error
     x, y = zip(*parts, strict=True)

@@ -1,5 +1,6 @@
 """Reading small images in every published form, and refusing what is damaged."""
 
+import codecs
 import gzip
 import hashlib
 import io
@@ -7,6 +8,7 @@ import os
 import pickle
 import struct
 import tarfile
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -144,6 +146,89 @@ def test_a_pickle_runs_nothing(tmp_path):
     with pytest.raises(ValueError, match="data_batch_2"):
         load_images("cifar10", tmp_path)
     assert not (tmp_path / "evil").exists()
+
+
+def reduced(function, arguments, state=None):
+    """An object whose pickle calls a function and then sets a state."""
+
+    class Object:
+        def __reduce__(self):
+            return (function, arguments) if state is None else (function, arguments, state)
+
+    return Object()
+
+
+def nested(depth):
+    value = [1] * 10
+    for _ in range(depth):
+        value = [value] * 10
+    return value
+
+
+PIXELS = np.zeros((2, 3072), np.uint8)
+RECONSTRUCT = np._core.multiarray._reconstruct
+OF_POINTERS = reduced(np.dtype, ("O8", False, True), (3, "|", None, None, None, -1, -1, 0))
+HARMFUL = {
+    "array of pointers": {
+        b"data": reduced(RECONSTRUCT, (np.ndarray, (0,), b"b"), (1, (1,), OF_POINTERS, False, b"8" * 8))
+    },
+    "array that is too small": {
+        b"data": reduced(RECONSTRUCT, (np.ndarray, (0,), b"b"), (1, (9, 3072), np.dtype("u1"), False, b"8"))
+    },
+    "array of numbers with a fraction": {b"data": PIXELS, b"labels": np.array([0.2, np.nan])},
+    "images of large numbers": {b"data": PIXELS.astype(int) + 300, b"labels": [1, 1]},
+    "array by columns": {b"data": np.asfortranarray(PIXELS + np.arange(2, dtype="u1")[:, None])},
+    "array in the other order of bytes": {b"data": PIXELS, b"labels": np.array([1, 2], ">i4")},
+    "lists in lists": {b"data": PIXELS, b"labels": nested(30)},
+    "changed function": {b"data": PIXELS, b"labels": reduced(codecs.encode, ("a", "latin1"), {"b": 1})},
+}
+
+
+@pytest.mark.parametrize("name", HARMFUL)
+def test_a_pickle_makes_arrays_of_bytes_and_integers_only(tmp_path, name):
+    content = {b"labels": [1, 1], **HARMFUL[name]}
+    for file, batch_content in cifar_batches().items():
+        (tmp_path / file).write_bytes(batch_content)
+    (tmp_path / "data_batch_2").write_bytes(pickle.dumps(content, protocol=2))
+    with pytest.raises(ValueError, match=r"damaged or no such file\. Received: .*data_batch_2"):
+        load_images("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02}r" + struct.pack("<I", 2**31 - 1) + b".",  # a memo of two thousand million entries
+        b"\x80\x02c_codecs\nencode\nq\x00X\x00\x00\x10\x00"
+        + b"a" * 2**20
+        + b"q\x01X\x06\x00\x00\x00latin1q\x02]("
+        + b"h\x00h\x01h\x02\x86R" * 2**16
+        + b"e.",  # 64 GB of bytes
+    ],
+    ids=["memo", "bytes"],
+)
+def test_a_small_pickle_takes_little_memory(tmp_path, content):
+    for file, batch_content in cifar_batches().items():
+        (tmp_path / file).write_bytes(batch_content)
+    (tmp_path / "data_batch_2").write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="data_batch_2"):
+            load_images("cifar10", tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()
+
+
+def test_labels_in_an_array_as_in_a_list(tmp_path):
+    for file, content in cifar_batches().items():
+        (tmp_path / file).write_bytes(content)
+    expected = load_images("cifar10", tmp_path)
+    for index in range(5):
+        part = batch(COLOUR[0][2 * index : 2 * index + 2], np.array([index, index + 1]))
+        (tmp_path / f"data_batch_{index + 1}").write_bytes(part)
+    found = load_images("cifar10", tmp_path)
+    for part in ("x_train", "y_train", "x_test", "y_test"):
+        np.testing.assert_array_equal(getattr(found, part), getattr(expected, part))
 
 
 def test_partial_folders(tmp_path):
