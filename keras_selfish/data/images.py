@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import io
+import math
 import os
 import pathlib
 import pickle
@@ -44,6 +45,8 @@ _IDX = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
+# Bytes that one array of a file may have: twice those of the largest data set, 50,000 of 32 × 32 × 3.
+_LARGEST = 2 * 50_000 * 32 * 32 * 3
 _BATCHES = {
     "cifar10": ([f"data_batch_{index}" for index in range(1, 6)], ["test_batch"], b"labels"),
     "cifar100": (["train"], ["test"], b"fine_labels"),
@@ -155,38 +158,54 @@ def _damaged(path, why):
 
 def _read_npz(path):
     try:
+        with zipfile.ZipFile(path) as archive:
+            for array in _ARRAYS:
+                _check_size(path, archive.getinfo(f"{array}.npy").file_size)
         with np.load(path) as stored:
             return tuple(stored[array] for array in _ARRAYS)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError, ValueError) as error:
         raise _damaged(path, error) from error
 
 
+def _check_size(path, size):
+    """Refuses a part of a file that would take more memory than any data set has."""
+    if size > _LARGEST:
+        raise _damaged(path, f"a part of {size:,} bytes, of which at most {_LARGEST:,} are read")
+
+
 def _read_idx(path):
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            start = file.read(16)
+            axes = start[3] if len(start) >= 4 else 0
+            if start[:3] != b"\0\0\x08" or not 1 <= axes <= 3 or len(start) < 4 + 4 * axes:
+                raise _damaged(path, "it does not begin as an IDX file of bytes")
+            shape = struct.unpack(f">{axes}I", start[4 : 4 + 4 * axes])
+            size = math.prod(shape)
+            _check_size(path, size)
+            # A byte more than there should be tells a file that is too long.
+            content = start[4 + 4 * axes :] + file.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise _damaged(path, error) from error
-    axes = content[3] if len(content) >= 4 else 0
-    if content[:3] != b"\0\0\x08" or not 1 <= axes <= 3 or len(content) < 4 + 4 * axes:
-        raise _damaged(path, "it does not begin as an IDX file of bytes")
-    shape = struct.unpack(f">{axes}I", content[4 : 4 + 4 * axes])
-    values = np.frombuffer(content, np.uint8, offset=4 + 4 * axes)
-    if values.size != np.prod(shape):
-        raise _damaged(path, f"{values.size} bytes instead of {np.prod(shape)}")
-    return values.reshape(shape)
+    if len(content) != size:
+        raise _damaged(path, f"{len(content):,} bytes instead of {size:,}, or more")
+    return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def _read_archive(name, path):
     if name not in _BATCHES:
         raise _damaged(path, f"no file of {name}")
     train, test, labels = _BATCHES[name]
+    contents = {}
     try:
         with tarfile.open(path) as archive:
-            contents = {
-                os.path.basename(member.name): archive.extractfile(member).read()
-                for member in archive.getmembers()
-                if member.isfile() and os.path.basename(member.name) in (*train, *test)
-            }
+            for member in archive:
+                part = os.path.basename(member.name)
+                if member.isfile() and part in (*train, *test):
+                    _check_size(f"{path}, {part}", member.size)
+                    if member.issparse():
+                        raise _damaged(f"{path}, {part}", "it leaves out parts of itself")
+                    contents[part] = archive.extractfile(member).read()
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise _damaged(path, error) from error
     missing = [part for part in (*train, *test) if part not in contents]

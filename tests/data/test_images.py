@@ -9,6 +9,7 @@ import pickle
 import struct
 import tarfile
 import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -215,6 +216,66 @@ def test_a_small_pickle_takes_little_memory(tmp_path, content):
         with pytest.raises(ValueError, match="data_batch_2"):
             load_images("cifar10", tmp_path)
         assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()
+
+
+def zipped_zeros(path):
+    write_npz(path, GREY, LABELS)
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    header = io.BytesIO()
+    shape = (20 * 2**14, 32, 32)
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, content in parts.items():
+            with archive.open(name, "w") as file:
+                file.write(header.getvalue() if name == "x_train.npy" else content)
+                for _ in range(20 if name == "x_train.npy" else 0):
+                    file.write(bytes(2**24))
+
+
+def gzipped_zeros(path):
+    with gzip.open(path, "w", compresslevel=1) as file:
+        file.write(struct.pack(">BBBB3I", 0, 0, 8, 3, 6, 28, 28))
+        for _ in range(20):
+            file.write(bytes(2**24))
+
+
+def sparse_member(path):
+    """An archive of a thousand bytes with a member of which 8 GB are said to be zeros."""
+    member = tarfile.TarInfo("cifar/data_batch_1")
+    member.pax_headers = {
+        "GNU.sparse.major": "1",
+        "GNU.sparse.minor": "0",
+        "GNU.sparse.name": "cifar/data_batch_1",
+        "GNU.sparse.realsize": str(2**33),
+    }
+    content = b"1\n0\n0\n".ljust(512, b"\0")
+    member.size = len(content)
+    with tarfile.open(path, "w:gz", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(member, io.BytesIO(content))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "file", "write"),
+    [
+        ("mnist", "mnist.npz", zipped_zeros),
+        ("mnist", f"{images._IDX[0]}.gz", gzipped_zeros),
+        ("cifar10", "cifar-10-python.tar.gz", sparse_member),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_a_small_file_that_would_become_a_large_one(tmp_path, dataset, file, write):
+    if dataset == "mnist" and file.endswith(".gz"):
+        write_idx(tmp_path, compress=True)
+    write(tmp_path / file)
+    assert (tmp_path / file).stat().st_size < 2**22
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="damaged or no such file"):
+            load_images(dataset, tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 2**27
     finally:
         tracemalloc.stop()
 
