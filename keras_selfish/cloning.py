@@ -132,7 +132,7 @@ def copy_state(layer, copy):
         layer: A layer.
         copy: A layer of the same class, whose variables have the values of the other's.
     """
-    for inner, target in zip(_with_inner(layer), _with_inner(copy), strict=False):
+    for inner, target in zip(with_inner(layer), with_inner(copy), strict=False):
         is_adapted = type(inner) is type(target) and hasattr(inner, "finalize_state")
         if not is_adapted:
             continue
@@ -145,7 +145,8 @@ def copy_state(layer, copy):
                 target.load_assets(folder)
 
 
-def _with_inner(layer):
+def with_inner(layer):
+    """A layer and all layers within it, however deep, as a list."""
     # Keras 3.15 has no public way to layers inside layers.
     return [layer, *layer._flatten_layers(include_self=False)]
 

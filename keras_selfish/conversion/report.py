@@ -3,6 +3,7 @@
 import dataclasses
 
 from keras_selfish.analysis import flops
+from keras_selfish.cloning import with_inner
 from keras_selfish.layers.masked import SparseLayer
 
 
@@ -45,8 +46,7 @@ class SparsifyReport:
         """
         rows = []
         for layer, copy in pairs:
-            # Keras 3.15 lists the layers within a layer in private only.
-            has_form = any(isinstance(inner, SparseLayer) for inner in copy._flatten_layers())
+            has_form = any(isinstance(inner, SparseLayer) for inner in with_inner(copy))
             reason = reasons.get(id(layer)) or f"{type(layer).__name__} has no sparse form"
             for variable, _ in flops.weight_matrices(copy) if copy.built else ():
                 is_sparse = hasattr(variable, "masked_weight")

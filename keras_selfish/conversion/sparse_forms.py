@@ -1,6 +1,7 @@
 """Which sparse layer takes the place of which of Keras's, and which of its weights it masks."""
 
 from keras_selfish import layers as sparse_layers
+from keras_selfish.cloning import with_inner
 
 SPARSE_CLASSES = {
     sparse_class.keras_layer: sparse_class
@@ -44,7 +45,6 @@ MASKED_NAMES = {
 
 def masked_sources(layer):
     """The variables of a plain layer, and of what a wrapper runs, that its sparse form masks."""
-    # Keras 3.15 lists the layers within a layer in private only.
-    plain = [inner for inner in layer._flatten_layers() if type(inner) in SPARSE_CLASSES]
+    plain = [inner for inner in with_inner(layer) if type(inner) in SPARSE_CLASSES]
     every = {id(variable): variable for inner in plain for variable in inner.weights}
     return [variable for variable in every.values() if variable.name in MASKED_NAMES]

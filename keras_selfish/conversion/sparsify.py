@@ -8,7 +8,15 @@ from absl import logging
 from keras import ops
 
 from keras_selfish import masks
-from keras_selfish.cloning import check_model, clone_layers, copy_state, from_config, is_model, shared_layers
+from keras_selfish.cloning import (
+    check_model,
+    clone_layers,
+    copy_state,
+    from_config,
+    is_model,
+    shared_layers,
+    with_inner,
+)
 from keras_selfish.conversion.report import SparsifyReport
 from keras_selfish.conversion.sparse_forms import SPARSE_CLASSES, SPARSE_CLASSES_BY_NAME, masked_sources
 from keras_selfish.layers.masked import SparseLayer
@@ -176,7 +184,7 @@ def _check_unbuilt(originals, distribution, initial):
 
 
 def _check_any_sparse(model, copies, sparsity, report):
-    inner = [one for copy in copies for one in copy._flatten_layers()]
+    inner = [one for copy in copies for one in with_inner(copy)]
     if sparsity == 0 or any(isinstance(layer, SparseLayer) for layer in inner):
         return
     left = f" ({'; '.join(report.left_dense())})" if report.left_dense() else ""

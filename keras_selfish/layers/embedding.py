@@ -144,11 +144,9 @@ class SparseReversibleEmbedding(_SparseEmbeddingBase, keras.layers.ReversibleEmb
 
     def masked_shapes(self, input_shape):
         shapes = super().masked_shapes(input_shape)
-        return (
-            shapes
-            if self.tie_weights
-            else {**shapes, "reverse_embeddings": (self.output_dim, self.input_dim)}
-        )
+        if not self.tie_weights:
+            shapes["reverse_embeddings"] = (self.output_dim, self.input_dim)
+        return shapes
 
     def call(self, inputs, reverse=False, training=False):
         drops = training and self.embedding_dropout

@@ -237,22 +237,20 @@ class SNTASGD(keras.optimizers.Optimizer):
         if self.clipvalue:
             gradients = [update.clip_values(gradient, self.clipvalue) for gradient in gradients]
         # A sum moves by the gradient of each of its summands, and each counts in the norm of all gradients.
+        counts = [self._summands(variable) for variable in variables]
         moving = [
             gradient if count is None else gradient * ops.cast(count, gradient.dtype)
-            for gradient, count in zip(gradients, map(self._summands, variables), strict=True)
+            for gradient, count in zip(gradients, counts, strict=True)
         ]
-        if not (self.clipnorm or self.global_clipnorm):
-            return moving, [1.0] * len(gradients)
-        squares = [update.sum_of_squares(gradient) for gradient in gradients]
         if self.clipnorm:
-            return moving, [_factor(square, self.clipnorm) for square in squares]
+            return moving, [_factor(update.sum_of_squares(one), self.clipnorm) for one in gradients]
+        if not self.global_clipnorm:
+            return moving, [1.0] * len(gradients)
         squares = [
-            square
+            update.sum_of_squares(gradient)
             if count is None
             else ops.sum(ops.cast(count, "float32") * ops.square(ops.cast(gradient, "float32")))
-            for square, gradient, count in zip(
-                squares, gradients, map(self._summands, variables), strict=True
-            )
+            for gradient, count in zip(gradients, counts, strict=True)
         ]
         return moving, [_factor(ops.sum(ops.stack(squares)), self.global_clipnorm)] * len(gradients)
 

@@ -83,10 +83,11 @@ def choose_changes(
 
 def _lost(matrices, shares, rate, rounding):
     """How many blocks each matrix loses: few if it is nearly dense and is to grow more than others."""
+    mean = None if shares is None else sum(shares) / len(shares)
     counts = []
     for index, matrix in enumerate(matrices):
         active = active_blocks(matrix)
-        capped = shares is not None and shares[index] > sum(shares) / len(shares)
+        capped = shares is not None and shares[index] > mean
         counts.append(rewired_count(rate, np.count_nonzero(active), active.size, capped, rounding))
     return counts
 
