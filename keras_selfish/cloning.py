@@ -146,7 +146,7 @@ def copy_state(layer, copy):
 
 
 def with_inner(layer):
-    """A layer and all layers within it, however deep, as a list."""
+    """A layer and all layers within it, as a list: cells, wrapped layers and nested models too."""
     # Keras 3.15 has no public way to layers inside layers.
     return [layer, *layer._flatten_layers(include_self=False)]
 

@@ -13,6 +13,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_selfish.cloning import with_inner
+
 CONVOLUTIONS = (
     keras.layers.Conv1D,
     keras.layers.Conv2D,
@@ -141,7 +143,7 @@ def trainable_weights(model):
             "or give it a `keras.Input` first"
         )
     # Keras 3.15 has no public list of the variables that are trainable unless their layer is frozen.
-    owners = {id(variable): layer for layer in _layers(model) for variable in layer._trainable_variables}
+    owners = {id(variable): layer for layer in with_inner(model) for variable in layer._trainable_variables}
     return [(variable, owners[id(variable)]) for variable in model.weights if id(variable) in owners]
 
 
@@ -151,15 +153,10 @@ def unit_of(model):
     Returns:
         `"token"` in a model with an embedding, `"time step"` in another recurrent one, else `"example"`.
     """
-    layers = _layers(model)
+    layers = with_inner(model)
     if any(isinstance(layer, keras.layers.Embedding) for layer in layers):
         return "token"
     return "time step" if any(isinstance(layer, keras.layers.RNN) for layer in layers) else "example"
-
-
-def _layers(model):
-    """The model and all layers in it: cells, wrapped layers and nested models too."""
-    return model._flatten_layers()  # Keras 3.15 has no public way to layers inside layers
 
 
 def non_zeros(variable):
@@ -172,7 +169,7 @@ def non_zeros(variable):
 
 def _repeated(model):
     """By id, how often a token is multiplied by weights of layers that say so: `repeated_weights`."""
-    pairs = (pair for layer in _layers(model) for pair in getattr(layer, "repeated_weights", ()))
+    pairs = (pair for layer in with_inner(model) for pair in getattr(layer, "repeated_weights", ()))
     return {id(variable): times for variable, times in pairs}
 
 

@@ -5,6 +5,7 @@ import contextlib
 import keras
 from keras import ops
 
+from keras_selfish.cloning import with_inner
 from keras_selfish.switcher.switching import PHASES, REFRESH, SWITCHER, TASK
 
 
@@ -75,7 +76,7 @@ class AlternatingTraining:
 
     def _with_statistics(self):
         # Keras 3.15 has no public way to layers inside layers.
-        return [one for one in self._flatten_layers() if isinstance(one, keras.layers.BatchNormalization)]
+        return [one for one in with_inner(self) if isinstance(one, keras.layers.BatchNormalization)]
 
     def fit(self, *args, **kwargs):
         self._find_place()

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_selfish.cloning import with_inner
 from keras_selfish.layers.switched_dense import SwitchedDense
 from keras_selfish.optimizers.state import reset_state
 from keras_selfish.switcher.alternation import AlternatingTraining
@@ -229,4 +230,4 @@ def switched_layers(model):
         model: A `keras.Model`.
     """
     # Keras 3.15 has no public way to layers inside layers.
-    return [layer for layer in model._flatten_layers() if isinstance(layer, SwitchedDense)]
+    return [layer for layer in with_inner(model) if isinstance(layer, SwitchedDense)]

@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_selfish import masks
+from keras_selfish.cloning import with_inner
 from keras_selfish.layers.switched_dense import SwitchedDense
 
 LAYER_SHARES = ("magnitude", "logits")
@@ -44,7 +45,7 @@ def prune(switcher, model, target_sparsity=None, layer_shares="magnitude"):
 
 
 def _layers_to_prune(switcher, model):
-    layers = model._flatten_layers()  # Keras 3.15 has no public way to layers inside layers
+    layers = with_inner(model)
     dense = [layer for layer in layers if isinstance(layer, keras.layers.Dense)]
     switched = [layer for layer in dense if isinstance(layer, SwitchedDense)]
     if any(layer.granularity != switcher.granularity for layer in switched):
