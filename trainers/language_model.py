@@ -116,6 +116,12 @@ flags.DEFINE_enum(
     ["dense", "active"],
     "Gradient whose norm is clipped: that of all positions, as published, or of the active ones.",
 )
+flags.DEFINE_enum(
+    "averaged_rate",
+    None,
+    ["current", "first"],
+    "Learning rate of averaged steps with random lengths: the step's own, or that of the first averaged one.",
+)
 flags.DEFINE_float("weight_decay", None, "L2 penalty, added to the gradient.", lower_bound=0.0)
 flags.DEFINE_integer(
     "patience", None, "Epochs without a better validation before averaging begins.", lower_bound=1
@@ -166,6 +172,7 @@ _RUN_FLAGS = (
     "rewiring_steps",
     "reset_regrown",
     "clip_norm_of",
+    "averaged_rate",
     "averaging",
     "precision",
     "seed",
@@ -340,13 +347,13 @@ def make_model(settings, vocabulary_size, replicas):
         name="language_model",
         **model_arguments(settings, vocabulary_size),
     )
-    clip_norm_of = {"clip_norm_of": settings["clip_norm_of"]} if settings["clip_norm_of"] else {}
+    options = {name: settings[name] for name in ("clip_norm_of", "averaged_rate") if settings[name]}
     model.compile(
         SNTASGD(
             float(settings["learning_rate"]),
             global_clipnorm=settings["clipnorm"] or None,
             weight_decay=settings["weight_decay"] or None,
-            **clip_norm_of,
+            **options,
         ),
         loss=TokenCrossEntropy(),
         metrics=[Perplexity()],

@@ -18,6 +18,8 @@ else:
 CLIP_NORMS = ("dense", "active")
 DEFAULT_CLIP_NORM = "dense"
 
+AVERAGED_RATES = ("current", "first")
+
 # The number of validation results that an optimizer carries for `NonMonotonicAveraging`.
 HISTORY_LENGTH = 128
 
@@ -66,6 +68,10 @@ class SNTASGD(keras.optimizers.Optimizer):
             to about sqrt(density). `"dense"` needs `scale_loss` to be called on the loss before the
             gradient is taken, as `model.fit` does; `LossScaleOptimizer` and `MultiOptimizer` do not pass
             this call on, so use `"active"` inside them.
+        averaged_rate: By which rate steps are taken once averaging has begun, where the rate changes from
+            step to step, as it does with sequences of random lengths: `"current"` (default), that of the
+            step; or `"first"`, as in the published code: masked variables keep the rate of the first
+            averaged step, the others take that of the step before.
         loss_scale_factor: As in every Keras optimizer.
         gradient_accumulation_steps: As in every Keras optimizer; an update, and so a step of the averages,
             is made once in so many batches. Not with several replicas, where Keras cannot accumulate.
@@ -96,6 +102,7 @@ class SNTASGD(keras.optimizers.Optimizer):
         clipvalue=None,
         global_clipnorm=None,
         clip_norm_of=DEFAULT_CLIP_NORM,
+        averaged_rate="current",
         loss_scale_factor=None,
         gradient_accumulation_steps=None,
         name=None,
@@ -105,11 +112,8 @@ class SNTASGD(keras.optimizers.Optimizer):
         limits = {"clipnorm": clipnorm, "clipvalue": clipvalue, "global_clipnorm": global_clipnorm}
         for argument, limit in limits.items():
             _check_not_negative(argument, limit, zero=False)
-        if clip_norm_of not in CLIP_NORMS:
-            raise ValueError(
-                f"`clip_norm_of` must be one of {', '.join(CLIP_NORMS)}. "
-                f"Received: clip_norm_of={clip_norm_of!r}"
-            )
+        _check_one_of("clip_norm_of", clip_norm_of, CLIP_NORMS)
+        _check_one_of("averaged_rate", averaged_rate, AVERAGED_RATES)
         if kwargs.get("use_ema"):
             raise ValueError(
                 "`use_ema` must be False: this optimizer keeps averages of its own. Received: use_ema=True"
@@ -124,6 +128,7 @@ class SNTASGD(keras.optimizers.Optimizer):
             **kwargs,
         )
         self.clip_norm_of = clip_norm_of
+        self.averaged_rate = averaged_rate
         # From `scale_loss`, which asks for gradients that no mask has touched, to `apply`: of which weights.
         self._asked_for_dense = None
         self._step_factor = None
@@ -141,6 +146,11 @@ class SNTASGD(keras.optimizers.Optimizer):
         self.validation_history = self.add_variable(
             (HISTORY_LENGTH + 1,), nothing_yet, "float32", name="validation_history"
         )
+        if self.averaged_rate == "first":
+            # Of the first averaged step, and of the step before.
+            self.rates = self.add_variable(
+                (2,), "zeros", "float32", aggregation="only_first_replica", name="rates"
+            )
         self.averages = [self.add_variable_from_reference(v, "average") for v in variables]
         self.births = [self._add_births(v) if hasattr(v, "masked_weight") else None for v in variables]
         for masked_weight in self._masked_weights():
@@ -221,6 +231,19 @@ class SNTASGD(keras.optimizers.Optimizer):
             learning_rate = learning_rate * ops.cast(self._step_factor, "float32")
             self._step_factor = None
         update.update_variables(self, grads, trainable_variables, learning_rate)
+        if self.averaged_rate == "first":
+            first = self._averaged_rate(learning_rate, masked=True)
+            self.rates.assign(ops.stack([first, ops.cast(learning_rate, "float32")]))
+
+    def _averaged_rate(self, learning_rate, masked):
+        """The rate of a step that is averaged, in the published way; before the trigger, that of the step."""
+        rate = ops.cast(learning_rate, "float32")
+        kept = ops.convert_to_tensor(self.rates)[0 if masked else 1]
+        updates = ops.cast(self.iterations, "float32")
+        begun = ops.logical_and(
+            self.is_averaging(), ops.greater(updates, ops.convert_to_tensor(self.trigger))
+        )
+        return ops.where(begun, kept, rate)
 
     def clip(self, gradients, variables):
         """Clips gradients that are summed over replicas.
@@ -274,6 +297,8 @@ class SNTASGD(keras.optimizers.Optimizer):
         weight, births = self._trainable_variables[index], self.births[index]
         decays = self.weight_decay and self._use_weight_decay(weight)
         masked = births is not None and self._clips_dense_norm
+        if self.averaged_rate == "first":
+            learning_rate = self._averaged_rate(learning_rate, masked=births is not None)
         update.descend(
             variable,
             gradient,
@@ -382,7 +407,11 @@ class SNTASGD(keras.optimizers.Optimizer):
                 self.reset_slots(variable, dropped, grown)
 
     def get_config(self):
-        return {**super().get_config(), "clip_norm_of": self.clip_norm_of}
+        return {
+            **super().get_config(),
+            "clip_norm_of": self.clip_norm_of,
+            "averaged_rate": self.averaged_rate,
+        }
 
 
 def _factor(square, limit):
@@ -410,6 +439,11 @@ def _default_name(prefix):
     """The next name that Keras would make of a prefix."""
     count = keras.backend.get_uid(prefix)
     return prefix if count == 1 else f"{prefix}_{count - 1}"
+
+
+def _check_one_of(argument, value, known):
+    if value not in known:
+        raise ValueError(f"`{argument}` must be one of {', '.join(known)}. Received: {argument}={value!r}")
 
 
 def _check_not_negative(argument, value, zero=True):

@@ -476,7 +476,12 @@ def test_saved_and_loaded_it_trains_on_as_if_never_interrupted(tmp_path):
 def test_config_round_trip():
     schedule = keras.optimizers.schedules.CosineDecay(1.0, 100)
     optimizer = SNTASGD(
-        schedule, weight_decay=0.1, global_clipnorm=0.3, clip_norm_of="active", gradient_accumulation_steps=3
+        schedule,
+        weight_decay=0.1,
+        global_clipnorm=0.3,
+        clip_norm_of="active",
+        gradient_accumulation_steps=3,
+        averaged_rate="first",
     )
     copy = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
     assert isinstance(copy, SNTASGD)
@@ -491,6 +496,10 @@ def test_config_round_trip():
         (
             {"clip_norm_of": "sparse"},
             "`clip_norm_of` must be one of dense, active. Received: clip_norm_of='sparse'",
+        ),
+        (
+            {"averaged_rate": "last"},
+            "`averaged_rate` must be one of current, first. Received: averaged_rate='last'",
         ),
         ({"weight_decay": -1.0}, "`weight_decay` must not be negative. Received: weight_decay=-1.0"),
         ({"global_clipnorm": 0.0}, "`global_clipnorm` must be positive. Received: global_clipnorm=0.0"),
@@ -541,11 +550,34 @@ def test_one_step_may_be_scaled():
         assert after == pytest.approx(before - 0.1 * rows / 4 * 2.5 * before, rel=1e-5)
 
 
+@on_all_backends
+@pytest.mark.parametrize("compiled", WAYS)
+def test_averaged_rates_as_published(compiled):
+    """Masked variables keep the rate of the first averaged step; the others lag a step, until a restart."""
+    rates = [0.1, 0.2, 0.5, 0.3, 0.7, 0.4, 0.6]
+    masked = masked_variable([[0.0, 0.0]], [[True, False]])
+    whole = keras.Variable(np.zeros(2, "float32"))
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay(list(range(len(rates) - 1)), rates)
+    optimizer = SNTASGD(schedule, averaged_rate="first")
+    step = stepper(optimizer, [masked, whole], compiled)
+    moved = []
+    for index in range(len(rates)):
+        if index in (2, 5):
+            optimizer.start_averaging()
+        before = numpy_of([masked, whole])
+        step([np.array([[1.0, 0.0]]), np.ones(2)])
+        after = numpy_of([masked, whole])
+        moved.append([float((a - b).ravel()[0]) for a, b in zip(before, after, strict=True)])
+    expected = [[0.1, 0.1], [0.2, 0.2], [0.5, 0.5], [0.5, 0.5], [0.5, 0.3], [0.4, 0.4], [0.4, 0.4]]
+    np.testing.assert_allclose(moved, expected, rtol=1e-5)
+
+
 # Replicas
 
 
 @pytest.mark.parametrize("clip_norm_of", ["dense", "active"])
 def test_two_replicas_train_as_one_device(two_replicas, request, clip_norm_of):
+    averaged_rate = "first" if clip_norm_of == "active" else "current"
     import tensorflow as tf
 
     if clip_norm_of == "dense":
@@ -554,7 +586,7 @@ def test_two_replicas_train_as_one_device(two_replicas, request, clip_norm_of):
     results = []
     for strategy in (tf.distribute.get_strategy(), two_replicas):
         with strategy.scope():
-            optimizer = snt_asgd(clip_norm_of=clip_norm_of)
+            optimizer = snt_asgd(clip_norm_of=clip_norm_of, averaged_rate=averaged_rate)
             model = language_model(optimizer, run_eagerly=strategy is not two_replicas)
         start = keras.callbacks.LambdaCallback(
             on_epoch_end=lambda epoch, logs, m=model: m.optimizer.start_averaging() if epoch == 0 else None
