@@ -4,26 +4,26 @@ Touching the memory of a new array for the first time takes several times as lon
 again.
 """
 
-import keras
 import numpy as np
 from keras import ops
 
+from keras_selfish.backend import BACKEND, of_backend
+
 __all__ = ["fill", "view"]
 
-if keras.backend.backend() == "tensorflow":
-    from keras_selfish.variables_tensorflow import fill_in_place, view
-else:
 
-    def fill_in_place(variable, positions, value):
-        """Nothing is written in place on this backend: returns False."""
-        return False
+@of_backend
+def fill_in_place(variable, positions, value):
+    """Does what `fill` says where the variable stands; returns whether it did: never on this backend."""
+    return False
 
-    def view(variable):
-        """A NumPy array to read from, which may show the variable's own memory."""
-        tensor = ops.convert_to_tensor(variable)
-        # `convert_to_numpy` copies once more, except for PyTorch, whose tensors NumPy cannot read by itself.
-        torch = keras.backend.backend() == "torch"
-        return ops.convert_to_numpy(tensor) if torch else np.asarray(tensor)
+
+@of_backend
+def view(variable):
+    """A NumPy array to read from, which may show the variable's own memory."""
+    tensor = ops.convert_to_tensor(variable)
+    # `convert_to_numpy` copies once more, except for PyTorch, whose tensors NumPy cannot read by itself.
+    return ops.convert_to_numpy(tensor) if BACKEND == "torch" else np.asarray(tensor)
 
 
 def fill(variable, positions, value):

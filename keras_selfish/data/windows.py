@@ -151,9 +151,9 @@ class Windows:
 
     def batches(self):
         """The same batches in the form that suits Keras's backend: `dataset()` or `pydataset()`."""
-        import keras
+        from keras_selfish.backend import BACKEND
 
-        return self.dataset() if keras.backend.backend() == "tensorflow" else self.pydataset()
+        return self.dataset() if BACKEND == "tensorflow" else self.pydataset()
 
     def __repr__(self):
         return (

@@ -5,8 +5,7 @@ import pathlib
 import shutil
 import tempfile
 
-import keras
-
+from keras_selfish.backend import BACKEND
 from keras_selfish.export.strip import strip
 from keras_selfish.layers import CarriedState
 
@@ -81,10 +80,10 @@ def saved_model(model, path, vocabulary=None, tokenize=None, start_token="<eos>"
     >>> states = served.initial_state(1)
     >>> logits = served.step([[3, 1, 4]], **states).pop("logits")
     """
-    if keras.backend.backend() != "tensorflow":
+    if BACKEND != "tensorflow":
         raise RuntimeError(
             "`saved_model` needs Keras to run on TensorFlow: save the model as a .keras file, load it under "
-            f"KERAS_BACKEND=tensorflow and export it there. Received: backend {keras.backend.backend()!r}"
+            f"KERAS_BACKEND=tensorflow and export it there. Received: backend {BACKEND!r}"
         )
     path = pathlib.Path(path)
     _check_path(path)

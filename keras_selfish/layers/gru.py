@@ -1,7 +1,9 @@
 """Sparse gated recurrent unit."""
 
 import keras
+from keras import ops
 
+from keras_selfish import recurrence
 from keras_selfish.layers.masked import MaskedAttribute
 from keras_selfish.layers.recurrent import SparseCell, SparseRecurrent
 
@@ -16,8 +18,20 @@ class SparseGRUCell(SparseCell, keras.layers.GRUCell):
 
     keras_layer = keras.layers.GRUCell
     gates = ("z", "r", "h")
+    recurrence_class = recurrence.GRU
     kernel = MaskedAttribute()
     recurrent_kernel = MaskedAttribute()
+
+    def recurrence_options(self):
+        return {"reset_after": self.reset_after}
+
+    def recurrent_weights(self):
+        kernels, bias, _ = super().recurrent_weights()
+        if not self.reset_after:
+            return ops.split(kernels[0], [2 * self.units], axis=1), bias, None
+        # Of the recurrent bias, that of the candidate is multiplied by the reset gate.
+        bias, of_product = (None, None) if bias is None else ops.unstack(bias)
+        return kernels, bias, [of_product]
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
@@ -37,7 +51,3 @@ class SparseGRU(SparseRecurrent, keras.layers.GRU):
     keras_layer = keras.layers.GRU
     cell_class = SparseGRUCell
     cell_name = "gru_cell"
-    sequence_function = "gru"
-
-    def sequence_options(self):
-        return {"reset_after": self.cell.reset_after}

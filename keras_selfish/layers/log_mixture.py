@@ -1,15 +1,14 @@
 """The logarithm of a mixture of softmaxes, one expert after the other."""
 
-import keras
 from keras import ops
 
-if keras.backend.backend() == "tensorflow":
-    from keras_selfish.layers.log_mixture_tensorflow import after
-else:
+from keras_selfish.backend import of_backend
 
-    def after(tensor, *others):
-        """The tensor, computed after the others where the order is not that of the program."""
-        return tensor
+
+@of_backend
+def after(tensor, *others):
+    """The tensor, computed after the others where the order is not that of the program."""
+    return tensor
 
 
 def log_mixture(latents, log_priors, decoder, bias):

@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_selfish import recurrence
 from keras_selfish.layers.masked import MaskedAttribute
 from keras_selfish.layers.recurrent import SparseCell, SparseRecurrent
 
@@ -35,6 +36,7 @@ class SparseLSTMCell(SparseCell, keras.layers.LSTMCell):
 
     keras_layer = keras.layers.LSTMCell
     gates = ("i", "f", "c", "o")
+    recurrence_class = recurrence.LSTM
     kernel = MaskedAttribute()
     recurrent_kernel = MaskedAttribute()
 
@@ -88,4 +90,3 @@ class SparseLSTM(SparseRecurrent, keras.layers.LSTM):
     keras_layer = keras.layers.LSTM
     cell_class = SparseLSTMCell
     cell_name = "lstm_cell"
-    sequence_function = "lstm"

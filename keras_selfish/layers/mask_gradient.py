@@ -1,13 +1,14 @@
 """The gradient of a masked weight, on TensorFlow and PyTorch."""
 
-import keras
 from keras import ops
 
-BACKEND = keras.backend.backend()
+from keras_selfish.backend import BACKEND, of_backend
+
 if BACKEND == "tensorflow":
     import tensorflow as tf
 
 
+@of_backend
 def mask_gradient(weight, mask, masked_weight, number):
     """Returns `weight`, zero where `mask` is False; so is its gradient.
 

@@ -14,13 +14,9 @@ import keras
 from keras import ops
 
 from keras_selfish import masks
+from keras_selfish.layers.mask_gradient import mask_gradient
 from keras_selfish.layers.masked_variables import make_guarded
 from keras_selfish.layers.plain import PlainForm
-
-if keras.backend.backend() == "jax":
-    from keras_selfish.layers.mask_gradient_jax import mask_gradient
-else:
-    from keras_selfish.layers.mask_gradient import mask_gradient
 
 MASK_ARGUMENTS = ("sparsity", "distribution", "block_shape", "n_of_m", "mask_seed")
 

@@ -9,8 +9,8 @@ import keras
 from keras import ops
 
 from keras_selfish import masks
+from keras_selfish.backend import BACKEND
 
-BACKEND = keras.backend.backend()
 if BACKEND == "tensorflow":
     import tensorflow as tf
 elif BACKEND == "jax":

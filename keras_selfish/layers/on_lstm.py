@@ -1,11 +1,11 @@
 """Sparse long short-term memory with ordered neurons."""
 
 import contextlib
-import itertools
 
 import keras
 from keras import ops
 
+from keras_selfish import recurrence
 from keras_selfish.layers.masked import MaskedAttribute
 from keras_selfish.layers.sparse_hoisted import SparseHoistedCell, SparseHoistedRNN
 
@@ -25,6 +25,7 @@ class SparseONLSTMCell(SparseHoistedCell):
     """
 
     gates = ("master_input", "master_forget", "o", "c", "i", "f")
+    recurrence_class = recurrence.ONLSTM
     kernel = MaskedAttribute()
     recurrent_kernel = MaskedAttribute()
     # The loop gives back one tensor a step: for a layer that returns them, the distances stand behind h, in
@@ -52,37 +53,16 @@ class SparseONLSTMCell(SparseHoistedCell):
     def gate_sizes(self):
         return (self.units // self.chunk_size,) * 2 + (self.units,) * 4
 
-    def masked_shapes(self, input_shape):
-        width = sum(self.gate_sizes)
-        return {"kernel": (input_shape[-1], width), "recurrent_kernel": (self.units, width)}
-
-    @property
-    def bias_shape(self):
-        return (sum(self.gate_sizes),)
+    def recurrence_options(self):
+        return {"chunk_size": self.chunk_size}
 
     def step(self, projected, states, training=False):
-        h, c = states[0][:, : self.units], states[1]
-        gates = projected + ops.matmul(self.visible(h, training), self.in_use("recurrent_kernel"))
-        gates = ops.cast(gates, c.dtype)
-        if self.use_bias:
-            gates = gates + ops.cast(self.in_use("bias"), c.dtype)
-        ends = list(itertools.accumulate(self.gate_sizes[:-1]))
-        master_input, master_forget, *gates = ops.split(gates, ends, axis=-1)
-        master_input, master_forget = 1 - cumax(master_input), cumax(master_forget)
-        distances = [1 - ops.mean(master_forget, -1), ops.mean(master_input, -1)]
-        # A chunk of units shares its entry of the master gates.
-        master_input, master_forget = master_input[..., None], master_forget[..., None]
-        chunks = (-1, self.units // self.chunk_size, self.chunk_size)
-        output, candidate, input_, forget, c = (ops.reshape(tensor, chunks) for tensor in (*gates, c))
-        overlap = master_input * master_forget
-        forget = self.recurrent_activation(forget) * overlap + (master_forget - overlap)
-        input_ = self.recurrent_activation(input_) * overlap + (master_input - overlap)
-        c = forget * c + input_ * self.activation(candidate)
-        h = self.recurrent_activation(output) * self.activation(c)
-        h, c = (ops.reshape(tensor, (-1, self.units)) for tensor in (h, c))
+        states, kept = self.computed(projected, [states[0][:, : self.units], states[1]], training)
         if self.appends_distances:
-            h = ops.concatenate([h, ops.stack(distances, -1)], -1)
-        return ops.cast(h, self.compute_dtype), [h, c]
+            # Of the forget gate and the input gate, of which the input's falls from 1.
+            distances = [1 - ops.mean(ops.cumsum(shares, -1), -1, keepdims=True) for shares in kept[1::-1]]
+            states[0] = ops.concatenate([states[0], *distances], -1)
+        return ops.cast(states[0], self.compute_dtype), states
 
     @contextlib.contextmanager
     def effective_weights(self, training=False):
@@ -178,6 +158,9 @@ class SparseONLSTM(SparseHoistedRNN):
         self.return_distances = bool(return_distances)
         self.cell.appends_distances = self.return_distances
 
+    def _whole_sequence_applies(self, mask, training):
+        return not self.return_distances and super()._whole_sequence_applies(mask, training)
+
     def inner_loop(self, sequences, initial_state, mask, training=False):
         if not self.return_distances:
             return super().inner_loop(sequences, initial_state, mask, training=training)
@@ -209,8 +192,3 @@ class SparseONLSTM(SparseHoistedRNN):
 
     def get_config(self):
         return {**super().get_config(), "return_distances": self.return_distances}
-
-
-def cumax(logits):
-    """Cumulative sum of a softmax over the last axis: a soft step from 0 to 1."""
-    return ops.cumsum(ops.softmax(logits, axis=-1), axis=-1)

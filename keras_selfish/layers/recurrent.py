@@ -1,32 +1,24 @@
 """What the sparse forms of Keras's recurrent layers share."""
 
 import contextlib
-import importlib
-import importlib.util
 import inspect
 
 import keras
 from keras import ops
 
+from keras_selfish import recurrence
+from keras_selfish.backend import BACKEND
 from keras_selfish.layers.dropout import check_rate, drop_connections
 from keras_selfish.layers.masked import MASK_ARGUMENTS, MaskedLayer, SparseLayer, current_call
 from keras_selfish.masks import check_seed
 
-BACKEND = keras.backend.backend()
 ARGUMENTS = (*MASK_ARGUMENTS, "weight_drop")
-
-
-def _module_of_backend(name):
-    name = f"{__package__}.{name}_{BACKEND}"
-    return importlib.import_module(name) if importlib.util.find_spec(name) else None
-
-
-# Layers over a whole sequence with a gradient written by hand: `lstm`, `gru`, `simple_rnn` and `on_gpu`.
-sequence = _module_of_backend("sequence")
 
 
 class SparseCell(MaskedLayer):
     """Mixin for a Keras recurrent cell that masks its kernel and its recurrent kernel.
+
+    Subclasses name their `gates`, and in `recurrence_class` the `recurrence.Cell` that computes the same.
 
     `weight_drop` drops connections of the weights in `dropped_names`: in training, once per call of the
     layer that runs the cell, so that all time steps see the same ones.
@@ -34,6 +26,7 @@ class SparseCell(MaskedLayer):
 
     further_arguments = ARGUMENTS
     gates = ()
+    recurrence_class = recurrence.SimpleRNN
     dropped_names = ("recurrent_kernel",)
 
     def __init__(
@@ -51,6 +44,26 @@ class SparseCell(MaskedLayer):
         super().__init__(units, *args, **kwargs)
         self._init_masks(sparsity, distribution, block_shape, mask_seed, n_of_m)
         self.weight_drop = check_rate(weight_drop, "weight_drop")
+
+    @property
+    def recurrence(self):
+        """The cell as `recurrence.run` takes it."""
+        return self.recurrence_class(
+            activation=own_function(self.activation, keras.activations.tanh),
+            gate_activation=own_function(
+                getattr(self, "recurrent_activation", keras.activations.sigmoid), keras.activations.sigmoid
+            ),
+            **self.recurrence_options(),
+        )
+
+    def recurrence_options(self):
+        """Further arguments of `recurrence_class`."""
+        return {}
+
+    def recurrent_weights(self):
+        """The recurrent kernels, the bias of the inputs, and those of the products; see `recurrence.run`."""
+        bias = ops.cast(self.bias, self.compute_dtype) if self.use_bias else None
+        return [self.recurrent_kernel], bias, None
 
     @property
     def masked_names(self):
@@ -122,19 +135,52 @@ class RunsSparseCell(SparseLayer):
     def n_of_m(self):
         return self.cell.n_of_m
 
+    def _whole_sequence_applies(self, mask, training):
+        """Whether `recurrence.run` computes what this layer is to compute; else Keras's own loop does."""
+        return (
+            recurrence.IS_AVAILABLE
+            and self.cell.recurrence.has_gradient
+            and not self.unroll
+            and (mask is None or len(mask.shape) == 2)
+        )
+
+    def _run(self, sequences, initial_state, kernel, weights, mask, dropout):
+        """Runs the cell over whole sequences; returns the last output, all outputs, and the last states."""
+        mask = None if mask is None else ops.cast(mask, "bool")
+        outputs, states = recurrence.run(
+            self.cell.recurrence,
+            sequences,
+            initial_state,
+            kernel,
+            *weights,
+            dropout=dropout,
+            go_backwards=self.go_backwards,
+            mask=mask,
+        )
+        if mask is None:
+            return ops.cast(states[0], outputs.dtype), outputs, states
+        if self.zero_output_for_mask:
+            real = ops.flip(mask, 1) if self.go_backwards else mask
+            outputs = ops.where(ops.expand_dims(real, -1), outputs, ops.zeros_like(outputs))
+        # At a padded step the output need not be the state.
+        return outputs[:, -1], outputs, states
+
+
+def own_function(function, usual):
+    """A function, but None for the usual one."""
+    return None if function is usual else function
+
 
 class SparseRecurrent(RunsSparseCell):
     """Mixin for a Keras recurrent layer that runs a sparse cell.
 
-    Subclasses name the Keras layer and the cell: `keras_layer`, `cell_class`, and `cell_name`. Those that
-    the backend has a function over a whole sequence for, name it: `sequence_function`.
+    Subclasses name the Keras layer and the cell: `keras_layer`, `cell_class`, and `cell_name`.
     """
 
     further_arguments = ARGUMENTS
     keras_layer = None
     cell_class = None
     cell_name = None
-    sequence_function = None
 
     def __init__(
         self,
@@ -196,46 +242,18 @@ class SparseRecurrent(RunsSparseCell):
         mask = mask[0] if isinstance(mask, (list, tuple)) else mask
         if not self._whole_sequence_applies(mask, training):
             return super().inner_loop(sequences, initial_state, mask, training=training)
-        mask = None if mask is None else ops.cast(mask, "bool")
-        recurrent_dropout_mask = None
+        cell, dropout = self.cell, None
         if training and self.dropout:
-            masks = self.cell.get_dropout_mask(sequences[:, 0, :])
+            masks = cell.get_dropout_mask(sequences[:, 0, :])
             sequences = _each(lambda mask: sequences * ops.expand_dims(mask, 1), masks)
         if training and self.recurrent_dropout:
-            recurrent_dropout_mask = self.cell.get_recurrent_dropout_mask(initial_state[0])
-        outputs, *states = getattr(sequence, self.sequence_function)(
-            sequences,
-            *initial_state,
-            self.cell.kernel,
-            self.cell.recurrent_kernel,
-            ops.cast(self.cell.bias, self.compute_dtype) if self.use_bias else None,
-            go_backwards=self.go_backwards,
-            mask=mask,
-            recurrent_dropout_mask=recurrent_dropout_mask,
-            **self.sequence_options(),
-        )
-        if mask is None:
-            return states[0], outputs, states
-        if self.zero_output_for_mask:
-            real = ops.flip(mask, 1) if self.go_backwards else mask
-            outputs = ops.where(ops.expand_dims(real, -1), outputs, ops.zeros_like(outputs))
-        # At a padded step the output need not be the state.
-        return outputs[:, -1], outputs, states
-
-    def sequence_options(self):
-        """Further arguments of the function over a whole sequence."""
-        return {}
+            dropout = cell.get_recurrent_dropout_mask(initial_state[0])
+        weights = cell.recurrent_weights()
+        return self._run(sequences, initial_state, cell.kernel, weights, mask, dropout)
 
     def _whole_sequence_applies(self, mask, training):
-        """Whether the function over a whole sequence computes what this layer is to compute."""
-        sigmoid = keras.activations.sigmoid
         return (
-            sequence is not None
-            and self.sequence_function is not None
-            and not self.unroll
-            and (mask is None or len(mask.shape) == 2)
-            and self.activation is keras.activations.tanh
-            and getattr(self, "recurrent_activation", sigmoid) is sigmoid
+            super()._whole_sequence_applies(mask, training)
             and not (training and self._drops_unlike_keras())
             and not self._cudnn_is_meant(mask)
         )
@@ -256,7 +274,7 @@ class SparseRecurrent(RunsSparseCell):
             return True
         return (
             bool(use_cudnn)
-            and sequence.on_gpu()
+            and recurrence.on_gpu()
             and self.use_bias
             and not self.recurrent_dropout
             and getattr(self.cell, "reset_after", True)

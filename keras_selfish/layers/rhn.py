@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_selfish import recurrence
 from keras_selfish.layers.masked import MaskedAttribute
 from keras_selfish.layers.sparse_hoisted import SparseHoistedCell, SparseHoistedRNN
 
@@ -18,6 +19,7 @@ class SparseRHNCell(SparseHoistedCell):
     Args: see `SparseRHN`; those of the cell are all but the ones of `keras.layers.RNN`.
     """
 
+    recurrence_class = recurrence.RHN
     kernel = MaskedAttribute()
 
     def __init__(self, units, depth=10, *, coupled=True, transform_bias=-2.0, **kwargs):
@@ -32,24 +34,12 @@ class SparseRHNCell(SparseHoistedCell):
     def gates(self):
         return ("h", "t") if self.coupled else ("h", "t", "c")
 
-    @property
-    def masked_names(self):
-        return dict.fromkeys(["kernel", *self._recurrent_names], self.gates)
+    def recurrence_options(self):
+        return {"depth": self.depth, "coupled": self.coupled}
 
     @property
-    def dropped_names(self):
-        return self._recurrent_names
-
-    @property
-    def _recurrent_names(self):
+    def recurrent_names(self):
         return [f"recurrent_kernel_{index}" for index in range(self.depth)]
-
-    def masked_shapes(self, input_shape):
-        width = len(self.gates) * self.units
-        return {
-            "kernel": (input_shape[-1], width),
-            **dict.fromkeys(self._recurrent_names, (self.units, width)),
-        }
 
     @property
     def bias_shape(self):
@@ -63,20 +53,10 @@ class SparseRHNCell(SparseHoistedCell):
         transform = ops.full((self.depth, self.units), self.transform_bias, dtype=dtype)
         return ops.concatenate([before, transform, after], axis=1)
 
-    def step(self, projected, states, training=False):
-        state = states[0]
-        for index, name in enumerate(self._recurrent_names):
-            gates = ops.matmul(self.visible(state, training), self.in_use(name))
-            if index == 0:
-                gates = gates + projected
-            gates = ops.cast(gates, state.dtype)
-            if self.use_bias:
-                gates = gates + ops.cast(self.in_use("bias")[index], state.dtype)
-            candidate, transform, *carry = ops.split(gates, len(self.gates), axis=-1)
-            candidate, transform = self.activation(candidate), self.recurrent_activation(transform)
-            carry = 1 - transform if self.coupled else self.recurrent_activation(carry[0])
-            state = candidate * transform + state * carry
-        return ops.cast(state, self.compute_dtype), [state]
+    def recurrent_weights(self):
+        kernels, bias, _ = super().recurrent_weights()
+        first, *others = [None] * self.depth if bias is None else ops.unstack(bias)
+        return kernels, first, [None, *others]
 
     def get_config(self):
         config = {"depth": self.depth, "coupled": self.coupled, "transform_bias": self.transform_bias}

@@ -36,4 +36,3 @@ class SparseSimpleRNN(SparseRecurrent, keras.layers.SimpleRNN):
     keras_layer = keras.layers.SimpleRNN
     cell_class = SparseSimpleRNNCell
     cell_name = "simple_rnn_cell"
-    sequence_function = "simple_rnn"

@@ -9,6 +9,7 @@ from keras_selfish.layers.hoisted import HoistedCell, HoistedRNN
 from keras_selfish.layers.masked import StaysItself, masked
 from keras_selfish.layers.recurrent import RunsSparseCell, SparseCell, seed_of_cell
 from keras_selfish.masks import check_seed
+from keras_selfish.recurrence.cells import split_last, wide_dtype
 
 LAYER_ARGUMENTS = (
     "return_sequences",
@@ -64,8 +65,9 @@ class _OwnCell(HoistedCell, keras.layers.SimpleRNNCell):
 class SparseHoistedCell(StaysItself, SparseCell, _OwnCell):
     """Base of sparse cells without a Keras parent.
 
-    A subclass names its kernels, the input kernel first, and their shapes (`masked_names`,
-    `masked_shapes`), gives `bias_shape`, and computes in `step`, from weights that it reads by `in_use`.
+    A subclass names its `gates`, which its kernels concatenate, and in `recurrence_class` the
+    `recurrence.Cell` that computes; `recurrence_options` are that one's arguments. It has an input kernel
+    `kernel`, for each product a recurrent kernel, and one bias, which is added to the projected inputs.
     """
 
     def __init__(self, units, *args, recurrent_activation="sigmoid", **kwargs):
@@ -74,25 +76,78 @@ class SparseHoistedCell(StaysItself, SparseCell, _OwnCell):
         self.recurrent_activation = keras.activations.get(recurrent_activation)
 
     @property
+    def recurrent_names(self):
+        """The name of the recurrent kernel of each product."""
+        count = len(self.recurrence.widths(self.units))
+        return ["recurrent_kernel"] if count == 1 else [f"recurrent_kernel_{i}" for i in range(count)]
+
+    @property
+    def masked_names(self):
+        places, widths = self.recurrence.input_gates(), self.recurrence.widths(self.units)
+        names = {"kernel": self.gates}
+        for index, name in enumerate(self.recurrent_names):
+            # A product may give a part of the gates only.
+            own = [
+                gate for gate, place in zip(self.gates, places, strict=False) if place and place[0] == index
+            ]
+            names[name] = tuple(own) if len(widths[index]) < len(places) else self.gates
+        return names
+
+    @property
+    def dropped_names(self):
+        return self.recurrent_names
+
+    def masked_shapes(self, input_shape):
+        products = zip(self.recurrent_names, self.recurrence.widths(self.units), strict=True)
+        kernel = (input_shape[-1], sum(self.recurrence.input_widths(self.units)))
+        return {"kernel": kernel, **{name: (self.units, sum(widths)) for name, widths in products}}
+
+    @property
     def bias_shape(self):
-        raise ValueError(f"{type(self).__name__} must define `bias_shape`.")
+        return (sum(self.recurrence.input_widths(self.units)),)
+
+    def recurrent_weights(self):
+        kernels = [self.in_use(name) for name in self.recurrent_names]
+        return kernels, self.in_use("bias") if self.use_bias else None, None
+
+    def drop_inputs(self, inputs, training=False):
+        """The inputs `(batch, ..., features)`, in training with dropout, the same at all time steps."""
+        if not (training and self.dropout):
+            return inputs
+        is_sequence = len(inputs.shape) == 3
+        mask = self.get_dropout_mask(inputs[:, 0] if is_sequence else inputs)
+        return inputs * (ops.expand_dims(mask, 1) if is_sequence else mask)
 
     def project_inputs(self, inputs, training=False):
-        if training and self.dropout:
-            is_sequence = len(inputs.shape) == 3
-            mask = self.get_dropout_mask(inputs[:, 0] if is_sequence else inputs)
-            inputs = inputs * (ops.expand_dims(mask, 1) if is_sequence else mask)
-        return ops.matmul(inputs, self.in_use("kernel"))
+        return ops.matmul(self.drop_inputs(inputs, training), self.in_use("kernel"))
 
-    def visible(self, state, training=False):
-        """A state as the recurrent kernels see it: in the compute dtype, and in training with dropout.
+    def step(self, projected, states, training=False):
+        states, _ = self.computed(projected, states, training)
+        return ops.cast(states[0], self.compute_dtype), states
 
-        The dropout mask is drawn once per sequence and the same for all time steps (and depths).
-        """
-        state = ops.cast(state, self.compute_dtype)
-        if training and self.recurrent_dropout:
-            state = state * self.get_recurrent_dropout_mask(state)
-        return state
+    def computed(self, projected, states, training=False):
+        """A time step where the loop is not ours: the states, and what the recurrence keeps of it."""
+        cell, dtype = self.recurrence, wide_dtype(self.compute_dtype)
+        kernels, bias, biases = self.recurrent_weights()
+        dropout = self.recurrent_dropout_mask(states[0], training)
+
+        def product(index, state):
+            state = ops.cast(state, self.compute_dtype)
+            gates = ops.matmul(state if dropout is None else state * dropout, kernels[index])
+            return split_last(plus(gates, biases and biases[index]), cell.widths(self.units)[index])
+
+        def plus(gates, bias):
+            gates = ops.cast(gates, dtype)
+            return gates if bias is None else gates + ops.cast(bias, dtype)
+
+        x = split_last(plus(projected, bias), cell.input_widths(self.units))
+        return cell.step(x, list(states), product)
+
+    def recurrent_dropout_mask(self, state, training=False):
+        """What multiplies all that the recurrent kernels see: drawn once per sequence; or None."""
+        if not (training and self.recurrent_dropout):
+            return None
+        return self.get_recurrent_dropout_mask(ops.cast(state[:, : self.units], self.compute_dtype))
 
     def in_use(self, name):
         """A weight as a tensor: a masked kernel in the compute dtype, the bias in at least float32."""
@@ -100,7 +155,7 @@ class SparseHoistedCell(StaysItself, SparseCell, _OwnCell):
             return self._effective[name]
         if name in self._masked:
             return masked(self._masked[name], self.compute_dtype)
-        dtype = state_dtype(self.compute_dtype) if name == "bias" else self.compute_dtype
+        dtype = wide_dtype(self.compute_dtype) if name == "bias" else self.compute_dtype
         return ops.cast(getattr(self, name), dtype)
 
     @contextlib.contextmanager
@@ -143,10 +198,16 @@ class SparseHoistedRNN(StaysItself, RunsSparseCell, HoistedRNN):
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
         # In half precision a state would lose small changes.
-        initial_state = [ops.cast(state, state_dtype(self.compute_dtype)) for state in initial_state]
+        initial_state = [ops.cast(state, wide_dtype(self.compute_dtype)) for state in initial_state]
         # Masked here, once per call: inside the loop it would be done at every time step.
         with self.cell.effective_weights(training=training):
-            return super().inner_loop(sequences, initial_state, mask, training=training)
+            mask = mask[0] if isinstance(mask, (list, tuple)) else mask
+            if not self._whole_sequence_applies(mask, training):
+                return super().inner_loop(sequences, initial_state, mask, training=training)
+            dropout = self.cell.recurrent_dropout_mask(initial_state[0], training)
+            sequences = self.cell.drop_inputs(ops.cast(sequences, self.compute_dtype), training)
+            kernel, weights = self.cell.in_use("kernel"), self.cell.recurrent_weights()
+            return self._run(sequences, initial_state, kernel, weights, mask, dropout)
 
     @property
     def units(self):
@@ -160,11 +221,6 @@ class SparseHoistedRNN(StaysItself, RunsSparseCell, HoistedRNN):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         return cls(**config)
-
-
-def state_dtype(dtype):
-    """The dtype in which states are kept and gates computed: float32 in half precision."""
-    return keras.backend.result_type(dtype, "float32")
 
 
 def _reseeded(initializer, index):

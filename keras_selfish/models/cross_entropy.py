@@ -3,13 +3,13 @@
 import keras
 from keras import ops
 
-if keras.backend.backend() == "tensorflow":
-    from keras_selfish.models.cross_entropy_tensorflow import cross_entropy
-else:
+from keras_selfish.backend import of_backend
 
-    def cross_entropy(targets, logits):
-        """The cross-entropy of each token, see `cross_entropy_tensorflow.py`."""
-        return keras.losses.sparse_categorical_crossentropy(targets, logits, from_logits=True)
+
+@of_backend
+def cross_entropy(targets, logits):
+    """The cross-entropy of each token, see `cross_entropy_tensorflow.py`."""
+    return keras.losses.sparse_categorical_crossentropy(targets, logits, from_logits=True)
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")

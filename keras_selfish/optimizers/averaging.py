@@ -5,6 +5,7 @@ import numpy as np
 from absl import logging
 from keras import ops
 
+from keras_selfish.backend import BACKEND
 from keras_selfish.optimizers.snt_asgd import HISTORY_LENGTH, SNTASGD
 from keras_selfish.optimizers.state import leaves
 
@@ -88,7 +89,7 @@ class NonMonotonicAveraging(keras.callbacks.Callback):
                 "`optimizer` of the compiled model must be a SNTASGD for NonMonotonicAveraging. "
                 f"Received: optimizer={type(self.model.optimizer).__name__}"
             )
-        if keras.backend.backend() == "jax":
+        if BACKEND == "jax":
             self.model.jax_state_sync()  # otherwise the variables are empty, and writing to them is lost
         return [optimizer for optimizer in found if optimizer.built]
 

@@ -7,13 +7,9 @@ import numpy as np
 from keras import ops
 
 from keras_selfish import masks
+from keras_selfish.optimizers import update
 from keras_selfish.optimizers.state import reset_state
 from keras_selfish.variables import fill
-
-if keras.backend.backend() == "tensorflow":
-    from keras_selfish.optimizers import update_tensorflow as update
-else:
-    from keras_selfish.optimizers import update
 
 CLIP_NORMS = ("dense", "active")
 DEFAULT_CLIP_NORM = "dense"

@@ -3,14 +3,17 @@
 `update_tensorflow.py` holds the same functions for TensorFlow.
 """
 
-import keras
 from keras import ops
 
+from keras_selfish.backend import BACKEND, of_backend
 
+
+@of_backend
 def check_replicas(optimizer):
     """Raises `ValueError` where Keras cannot accumulate gradients: never on these backends."""
 
 
+@of_backend
 def update_variables(optimizer, gradients, variables, learning_rate):
     """Clips the gradients, updates every variable, and then its average if the optimizer averages."""
     # One of rows only becomes a whole one: decay and averages move every row.
@@ -27,7 +30,7 @@ def update_variables(optimizer, gradients, variables, learning_rate):
         return [ops.convert_to_tensor(average) for average in averages]
 
     averaging = optimizer.is_averaging()
-    if keras.backend.backend() == "jax":  # an assignment inside the branch would leak its tracers
+    if BACKEND == "jax":  # an assignment inside the branch would leak its tracers
         values = ops.cond(averaging, moved, unmoved)
     else:
         values = moved() if averaging else []
@@ -41,24 +44,28 @@ def _moved_average(variable, average, births, updates):
     return old + (ops.convert_to_tensor(variable) - old) / ops.cast(age, old.dtype)
 
 
+@of_backend
 def sum_of_squares(gradient):
     """The sum of the squares of all entries, a float32 scalar."""
     return ops.sum(ops.square(ops.cast(gradient, "float32")))
 
 
+@of_backend
 def clip_values(gradient, limit):
     """Limits every entry to [-limit, limit]."""
     return ops.clip(gradient, -limit, limit)
 
 
+@of_backend
 def existing(masked_weight, births):
     """Where connections exist, a boolean tensor."""
-    if keras.backend.backend() != "jax":
+    if BACKEND != "jax":
         return ops.convert_to_tensor(masked_weight.mask)
     # In a compiled step the optimizer sees the values of its own and the trainable variables only.
     return ops.greater_equal(ops.convert_to_tensor(births), 0.0)
 
 
+@of_backend
 def descend(variable, gradient, step_size, decay=None, exists=None):
     """Takes step_size * gradient + decay * variable from `variable`.
 

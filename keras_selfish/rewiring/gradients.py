@@ -11,14 +11,17 @@ import itertools
 import keras
 from keras import ops
 
-if keras.backend.backend() == "tensorflow":
-    from keras_selfish.rewiring.gradients_tensorflow import make_gradients
-elif keras.backend.backend() == "jax":
-    from keras_selfish.rewiring.gradients_jax import make_gradients
-else:
-    from keras_selfish.rewiring.gradients_torch import make_gradients
+from keras_selfish.backend import BACKEND, of_backend
 
 __all__ = ["DenseGradients"]
+
+
+@of_backend
+def make_gradients(model):
+    """A function from a batch and a list of variables to the gradients of the loss, NumPy arrays."""
+    raise NotImplementedError(
+        f"Gradients of connections that do not exist need Keras on TensorFlow, JAX or PyTorch, not {BACKEND}."
+    )
 
 
 class DenseGradients:

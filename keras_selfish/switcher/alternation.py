@@ -5,6 +5,7 @@ import contextlib
 import keras
 from keras import ops
 
+from keras_selfish.backend import BACKEND
 from keras_selfish.cloning import with_inner
 from keras_selfish.switcher.switching import PHASES, REFRESH, SWITCHER, TASK
 
@@ -102,7 +103,7 @@ class AlternatingTraining:
     # On JAX a step is a function of values, and takes the gradient of all that it is given first.
 
     def train_step(self, *args):
-        if keras.backend.backend() != "jax":
+        if BACKEND != "jax":
             return super().train_step(*args)
         (trainable, *others), data = args
         switchers = {id(variable) for variable in self.sides()[1]}

@@ -5,25 +5,25 @@ import math
 import keras
 from keras import ops
 
-if keras.backend.backend() == "tensorflow":
-    from keras_selfish.switcher.tiling_tensorflow import map_parts
-else:
+from keras_selfish.backend import of_backend
 
-    def map_parts(function, starts, parameters):
-        """Calls function(start, parameters) for each start and stacks the results.
 
-        The gradient computes each part again instead of keeping what it took.
+@of_backend
+def map_parts(function, starts, parameters):
+    """Calls function(start, parameters) for each start and stacks the results.
 
-        Args:
-            function: Maps (start, parameters) to a tuple of tensors.
-            starts: Integer tensor (parts,).
-            parameters: List of float tensors that gradients flow to.
+    The gradient computes each part again instead of keeping what it took.
 
-        Returns:
-            A tuple of tensors (parts, ...).
-        """
-        recomputed = keras.remat(function)
-        return ops.map(lambda start: recomputed(start, parameters), starts)
+    Args:
+        function: Maps (start, parameters) to a tuple of tensors.
+        starts: Integer tensor (parts,).
+        parameters: List of float tensors that gradients flow to.
+
+    Returns:
+        A tuple of tensors (parts, ...).
+    """
+    recomputed = keras.remat(function)
+    return ops.map(lambda start: recomputed(start, parameters), starts)
 
 
 def map_tiles(function, shape, parameters, tile_size):

@@ -3,14 +3,11 @@
 import keras
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from keras import ops
 
 from keras_selfish import CarriedState, SparseONLSTM, SparseONLSTMCell, strip
 from keras_selfish.analysis import report
 from keras_selfish.layers import HoistedRNN
-from keras_selfish.layers.on_lstm import cumax
 from keras_selfish.masks import masked_weights
 
 BACKEND = keras.backend.backend()
@@ -195,14 +192,6 @@ def test_gradient_equals_differences(assert_gradients_are_differences):
         return tf.reduce_sum(outputs * factors[0]) + tf.reduce_sum(c**2) + by_time
 
     assert_gradients_are_differences(loss, weights)
-
-
-@given(st.lists(st.floats(-50, 50), min_size=1, max_size=12))
-def test_cumax_rises_to_one(logits):
-    steps = ops.convert_to_numpy(cumax(np.array(logits, "float32")))
-    assert (np.diff(steps) >= 0).all()
-    assert 0 <= steps[0] <= steps[-1] <= 1 + 1e-5
-    assert steps[-1] == pytest.approx(1, abs=1e-5)
 
 
 @also_on_jax

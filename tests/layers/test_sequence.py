@@ -9,23 +9,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
+from keras_selfish.recurrence import GRU, LSTM, ONLSTM, RHN, SimpleRNN, driver, padding, run
+from keras_selfish.recurrence.cells import split_last
+
 BACKEND = keras.backend.backend()
 if BACKEND == "tensorflow":
     import tensorflow as tf
 
-    from keras_selfish.layers import recurrence_tensorflow
-    from keras_selfish.layers.sequence_tensorflow import gru, lstm, simple_rnn
+    from keras_selfish.recurrence import driver_tensorflow
 elif BACKEND == "jax":
     import jax
     import jax.numpy as jnp
-
-    from keras_selfish.layers.sequence_jax import gru, lstm, simple_rnn
 
 pytestmark = pytest.mark.backends("tensorflow", "jax")
 tensorflow_only = pytest.mark.backends("tensorflow")
 jax_only = pytest.mark.backends("jax")
 
 GATES = {"lstm": 4, "gru": 3, "gru, reset before": 3, "simple_rnn": 1}
+CELLS = {
+    "lstm": LSTM(),
+    "gru": GRU(),
+    "gru, reset before": GRU(reset_after=False),
+    "simple_rnn": SimpleRNN(),
+    "rhn": RHN(depth=3),
+    "rhn, carry gate": RHN(depth=2, coupled=False),
+    "on_lstm": ONLSTM(chunk_size=2),
+}
 each_kind = pytest.mark.parametrize("kind", GATES)
 
 BATCH, TIME, FEATURES, UNITS = 4, 5, 3, 6
@@ -38,16 +47,17 @@ OF_GATES = ["of each gate"] if BACKEND == "tensorflow" else []
 
 def arguments(kind, batch=BATCH, time=TIME, features=FEATURES, units=UNITS, bias=True, dropout=None, seed=0):
     """What the function of a kind takes, by name."""
-    width = GATES[kind] * units
+    products = CELLS[kind].widths(units)
+    width, biases = sum(CELLS[kind].input_widths(units)), {"gru": 2, "rhn": 3, "rhn, carry gate": 2}
     shapes = {
         "sequences": (batch, time, features),
         "initial_h": (batch, units),
         "initial_c": (batch, units),
         "kernel": (features, width),
-        "recurrent_kernel": (units, width),
-        "bias": (2, width) if kind == "gru" else (width,),
+        "recurrent_kernel": (units, sum(map(sum, products))),
+        "bias": (biases[kind], width) if kind in biases else (width,),
     }
-    if kind != "lstm":
+    if "lstm" not in kind:
         del shapes["initial_c"]
     generator = np.random.default_rng([seed, batch, time, features, units])
     values = {name: generator.normal(size=shape) for name, shape in shapes.items()}
@@ -65,13 +75,18 @@ def in_dtype(values, dtype):
 
 def ours(kind, inputs="one", **options):
     """The function of a kind."""
-    if kind.startswith("gru"):
-        options["reset_after"] = kind == "gru"
 
-    def function(sequences, bias=None, *states, **values):
+    def function(sequences, kernel, recurrent_kernel, bias=None, recurrent_dropout_mask=None, **states):
         sequences = of_each_gate(kind, sequences) if inputs in OF_GATES else sequences
-        function_of_kind = {"lstm": lstm, "simple_rnn": simple_rnn}.get(kind, gru)
-        return function_of_kind(sequences, *states, bias=bias, **values, **options)
+        states = [states[name] for name in ("initial_h", "initial_c") if name in states]
+        widths = [sum(widths) for widths in CELLS[kind].widths(recurrent_kernel.shape[0])]
+        kernels, biases = split_last(recurrent_kernel, widths), None
+        if bias is not None and len(bias.shape) == 2:
+            bias, *biases = ops.unstack(bias)
+            biases = biases if kind == "gru" else [None, *biases]
+        weights = (kernel, kernels, bias, biases, recurrent_dropout_mask)
+        outputs, states = run(CELLS[kind], sequences, states, *weights, **options)
+        return outputs, *states
 
     return function
 
@@ -128,6 +143,9 @@ def sigmoid(z):
 
 def numpy_step(kind, inputs, states, kernel, recurrent_kernel, bias, dropout):
     """A time step, gate by gate; `inputs`, and the masks of the output before, `dropout`, are of each."""
+    if kind not in GATES:
+        step = numpy_on_lstm if kind == "on_lstm" else numpy_highway
+        return step(kind, inputs[0], states, kernel, recurrent_kernel, bias, dropout[0])
     h, *c = states
     units = h.shape[-1]
     of_inputs, of_h = (bias[..., 0, :], bias[..., 1, :]) if kind == "gru" else (bias, np.zeros_like(bias))
@@ -152,14 +170,45 @@ def numpy_step(kind, inputs, states, kernel, recurrent_kernel, bias, dropout):
     return [z * h + (1 - z) * np.tanh(projected(2) + of_candidate)]
 
 
+def numpy_highway(kind, inputs, states, kernel, recurrent_kernel, bias, dropout):
+    (state,), depth = states, bias.shape[-2]
+    units = state.shape[-1]
+    for index, of_depth in enumerate(np.split(recurrent_kernel, depth, axis=-1)):
+        z = (state * dropout) @ of_depth + bias[..., index, :][..., None, :]
+        z = z + inputs @ kernel if index == 0 else z
+        h, t = np.tanh(z[..., :units]), sigmoid(z[..., units : 2 * units])
+        carry = 1 - t if kind == "rhn" else sigmoid(z[..., 2 * units :])
+        state = h * t + state * carry
+    return [state]
+
+
+def numpy_on_lstm(kind, inputs, states, kernel, recurrent_kernel, bias, dropout):
+    h, c = states
+    units, masters = h.shape[-1], h.shape[-1] // 2
+    z = inputs @ kernel + (h * dropout) @ recurrent_kernel + bias[..., None, :]
+    master_i, master_f, o, g, i, f = np.split(
+        z, [masters, 2 * masters, *(2 * masters + units * n for n in (1, 2, 3))], axis=-1
+    )
+
+    def cumax(logits):
+        shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        return np.repeat(np.cumsum(shares, -1), 2, axis=-1)
+
+    master_i, master_f = 1 - cumax(master_i), cumax(master_f)
+    overlap = master_i * master_f
+    c = (sigmoid(f) * overlap + master_f - overlap) * c + (
+        sigmoid(i) * overlap + master_i - overlap
+    ) * np.tanh(g)
+    return [sigmoid(o) * np.tanh(c), c]
+
+
 def numpy_loop(kind, values, inputs="one", go_backwards=False, mask=None):
     """Outputs and last states, one time step after the other."""
-    width = values["kernel"].shape[-1]
-    bias = values.get("bias", np.zeros((2, width) if kind == "gru" else width))
+    bias = values["bias"] if "bias" in values else np.zeros(np.shape(arguments(kind)["bias"]))
     weights = [values["kernel"], values["recurrent_kernel"], bias]
     sequences, dropout = values["sequences"], values.get("recurrent_dropout_mask", 1.0)
-    sequences = of_each_gate(kind, sequences) if inputs in OF_GATES else [sequences] * GATES[kind]
-    dropout = dropout if isinstance(dropout, list) else [dropout] * GATES[kind]
+    sequences = of_each_gate(kind, sequences) if inputs in OF_GATES else [sequences] * GATES.get(kind, 1)
+    dropout = dropout if isinstance(dropout, list) else [dropout] * GATES.get(kind, 1)
     states = [values[name] for name in ("initial_h", "initial_c") if name in values]
     # At a padded step before all others the function for TensorFlow gives zeros, as Keras does there.
     output, outputs = (np.zeros_like(states[0]) if BACKEND == "tensorflow" else states[0]), []
@@ -203,8 +252,7 @@ def products_of(monkeypatch):
 
     def set_to(products):
         if BACKEND == "tensorflow":
-            groups = (lambda _, gates: gates) if products in OF_GATES else (lambda *_: 1)
-            monkeypatch.setattr(recurrence_tensorflow, "groups_of", groups)
+            monkeypatch.setattr(driver_tensorflow, "separates", lambda *_: products in OF_GATES)
 
     return set_to
 
@@ -235,6 +283,57 @@ def test_equals_numpy(kind, go_backwards, padded, dropout, inputs, bias, used, p
     with in_float64():
         found = results_and_gradients(ours(kind, **options), in_dtype(values, "float64"), used)
     assert_same(found, expected(kind, values, used, **options), 1e-12)
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_units_padded_for_a_gpu_change_nothing(kind, monkeypatch):
+    values = arguments(kind, dropout="one mask")
+    options = {"mask": PADDED, "go_backwards": True}
+    seen = []
+
+    def widths(cell, x, states, *others):
+        seen.append((x.shape[-1], states[0].shape[-1]))
+        return run_loops(cell, x, states, *others)
+
+    run_loops = driver.run_loops
+    monkeypatch.setattr(driver, "run_loops", widths)
+    monkeypatch.setattr(driver, "on_gpu", lambda: True)
+    with in_float64():
+        found = compiled_on_jax(results_and_gradients)(ours(kind, **options), in_dtype(values, "float64"))
+    assert_same(found, expected(kind, values, **options), 1e-12)
+    assert seen == [(sum(CELLS[kind].input_widths(8)), 8)]
+
+
+def test_padded_widths():
+    assert [padding.padded_width(width) for width in (6, 64, 100, 650, 830, 1500)] == [
+        8,
+        64,
+        104,
+        704,
+        832,
+        1536,
+    ]
+    assert padding.padded_width(1150, 10) == 1160
+
+
+@pytest.mark.parametrize("kind", [kind for kind in CELLS if kind not in GATES])
+@pytest.mark.parametrize(
+    "options", [{}, {"padded": True, "go_backwards": True}, {"dropout": True}, {"bias": False, "one": True}]
+)
+def test_highway_and_ordered_neurons_equal_numpy(kind, options, products_of):
+    products_of("one" if "one" in options else "of each gate")
+    values = arguments(
+        kind, bias=options.get("bias", True), dropout="one mask" if options.get("dropout") else None
+    )
+    arguments_of_run = {
+        "go_backwards": "go_backwards" in options,
+        "mask": PADDED if "padded" in options else None,
+    }
+    with in_float64():
+        found = compiled_on_jax(results_and_gradients)(
+            ours(kind, **arguments_of_run), in_dtype(values, "float64")
+        )
+    assert_same(found, expected(kind, values, **arguments_of_run), 1e-12)
 
 
 @tensorflow_only  # on JAX each size would be compiled
@@ -270,8 +369,8 @@ def test_compiled_with_dynamic_shapes(kind, xla):
         # Made of a tensor of unknown size: in a model the masks are drawn.
         masks = [tf.where(values["initial_h"] > bound, 2.0, 0.0) for bound in (-1.0, -0.5, 0.0, 0.5)]
         dropout = [tf.cast(mask, tf.float64) for mask in masks[: GATES[kind]]]
-        function = ours(kind, go_backwards=True, mask=mask, recurrent_dropout_mask=dropout)
-        return results_and_gradients(function, values)
+        function = ours(kind, go_backwards=True, mask=mask)
+        return results_and_gradients(function, values | {"recurrent_dropout_mask": dropout})
 
     specs = {name: specs_of(name, value) for name, value in arguments(kind).items()}
     signature = [tf.TensorSpec((None, None), tf.bool), specs]
@@ -340,7 +439,8 @@ def of_biases_alone(function, states, bias, steps):
     kernel = ops.zeros((1, bias.shape[-1]), "bfloat16")
     states = [ops.cast(state, "bfloat16") for state in states]
     sequences = ops.zeros((1, steps, 1), "bfloat16")
-    return function(sequences, bias, *states, kernel=kernel, recurrent_kernel=kernel)
+    named = dict(zip(["initial_h", "initial_c"], states, strict=False))
+    return function(sequences, bias=bias, kernel=kernel, recurrent_kernel=kernel, **named)
 
 
 @pytest.mark.parametrize(

@@ -387,7 +387,7 @@ def test_cudnn_gets_the_dropped_kernel(monkeypatch):
     """Where the layer is left to Keras, which hands its cell's kernel to cuDNN; here there is no GPU."""
     layer = sparse_layer("LSTM", use_cudnn="auto")
     twin, _ = dense_twin(layer)
-    monkeypatch.setattr("keras_selfish.layers.sequence_tensorflow.on_gpu", lambda: True)
+    monkeypatch.setattr("keras_selfish.recurrence.on_gpu", lambda: True)
     assert layer._cudnn_is_meant(None)
     inputs = draw(BATCH, TIME, FEATURES)
     np.testing.assert_allclose(layer(inputs, training=True), twin(inputs), rtol=1e-4, atol=1e-5)
