@@ -8,7 +8,7 @@ from absl import logging
 from keras import ops
 
 from keras_selfish.optimizers import state
-from keras_selfish.rewiring import rules, schedules
+from keras_selfish.rewiring import device, rules, schedules
 from keras_selfish.rewiring.choice import DROP_SCOPES, choose_changes
 from keras_selfish.rewiring.updates import MaskUpdates
 
@@ -242,6 +242,15 @@ class Rewiring(MaskUpdates):
         _check_fraction("rate", rate)
         if rate == 0:
             return
+        if device.serves(self.model, self.drop, self.grow, self.drop_scope, self.redistribution):
+            options = {"rate": rate, "reset_regrown": self.reset_regrown, "rounding": self.rounding}
+            choose = functools.partial(device.choose_change, **options)
+            self.change_on_device(step, choose, self._gradient_batches)
+        else:
+            self._rewire_on_host(rate, step)
+        logging.vlog(1, "Step %d: rewired the fraction %.4f of the connections.", step, rate)
+
+    def _rewire_on_host(self, rate, step):
         choose = functools.partial(
             choose_changes,
             rate=rate,
@@ -253,7 +262,6 @@ class Rewiring(MaskUpdates):
             rounding=self.rounding,
         )
         self.change(step, choose, self._gradient_batches)
-        logging.vlog(1, "Step %d: rewired the fraction %.4f of the connections.", step, rate)
 
     def check_weight(self, masked_weight):
         if masked_weight.n_of_m and (self.redistribution is not None or self.drop_scope == "model"):

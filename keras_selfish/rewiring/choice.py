@@ -104,7 +104,7 @@ def lost_together(matrices, each, count, drop):
         lowest = np.minimum.reduce(drop_scores(matrix, drop))
         found = lowest.reshape(-1).take(np.flatnonzero(active_blocks(matrix)))
         if np.isnan(found).any():
-            raise not_a_number(matrix)
+            raise not_a_number(matrix.masked_weight)
         return found
 
     return common_threshold(list(each(scores, matrices)), count)

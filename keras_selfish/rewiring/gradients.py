@@ -18,7 +18,7 @@ __all__ = ["DenseGradients"]
 
 @of_backend
 def make_gradients(model):
-    """A function from a batch and a list of variables to the gradients of the loss, NumPy arrays."""
+    """A function from a batch and a list of variables to the gradients of the loss, arrays or tensors."""
     raise NotImplementedError(
         f"Gradients of connections that do not exist need Keras on TensorFlow, JAX or PyTorch, not {BACKEND}."
     )
@@ -57,7 +57,7 @@ class DenseGradients:
             batches: How many of them.
 
         Returns:
-            A list of NumPy arrays of the weights' shapes.
+            A list of arrays or tensors of the weights' shapes.
         """
         if self._model is not model:
             self._model, self._gradients = model, make_gradients(model)

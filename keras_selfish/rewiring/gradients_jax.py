@@ -2,11 +2,10 @@
 
 import jax
 import keras
-import numpy as np
 
 
 def make_gradients(model):
-    """A function from a batch and a list of variables to the gradients of the loss, NumPy arrays."""
+    """A function from a batch and a list of variables to the gradients of the loss, left on the device."""
 
     def loss(values, variables, others, x, y, sample_weight):
         mapping = [*zip(variables, values, strict=True), *others]
@@ -30,6 +29,6 @@ def make_gradients(model):
 
             compiled[names] = jax.jit(gradients)
         found = compiled[names]([v.value for v in variables], [v.value for v in rest], *batch)
-        return [np.asarray(gradient, np.float32) for gradient in found]
+        return [gradient.astype("float32") for gradient in found]
 
     return compute

@@ -1,11 +1,10 @@
 """Gradients of a model's loss on TensorFlow, on one device or on all replicas of a strategy."""
 
-import numpy as np
 import tensorflow as tf
 
 
 def make_gradients(model):
-    """A function from a batch and a list of variables to the gradients of the loss, NumPy arrays."""
+    """A function from a batch and a list of variables to the gradients of the loss, left on the device."""
     strategy = model.distribute_strategy
 
     @tf.function(reduce_retracing=True)
@@ -34,7 +33,7 @@ def make_gradients(model):
             found = gradients(*batch, values)
         else:
             found = summed(*(_divided(part, strategy, replicas) for part in batch), values)
-        return [np.asarray(gradient) for gradient in found]
+        return found
 
     return compute
 

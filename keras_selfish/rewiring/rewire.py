@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import numpy as np
+from keras import ops
 
 from keras_selfish import masks
 from keras_selfish.optimizers.state import holders, reset_state
@@ -30,7 +31,7 @@ class Change:
     """A change of connections.
 
     Args:
-        mask: Boolean array: the connections after the change.
+        mask: Boolean array, or tensor as the others: the connections after the change.
         dropped: Boolean array: the connections that ceased to exist.
         grown: Boolean array: the connections that are new and start from zero. With `reset_regrown` these
             include the ones that were dropped and regrown, which otherwise are in neither array.
@@ -39,6 +40,13 @@ class Change:
     mask: np.ndarray
     dropped: np.ndarray
     grown: np.ndarray
+
+    @property
+    def empty(self):
+        """Where the weight is zero after the change."""
+        if isinstance(self.mask, np.ndarray):
+            return self.mask <= self.grown
+        return ops.logical_or(ops.logical_not(self.mask), self.grown)
 
 
 def read_matrix(masked_weight, optimizer=None, gradient=None, generator=None):
@@ -108,14 +116,14 @@ def choose_dropped(matrix, count, drop):
         counts = share_out(count, np.ones(len(scores)), np.zeros(len(scores)), available)
         return np.logical_or.reduce(list(map(selection.smallest, scores, candidates, counts)))
     except ValueError as error:
-        raise not_a_number(matrix) from error
+        raise not_a_number(matrix.masked_weight) from error
 
 
-def not_a_number(matrix):
+def not_a_number(masked_weight):
     """The `ValueError` of a connection without a score."""
     return ValueError(
         "`model` must have weights that are numbers to be rewired. Received: NaN in "
-        f"{matrix.masked_weight.name!r}; lower the learning rate or clip the gradient"
+        f"{masked_weight.name!r}; lower the learning rate or clip the gradient"
     )
 
 
@@ -163,7 +171,7 @@ def apply_change(masked_weight, change, optimizers=()):
         for leaf in holders(optimizer, masked_weight.weight):
             masked_weight.watch(leaf, reset_state)
     try:
-        fill(masked_weight.weight, change.mask <= change.grown, 0.0)
+        fill(masked_weight.weight, change.empty, 0.0)
         masked_weight.change_mask(change.mask)
         masked_weight.tell(change.dropped, change.grown)
     except BaseException:  # a pressed key, too: what it leaves must not move weights that do not exist

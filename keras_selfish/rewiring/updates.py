@@ -142,20 +142,35 @@ class MaskUpdates(keras.callbacks.Callback):
 
     def matrices(self, step, gradient_batches=0):
         """The trainable masked weights as `rules.Matrix`, with gradients over so many batches."""
+        return [
+            read_matrix(
+                masked_weight,
+                getattr(self.model, "optimizer", None),
+                None if gradient is None else np.asarray(gradient),
+                generator,
+            )
+            for masked_weight, gradient, generator in self._looked_at(step, gradient_batches)
+        ]
+
+    def _looked_at(self, step, gradient_batches):
+        """The trainable masked weights, each with its gradient, or None, and its random generator."""
         weights = [(i, w) for i, w in enumerate(masks.masked_weights(self.model)) if w.weight.trainable]
         gradients = [None] * len(weights)
         if gradient_batches and weights:
             self._sync()
             gradients = self.gradients(self.model, [w for _, w in weights], step, gradient_batches)
         return [
-            read_matrix(
-                masked_weight,
-                getattr(self.model, "optimizer", None),
-                gradient,
-                generator=np.random.default_rng([self.seed, step, index]),
-            )
+            (masked_weight, gradient, np.random.default_rng([self.seed, step, index]))
             for (index, masked_weight), gradient in zip(weights, gradients, strict=True)
         ]
+
+    def change_on_device(self, step, choose, gradient_batches=0):
+        """As `change`, for a function of one `MaskedWeight`, its gradient (a tensor or None) and a seed."""
+        looked_at = self._looked_at(step, gradient_batches)
+        changes = [
+            choose(weight, gradient, int(draw.integers(2**31))) for weight, gradient, draw in looked_at
+        ]
+        self._apply([weight for weight, *_ in looked_at], changes)
 
     def change(self, step, choose, gradient_batches=0):
         """Chooses a `Change` (None for none) of each trainable masked weight and applies it.
@@ -172,6 +187,9 @@ class MaskUpdates(keras.callbacks.Callback):
             changes = choose(matrices, lambda *arguments: list(pool.map(*arguments)))
         weights = [matrix.masked_weight for matrix in matrices]
         del matrices  # which are views: a weight that is looked at would not be written in place
+        self._apply(weights, changes)
+
+    def _apply(self, weights, changes):
         for masked_weight, change in zip(weights, changes, strict=True):
             if change is not None:
                 apply_change(masked_weight, change, self._clock.optimizers)
