@@ -61,7 +61,7 @@ def rewire_by_sorting(model, rate, generator):
 
     for masked_weight in masked_weights(model):
         change = sorted_change(read_matrix(masked_weight, model.optimizer), rate, generator)
-        apply_change(masked_weight, change, model.optimizer)
+        apply_change(masked_weight, change, [model.optimizer])
 
 
 def measure(sizes, rate, rounds, steps):
@@ -70,7 +70,7 @@ def measure(sizes, rate, rounds, steps):
     from keras_selfish import SelfishRewiring
 
     model = make_model(sizes)
-    data = windows(sizes, steps).dataset()
+    data = windows(sizes, steps).batches()
     rewiring = SelfishRewiring(rate)
     rewiring.set_model(model)
     generator = np.random.default_rng(0)
