@@ -159,6 +159,9 @@ class Recorder(keras.callbacks.Callback):
         self.workdir.write_history(self.rows)
         self.workdir.save_checkpoint(self.model, epoch + 1, **self.keep(logs))
 
+    def on_train_end(self, logs=None):
+        self.workdir.wait()
+
     def measure(self, logs):
         """Adds to the logs of an epoch."""
 

@@ -1,5 +1,6 @@
 """The folder of a run: its settings, its checkpoints and its history, safe against a kill at any moment."""
 
+import concurrent.futures
 import csv
 import hashlib
 import json
@@ -42,6 +43,8 @@ class Workdir:
         self.final = self.path / "final.keras"
         self.saved_model = self.path / "saved_model"
         self.tensorboard = self.path / "tensorboard"
+        self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing = None
 
     def prepare(self):
         """Makes the folder and checks that it can be written, before anything else is done."""
@@ -116,6 +119,7 @@ class Workdir:
         Raises:
             RunError: if it is damaged or foreign.
         """
+        self.wait()
         if not self.state.exists():
             return None
         state = self._read(self.state)
@@ -128,13 +132,32 @@ class Workdir:
         return {**state, "weights": weights}
 
     def save_checkpoint(self, model, epochs_done, **extra):
-        """Writes all that training depends on, then makes it the checkpoint in one step.
+        """Copies all that training depends on; a thread writes it, then makes it the checkpoint in one step.
 
         Keras's `save_weights` leaves out the states of random number generators, so that dropout would not
-        go on as it would have: here every variable is written.
+        go on as it would have: here every variable is written. Training goes on meanwhile. A run that is
+        killed before the thread is done has the checkpoint before.
+
+        Raises:
+            RunError: if the one before could not be written.
         """
+        self.wait()
+        # A view would show what training makes of the variable while it is written.
+        arrays = {str(i): np.array(_to_numpy(variable)) for i, variable in enumerate(_variables(model))}
+        self._writing = self._writer.submit(self._write_checkpoint, arrays, epochs_done, extra)
+
+    def wait(self):
+        """Waits until the last checkpoint is written.
+
+        Raises:
+            RunError: if it could not be.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write_checkpoint(self, arrays, epochs_done, extra):
         weights = self.path / f"checkpoint-{epochs_done:05d}.npz"
-        arrays = {str(i): _to_numpy(variable) for i, variable in enumerate(_variables(model))}
         replace(weights, lambda path: np.savez(path, **arrays), suffix=".npz")
         state = {"format": self.format, "epochs_done": epochs_done, "weights": weights.name}
         write_json(self.state, {**state, "sha256": _sha256(weights), **extra})
