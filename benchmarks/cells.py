@@ -4,7 +4,8 @@ Usage: python -m benchmarks.cells [--cells rhn,on_lstm] [--against FOLDER] [--ou
 
 One layer, masked at sparsity 0.67, reads random sequences of as many features as it has units, forward and
 backward, in a compiled step of the backend. All run alternately, each time in a process of its own. The RHN
-has depth 10 and the ON-LSTM chunks of 10 units, as published.
+has depth 10 and the ON-LSTM chunks of 10 units, as published; lstm_cudnn is the LSTM in Keras's call of
+cuDNN, the others never call it.
 """
 
 import os
@@ -27,6 +28,7 @@ from benchmarks.output import draw_bars, print_table, write_figures
 from benchmarks.processes import ROOT, alternate, extremes, machine, median
 
 CELLS = ("lstm", "gru", "simple_rnn", "rhn", "on_lstm")
+ON_A_GPU = ("lstm_cudnn",)
 DTYPES = ("float32", "mixed_bfloat16")
 MODULE = "benchmarks.cells"
 
@@ -39,7 +41,14 @@ def make_layer(cell, units, dtype):
         return layers.SparseRHN(units, depth=10, **options)
     if cell == "on_lstm":
         return layers.SparseONLSTM(units, chunk_size=math.gcd(units, 10), **options)
-    names = {"lstm": "SparseLSTM", "gru": "SparseGRU", "simple_rnn": "SparseSimpleRNN"}
+    if cell in ("lstm", "lstm_cudnn", "gru"):
+        options["use_cudnn"] = cell == "lstm_cudnn"
+    names = {
+        "lstm": "SparseLSTM",
+        "lstm_cudnn": "SparseLSTM",
+        "gru": "SparseGRU",
+        "simple_rnn": "SparseSimpleRNN",
+    }
     return getattr(layers, names[cell])(units, **options)
 
 
@@ -87,11 +96,14 @@ def measure(cell, sizes, steps, dtype):
 def main():
     parser = make_parser(__doc__, steps=12, units=830)
     parser.add_argument(
-        "--cells", type=names_among(CELLS), default=",".join(CELLS), help="which (default: all)"
+        "--cells",
+        type=names_among((*CELLS, *ON_A_GPU)),
+        default=",".join(CELLS),
+        help="which (default: %(default)s)",
     )
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(default: %(default)s)")
     parser.add_argument("--against", metavar="FOLDER", help="another checkout to compare with")
-    parser.add_argument("--cell", choices=CELLS, help="measure this one in this process")
+    parser.add_argument("--cell", choices=(*CELLS, *ON_A_GPU), help="measure this one in this process")
     parser.add_argument("--tree", help="the checkout that --cell is of")
     options = parse(parser)
     sizes = sizes_of(options)

@@ -22,6 +22,8 @@ part() {
     for units in 1500 650 256; do
         part "training step, 2x$units" python -m benchmarks.training_step --units="$units" --steps=60 --rounds=1 \
             --variants=sparse,unmasked,bfloat16,torch,torch_bfloat16 --output="$output/training_step_$units"
+        part "LSTM with cuDNN and without, $units units" python -m benchmarks.cells --units="$units" \
+            --cells=lstm,lstm_cudnn --rounds=1 --output="$output/cudnn_$units"
     done
     part "RHN, 830 units" python -m benchmarks.cells --units=830 --cells=rhn --rounds=1 --output="$output/rhn"
     part "ON-LSTM, 1150 units" python -m benchmarks.cells --units=1150 --cells=on_lstm --rounds=1 \

@@ -25,6 +25,7 @@ on JAX. On a GPU, float32 products are of TensorFloat-32 precision.
 import dataclasses
 import importlib.util
 import json
+import os
 
 from benchmarks.options import make_parser, names_among, parse, positive, sizes_of
 from benchmarks.output import draw_bars, print_table, write_figures
@@ -46,6 +47,8 @@ def measure(variant, sizes, steps):
     if variant.startswith("torch"):
         from benchmarks import torch_step as library
     else:
+        if variant != "keras":  # as the trainers do; a peer is measured with what its users get by default
+            os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
         from benchmarks import keras_step as library
     return library.measure(variant, sizes, steps)
 

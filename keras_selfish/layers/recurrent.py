@@ -14,6 +14,11 @@ from keras_selfish.masks import check_seed
 
 ARGUMENTS = (*MASK_ARGUMENTS, "weight_drop")
 
+# From so many units on `recurrence.run` is taken for faster than cuDNN, on JAX in float32. At 1500 units a
+# training step of a language model took 6.34 ms with cuDNN on one NVIDIA H200, and 4.09 ms with a loop like
+# ours at 1536; other widths have not been compared (`python -m benchmarks.cells --cells lstm,lstm_cudnn`).
+CUDNN_BELOW = 1024
+
 
 class SparseCell(MaskedLayer):
     """Mixin for a Keras recurrent cell that masks its kernel and its recurrent kernel.
@@ -285,6 +290,7 @@ class SparseRecurrent(RunsSparseCell):
         # JAX refuses half precision only when it compiles, too late for Keras to do without.
         return (
             isinstance(self, keras.layers.LSTM)
+            and self.units < CUDNN_BELOW
             and mask is None
             and self.compute_dtype in ("float32", "float64")
         )

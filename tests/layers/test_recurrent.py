@@ -283,11 +283,17 @@ def test_in_a_function_of_dynamic_shape(kind):
 
 @jax_only
 @pytest.mark.parametrize(
-    ("policy", "meant"), [("float32", True), ("mixed_bfloat16", False), ("mixed_float16", False)]
+    ("units", "policy", "meant"),
+    [
+        (UNITS, "float32", True),
+        (UNITS, "mixed_bfloat16", False),
+        (UNITS, "mixed_float16", False),
+        (1500, "float32", False),  # there ours is faster
+    ],
 )
-def test_jax_has_cudnn_for_full_precision_only(policy, meant, monkeypatch):
-    layer = SparseLSTM(UNITS, dtype=policy)
-    monkeypatch.setattr("keras_selfish.recurrence.on_gpu", lambda: True)  # here there is none
+def test_where_jax_calls_cudnn(units, policy, meant, monkeypatch):
+    layer = SparseLSTM(units, dtype=policy)
+    monkeypatch.setattr(recurrence, "on_gpu", lambda: True)  # here there is none
     assert layer._cudnn_is_meant(None) is meant
 
 
