@@ -24,7 +24,7 @@ first="$lstm --dropout=0.25 --patience=2 --epochs=14"
 eight="$lstm --dropout=0.25 --patience=2 --epochs=8"
 second="$lstm --dropout=0 --learning_rate=20 --pruning_rate=0.5 --patience=1"
 lengths="--preset=ptb_lstm --units=128 --bptt=70 --dropout=0 --learning_rate=30 --pruning_rate=0.5 --patience=1"
-lengths="$lengths --random_lengths --epochs=16 --seed=2"
+lengths="$lengths --random_lengths --seed=2"
 declare -A flags=(
     [selfish_1111]="$first --seed=1111"
     [selfish_2]="$first --seed=2"
@@ -120,6 +120,11 @@ make_run() {
         # Ten epochs with their own schedule, then on to 25 at its end rate.
         grep -qs '"schedule_epochs": 10\b' "$runs_dir/$1/config.json" || train "$1" ${flags[$1]} --epochs=10
         train "$1" ${flags[$1]} --epochs=25
+        ;;
+    averaged_rate_*)
+        # Twelve epochs with their own schedule, then on to 16 at its end rate.
+        grep -qs '"schedule_epochs": 12\b' "$runs_dir/$1/config.json" || train "$1" ${flags[$1]} --epochs=12
+        train "$1" ${flags[$1]} --epochs=16
         ;;
     *) train "$1" ${flags[$1]} ;;
     esac
