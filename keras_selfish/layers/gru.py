@@ -6,6 +6,7 @@ from keras import ops
 from keras_selfish import recurrence
 from keras_selfish.layers.masked import MaskedAttribute
 from keras_selfish.layers.recurrent import SparseCell, SparseRecurrent
+from keras_selfish.recurrence.cells import wide_dtype
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
@@ -29,9 +30,12 @@ class SparseGRUCell(SparseCell, keras.layers.GRUCell):
         kernels, bias, _ = super().recurrent_weights()
         if not self.reset_after:
             return ops.split(kernels[0], [2 * self.units], axis=1), bias, None
-        # Of the recurrent bias, that of the candidate is multiplied by the reset gate.
-        bias, of_product = (None, None) if bias is None else ops.unstack(bias)
-        return kernels, bias, [of_product]
+        if bias is None:
+            return kernels, None, None
+        # Outside of the loop all biases can be added but the one that the reset gate multiplies.
+        bias, recurrent_bias = ops.unstack(ops.cast(bias, wide_dtype(bias.dtype)))
+        gates, candidate = ops.split(recurrent_bias, [2 * self.units])
+        return kernels, bias + ops.pad(gates, [[0, self.units]]), [[None, None, candidate]]
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")

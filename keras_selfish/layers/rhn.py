@@ -55,8 +55,11 @@ class SparseRHNCell(SparseHoistedCell):
 
     def recurrent_weights(self):
         kernels, bias, _ = super().recurrent_weights()
-        first, *others = [None] * self.depth if bias is None else ops.unstack(bias)
-        return kernels, first, [None, *others]
+        if bias is None:
+            return kernels, None, None
+        first, *others = ops.unstack(bias)
+        count = len(self.gates)
+        return kernels, first, [[None] * count, *(ops.split(row, count) for row in others)]
 
     def get_config(self):
         config = {"depth": self.depth, "coupled": self.coupled, "transform_bias": self.transform_bias}

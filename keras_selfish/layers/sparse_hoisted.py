@@ -134,7 +134,8 @@ class SparseHoistedCell(StaysItself, SparseCell, _OwnCell):
         def product(index, state):
             state = ops.cast(state, self.compute_dtype)
             gates = ops.matmul(state if dropout is None else state * dropout, kernels[index])
-            return split_last(plus(gates, biases and biases[index]), cell.widths(self.units)[index])
+            gates = split_last(gates, cell.widths(self.units)[index])
+            return list(map(plus, gates, biases[index] if biases else [None] * len(gates)))
 
         def plus(gates, bias):
             gates = ops.cast(gates, dtype)

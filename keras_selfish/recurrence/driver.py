@@ -32,7 +32,7 @@ def run_loops(cell, x, states, kernels, biases, mask=None, dropout=None):
         x: `(time, batch, width)`, what the inputs add to each step, as `project` gives it.
         states: The initial states, `(batch, units)`.
         kernels: For each product of the cell its recurrent kernel.
-        biases: For each product a bias, or None.
+        biases: For each product a list with a bias, or None, for each gate.
         mask: Boolean `(time, batch, 1)`, False at padded steps, which repeat the states; or None.
         dropout: As in `run`.
 
@@ -74,7 +74,8 @@ def run(
             connections, if any, has been applied.
         kernels: A list of the recurrent kernels, `(units, width of the product)`, likewise.
         bias: `(width,)`, what is added to the projected inputs; or None.
-        biases: For each recurrent product what is added to it, or None; None for none at all.
+        biases: For each recurrent product a list of what is added to its gates, with None for nothing; None
+            for none at all.
         dropout: `(batch, units)`, by which all that goes into the recurrent products is multiplied, the
             same at all steps; or None. On TensorFlow it gets no gradient, and may be a list of these, one
             for each gate.
@@ -90,9 +91,10 @@ def run(
     Raises:
         LookupError: on TensorFlow, if a gradient of the gradient is asked for.
     """
-    bias, *biases = [
-        None if each is None else ops.convert_to_tensor(each)
-        for each in (bias, *(biases or [None] * len(kernels)))
+    biases = biases or [[None] * len(widths) for widths in cell.widths(kernels[0].shape[0])]
+    (bias,), *biases = [
+        [None if each is None else ops.convert_to_tensor(each) for each in of_gates]
+        for of_gates in ([bias], *biases)
     ]
     of_gates = isinstance(sequences, list)
     sequences = [ops.convert_to_tensor(each) for each in (sequences if of_gates else [sequences])]

@@ -53,8 +53,8 @@ def _forward(cell, x, states, kernels, biases, mask, dropout):
 
     def product(index, state):
         gates = _product(_dropped(state.astype(kernels[index].dtype), dropout), kernels[index])
-        gates = gates if biases[index] is None else gates + wide(biases[index])
-        return split_last(gates, cell.widths(units)[index])
+        gates = zip(split_last(gates, cell.widths(units)[index]), biases[index], strict=True)
+        return [gate if bias is None else gate + wide(bias) for gate, bias in gates]
 
     def step(states, at_step):
         x, real = at_step
@@ -94,10 +94,7 @@ def _backward(cell, saved, gradients):
         cell.of_inputs(d_products, apart, kernels[0].shape[0]),
         [gradient.astype(state.dtype) for gradient, state in zip(d, states, strict=True)],
         [_sum_over_time(_dropped(i, dropout), d) for i, d in zip(inputs, d_products, strict=True)],
-        [
-            None if b is None else d.sum((0, 1)).astype(b.dtype)
-            for b, d in zip(biases, d_products, strict=True)
-        ],
+        _of_biases(biases, d_products, cell.widths(kernels[0].shape[0])),
         None,
         _of_dropout(dropout, inputs, d_products, transposed),
     )
@@ -131,6 +128,15 @@ def _sum_over_time(left, right):
     time, batch, _ = left.shape
     rows = right.astype(left.dtype).reshape(time * batch, right.shape[2])
     return left.reshape(time * batch, left.shape[2]).T @ rows
+
+
+def _of_biases(biases, d_products, widths):
+    """The gradient of each bias that there is, in the same lists."""
+    gates = [split_last(*pair) for pair in zip(d_products, widths, strict=True)]
+    return [
+        [None if b is None else gate.sum((0, 1)).astype(b.dtype) for b, gate in zip(*of_product, strict=True)]
+        for of_product in zip(biases, gates, strict=True)
+    ]
 
 
 def _of_dropout(dropout, inputs, d_products, transposed):

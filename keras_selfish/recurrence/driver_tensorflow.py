@@ -37,14 +37,15 @@ def project(inputs, kernel, bias):
 def run_loops(cell, x, states, kernels, biases, mask=None, dropout=None):
     """As in `driver.py`, of first order; outputs at padded steps before all others are zero, as in Keras."""
     count, units = len(states), states[0].shape[1]
-    given_biases = [bias for bias in biases if bias is not None]
+    given_biases = [bias for of_gates in biases for bias in of_gates if bias is not None]
 
     @tf.custom_gradient
     def loops(x, *tensors):
         states, kernels = tensors[:count], tensors[count : count + len(biases)]
         rest = iter(tensors[count + len(biases) :])
         initial = [wide(s) if w else s for s, w in zip(states, cell.wide_states, strict=True)]
-        products = _Products(cell, kernels, [b if b is None else next(rest) for b in biases], dropout)
+        of_products = [[b if b is None else next(rest) for b in of_gates] for of_gates in biases]
+        products = _Products(cell, kernels, of_products, dropout)
         x_gates = tf.split(x, cell.input_widths(units), axis=2)
 
         def forward_step(t, states):
@@ -87,11 +88,7 @@ def run_loops(cell, x, states, kernels, biases, mask=None, dropout=None):
                 cell.of_inputs(d_products, list(d_gates), units),
                 *(tf.cast(g, state.dtype) for g, state in zip(d, states, strict=True)),
                 *(products.kernel_gradient(*of_kernel) for of_kernel in of_kernels),
-                *(
-                    tf.cast(tf.reduce_sum(d_product, (0, 1)), bias.dtype)
-                    for d_product, bias in zip(d_products, biases, strict=True)
-                    if bias is not None
-                ),
+                *products.bias_gradients(d_products),
             )
 
         def first_order(*gradients):
@@ -118,10 +115,7 @@ class _Products:
         self._parts = [
             tf.split(k, groups, axis=1) for k, groups in zip(kernels, self.joined_widths, strict=True)
         ]
-        self._biases = [
-            [None] * len(groups) if bias is None else tf.split(wide(bias), groups)
-            for bias, groups in zip(biases, self.joined_widths, strict=True)
-        ]
+        self._biases = biases
         masks = iter(dropout if of_gates else ())
         self._masks = [
             [next(masks) if of_gates else dropout for _ in groups] for groups in self.joined_widths
@@ -130,12 +124,12 @@ class _Products:
     def __call__(self, index, state):
         """The gates of a product with a state, in float32 at least."""
         state = tf.cast(state, self._dtype)
-        of_parts = zip(self._masks[index], self._parts[index], self._biases[index], strict=True)
-        gates = []
-        for mask, kernel, bias in of_parts:
-            product = wide(tf.matmul(_dropped(state, mask), kernel))
-            gates.append(product if bias is None else tf.nn.bias_add(product, bias))
-        return gates if len(gates) == len(self._widths[index]) else split_last(gates[0], self._widths[index])
+        of_parts = zip(self._masks[index], self._parts[index], strict=True)
+        gates = [wide(tf.matmul(_dropped(state, mask), kernel)) for mask, kernel in of_parts]
+        if len(gates) < len(self._widths[index]):
+            gates = split_last(gates[0], self._widths[index])
+        biases = self._biases[index]
+        return [gate if bias is None else gate + wide(bias) for gate, bias in zip(gates, biases, strict=True)]
 
     def join(self, index, d_gates):
         """Joins the gradients of gates where they come of one product."""
@@ -168,6 +162,16 @@ class _Products:
             return _sum_over_time(_dropped(states, masks[0]), gradients)
         of_gates = zip(masks, tf.split(gradients, self._widths[index], axis=2), strict=True)
         return tf.concat([_sum_over_time(_dropped(states, mask), part) for mask, part in of_gates], axis=1)
+
+    def bias_gradients(self, gradients):
+        """The gradients of the biases that there are, of those `(time, batch, ...)` of all products."""
+        return [
+            tf.cast(tf.reduce_sum(gradient, (0, 1)), bias.dtype)
+            for product, widths, biases in zip(gradients, self._widths, self._biases, strict=True)
+            if any(bias is not None for bias in biases)
+            for gradient, bias in zip(split_last(product, widths), biases, strict=True)
+            if bias is not None
+        ]
 
 
 def separates(units, dtype):

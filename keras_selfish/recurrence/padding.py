@@ -56,7 +56,7 @@ def pad_units(cell, states, kernel, kernels, bias, biases, dropout):
         pad_gates(kernel, old, new),
         [ops.pad(each, [[0, width - units], [0, 0]]) for each in kernels],
         pad_gates(bias, old, new, cell.padding_values()),
-        [pad_gates(each, *widths) for each, widths in zip(biases, products, strict=True)],
+        [list(map(pad_last, of_gates, new)) for of_gates, (_, new) in zip(biases, products, strict=True)],
         [pad_last(each, width) for each in dropout]
         if isinstance(dropout, list)
         else pad_last(dropout, width),

@@ -83,7 +83,9 @@ def ours(kind, inputs="one", **options):
         kernels, biases = split_last(recurrent_kernel, widths), None
         if bias is not None and len(bias.shape) == 2:
             bias, *biases = ops.unstack(bias)
-            biases = biases if kind == "gru" else [None, *biases]
+            gates = CELLS[kind].widths(recurrent_kernel.shape[0])
+            biases = [split_last(*pair) for pair in zip(biases, gates[-len(biases) :], strict=True)]
+            biases = biases if kind == "gru" else [[None] * len(gates[0]), *biases]
         weights = (kernel, kernels, bias, biases, recurrent_dropout_mask)
         outputs, states = run(CELLS[kind], sequences, states, *weights, **options)
         return outputs, *states
