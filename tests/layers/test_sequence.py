@@ -287,9 +287,9 @@ def test_equals_numpy(kind, go_backwards, padded, dropout, inputs, bias, used, p
     assert_same(found, expected(kind, values, used, **options), 1e-12)
 
 
-@pytest.mark.parametrize("kind", CELLS)
-def test_units_padded_for_a_gpu_change_nothing(kind, monkeypatch):
-    values = arguments(kind, dropout="one mask")
+@pytest.mark.parametrize(("kind", "bias"), [*((kind, True) for kind in CELLS), ("on_lstm", False)])
+def test_units_padded_for_a_gpu_change_nothing(kind, bias, monkeypatch):
+    values = arguments(kind, bias=bias, dropout="one mask")
     options = {"mask": PADDED, "go_backwards": True}
     seen = []
 
