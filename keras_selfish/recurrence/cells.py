@@ -6,6 +6,7 @@ through `transposed`; the inputs' part of the gates, and everything else, is the
 of the gates do not depend on the gradient that comes in, and so are computed for all steps at once.
 """
 
+import abc
 import dataclasses
 import itertools
 from collections.abc import Callable
@@ -47,7 +48,7 @@ def of_tanh(value, factor):
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class Cell(abc.ABC):
     """Base of recurrent cells; a subclass defines `widths`, `kept`, `step`, `factors` and `back`.
 
     Args:
@@ -80,9 +81,9 @@ class Cell:
     def gate(self, tensor):
         return ops.sigmoid(tensor) if self.gate_activation is None else self.gate_activation(tensor)
 
+    @abc.abstractmethod
     def widths(self, units):
         """For each product with a recurrent kernel the widths of the gates that it gives, a list of lists."""
-        raise NotImplementedError
 
     def input_gates(self):
         """Which gates the inputs take part in, a list.
@@ -97,10 +98,11 @@ class Cell:
         """For each gate of the inputs what pads it, so that added units stay zero; by default 0."""
         return [0.0] * len(self.input_gates())
 
+    @abc.abstractmethod
     def kept(self, units):
         """The widths of the tensors that `step` keeps."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def step(self, x, states, product):
         """A time step.
 
@@ -112,12 +114,12 @@ class Cell:
         Returns:
             The states after the step; the tensors that `factors` needs of it.
         """
-        raise NotImplementedError
 
     def inputs(self, before, kept):
         """What is multiplied by each recurrent kernel, of all steps; by default the first state."""
         return [before[0]]
 
+    @abc.abstractmethod
     def factors(self, before, after, kept):
         """What `back` needs, computed for all steps at once.
 
@@ -129,8 +131,8 @@ class Cell:
         Returns:
             A list of tensors of all steps.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def back(self, d, factors, transposed):
         """The gradient of a time step.
 
@@ -143,7 +145,6 @@ class Cell:
         Returns:
             The gradients of the states before the step; those of `x` in gates that are in no product.
         """
-        raise NotImplementedError
 
     def input_widths(self, units):
         """The widths of the gates that the inputs take part in."""

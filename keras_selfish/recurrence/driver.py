@@ -91,29 +91,30 @@ def run(
     Raises:
         LookupError: on TensorFlow, if a gradient of the gradient is asked for.
     """
-    biases = biases or [[None] * len(widths) for widths in cell.widths(kernels[0].shape[0])]
-    (bias,), *biases = [
-        [None if each is None else ops.convert_to_tensor(each) for each in of_gates]
-        for of_gates in ([bias], *biases)
-    ]
+    units = kernels[0].shape[0]
+    biases = biases or [[None] * len(widths) for widths in cell.widths(units)]
     of_gates = isinstance(sequences, list)
     sequences = [ops.convert_to_tensor(each) for each in (sequences if of_gates else [sequences])]
     dtype = keras.backend.standardize_dtype(sequences[0].dtype)
 
-    def in_dtype(tensor):
-        return None if tensor is None else ops.cast(ops.convert_to_tensor(tensor), dtype)
+    def as_tensor(value):
+        return None if value is None else ops.convert_to_tensor(value)
 
-    states = [ops.convert_to_tensor(state) for state in states]
+    def in_dtype(value):
+        return None if value is None else ops.cast(as_tensor(value), dtype)
+
+    bias, biases = as_tensor(bias), [list(map(as_tensor, each)) for each in biases]
+    states = list(map(as_tensor, states))
     kernel, kernels = in_dtype(kernel), [in_dtype(each) for each in kernels]
     dropout = [in_dtype(each) for each in dropout] if isinstance(dropout, list) else in_dtype(dropout)
     mask = None if mask is None else _time_major(ops.cast(mask, "bool")[:, :, None], go_backwards)
-    inputs, units = [_time_major(each, go_backwards) for each in sequences], kernels[0].shape[0]
+    inputs = [_time_major(each, go_backwards) for each in sequences]
     if on_gpu():
         weights = padding.pad_units(cell, states, kernel, kernels, bias, biases, dropout)
         states, kernel, kernels, bias, biases, dropout = weights
         features = padding.padded_width(kernel.shape[0])
         inputs = [padding.pad_last(each, features) for each in inputs]
-        kernel = ops.pad(kernel, [[0, features - kernel.shape[0]], [0, 0]])
+        kernel = padding.pad_rows(kernel, features)
     if of_gates:
         widths = cell.input_widths(kernels[0].shape[0])
         biases_of_gates = [None] * len(widths) if bias is None else split_last(bias, widths)

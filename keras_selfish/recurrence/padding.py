@@ -25,6 +25,12 @@ def padded_width(width, step=1):
     return width + (-width) % granule
 
 
+def pad_rows(matrix, rows):
+    """Pads a matrix with zeros to a number of rows."""
+    added = rows - matrix.shape[0]
+    return ops.pad(matrix, [[0, added], [0, 0]]) if added else matrix
+
+
 def pad_last(tensor, width, value=0.0):
     """Pads the last axis to a width; None stays None."""
     if tensor is None or tensor.shape[-1] == width:
@@ -54,7 +60,7 @@ def pad_units(cell, states, kernel, kernels, bias, biases, dropout):
     return (
         [pad_last(state, width) for state in states],
         pad_gates(kernel, old, new),
-        [ops.pad(each, [[0, width - units], [0, 0]]) for each in kernels],
+        [pad_rows(each, width) for each in kernels],
         pad_gates(bias, old, new, cell.padding_values()),
         [list(map(pad_last, of_gates, new)) for of_gates, (_, new) in zip(biases, products, strict=True)],
         [pad_last(each, width) for each in dropout]
