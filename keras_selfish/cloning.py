@@ -101,6 +101,23 @@ def is_model(layer):
     return isinstance(layer, (keras.Function, keras.Sequential))
 
 
+def nodes(model):
+    """Which operation makes which tensors of which.
+
+    Args:
+        model: A `keras.Function`, or a built Functional or Sequential model.
+
+    Returns:
+        A list of nodes, each after those that it depends on, with `operation`, `arguments`, `input_tensors`
+        and `output_tensors`; and the set of the ids of the model's outputs.
+    """
+    # Keras 3.15 shows it in private only.
+    function = model._functional if isinstance(model, keras.Sequential) else model
+    depths = sorted(function._nodes_by_depth, reverse=True)
+    order = [node for depth in depths for node in function._nodes_by_depth[depth] if not node.is_input]
+    return order, {id(tensor) for tensor in keras.tree.flatten(function.outputs)}
+
+
 def _call(layer, *args, **kwargs):
     # A layer that does something in training only has a Keras form that is not told of it.
     if "training" not in inspect.signature(layer.call).parameters:

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_selfish.cloning import nodes
 from keras_selfish.layers import SwitchedDense
 
 # Layers that compute, at inference, one feature from the same feature before; checked to keep zeros.
@@ -72,14 +73,14 @@ def cuts(model):
     Raises:
         ValueError: if a unit that is off has to stay and its activation of zero is not zero.
     """
-    nodes, outputs = _nodes(model)
+    order, outputs = nodes(model)
     users = collections.defaultdict(list)
-    for node in nodes:
+    for node in order:
         for tensor in node.input_tensors:
             users[id(tensor)].append(node)
-    calls = collections.Counter(id(node.operation) for node in nodes)
+    calls = collections.Counter(id(node.operation) for node in order)
     found = collections.defaultdict(Cut)
-    for node in nodes:
+    for node in order:
         layer = node.operation
         if not isinstance(layer, SwitchedDense) or layer.granularity != "neuron":
             continue
@@ -97,13 +98,6 @@ def cuts(model):
         for reader in readers:
             found[id(reader)].inputs, found[id(reader)].silent = kept, np.flatnonzero(~is_on)
     return dict(found)
-
-
-def _nodes(model):
-    # Keras 3.15 shows in private only which tensors go where.
-    function = model._functional if isinstance(model, keras.Sequential) else model
-    nodes = [node for level in function._nodes_by_depth.values() for node in level if not node.is_input]
-    return nodes, {id(tensor) for tensor in keras.tree.flatten(function.outputs)}
 
 
 def _readers(tensors, users, outputs, calls):

@@ -1,5 +1,6 @@
 """The logarithm of a mixture of softmaxes, one expert after the other."""
 
+import keras
 from keras import ops
 
 from keras_selfish.backend import of_backend
@@ -49,12 +50,17 @@ def log_mixture(latents, log_priors, decoder, bias):
 
         return outputs, gradient
 
+    if isinstance(latents, keras.KerasTensor):  # of which Keras's custom gradients know nothing
+        return _forward(latents, log_priors, decoder, bias)[0]
     return ops.custom_gradient(function)(latents, log_priors, decoder, bias)
 
 
 def _logits(latents, index, decoder, bias, *done):
     """The logits (rows, vocabulary) of one expert in float32, after what is `done`."""
-    logits = ops.matmul(after(latents[:, index], *done), decoder)
+    latent = latents[:, index]
+    if not isinstance(latent, keras.KerasTensor):
+        latent = after(latent, *done)
+    logits = ops.matmul(latent, decoder)
     return ops.cast(logits, "float32") + bias
 
 

@@ -24,7 +24,9 @@ elif BACKEND == "jax":
 
 def tanh(tensor):
     """The hyperbolic tangent, in the dtype of the tensor: Keras's on JAX rounds float64 to float32."""
-    return jnp.tanh(tensor) if BACKEND == "jax" else ops.tanh(tensor)
+    if BACKEND != "jax" or isinstance(tensor, keras.KerasTensor):
+        return ops.tanh(tensor)
+    return jnp.tanh(tensor)
 
 
 def wide_dtype(dtype):

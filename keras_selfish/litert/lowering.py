@@ -1,0 +1,177 @@
+"""Keras models as LiteRT operations.
+
+A layer is run on symbolic tensors, which shows what operations of `keras.ops` it consists of; each of these
+has a rule here. Layers that look at their inputs' values, such as recurrent ones, have rules of their own.
+"""
+
+import collections
+
+import keras
+import numpy as np
+
+from keras_selfish.cloning import is_model, nodes
+from keras_selfish.litert.graph import Tensor
+from keras_selfish.litert.rules import LAYERS, OPERATIONS
+
+
+class Lowering:
+    """Writes a model into a graph of a LiteRT file.
+
+    Args:
+        graph: The `Graph`.
+        matrices: The `Matrices` that write its weights.
+    """
+
+    def __init__(self, graph, matrices):
+        self.graph = graph
+        self.matrices = matrices
+        self.products = {}  # operators of products without a bias, by the index of their output
+        self.path = []  # names of the layers that are being written, for error messages
+
+    def within(self, graph):
+        """The same for another graph, such as a loop's body."""
+        inner = Lowering(graph, self.matrices)
+        inner.path = self.path
+        return inner
+
+    def constant(self, value):
+        """The tensor of a value: one that is known is written into the file."""
+        if isinstance(value, Tensor):
+            return value
+        array = np.asarray(value)
+        return self.graph.constant(
+            array.astype({"f": np.float32, "i": np.int32}.get(array.dtype.kind, array.dtype))
+        )
+
+    def function(self, function, inputs):
+        """Writes a function of symbolic tensors.
+
+        Args:
+            function: A `keras.Function` or a Functional or Sequential model.
+            inputs: The values of its inputs, `Tensor`s in their order.
+
+        Returns:
+            The list of the values of its outputs.
+        """
+        if isinstance(function, keras.Sequential):
+            function = function._functional  # Keras 3.15 shows in private only which tensors go where
+        values = {id(tensor): value for tensor, value in zip(function.inputs, inputs, strict=True)}
+        order, _ = nodes(function)
+        uses = collections.Counter(id(tensor) for node in order for tensor in node.input_tensors)
+        uses.update(id(tensor) for tensor in keras.tree.flatten(function.outputs))
+
+        def value_of(argument):
+            return values[id(argument)] if isinstance(argument, keras.KerasTensor) else argument
+
+        for node in order:
+            args, kwargs = keras.tree.map_structure(value_of, (node.arguments.args, node.arguments.kwargs))
+            once = [uses[id(tensor)] == 1 for tensor in node.input_tensors]
+            outputs = self.operation(node.operation, args, kwargs, all(once))
+            for tensor, value in zip(node.output_tensors, keras.tree.flatten(outputs), strict=True):
+                values[id(tensor)] = value
+        return [values[id(tensor)] for tensor in keras.tree.flatten(function.outputs)]
+
+    def operation(self, operation, args, kwargs, inputs_are_used_once=False):
+        """Writes an operation, a layer, or a model, and returns its outputs in Keras's structure."""
+        tensors = [value for value in keras.tree.flatten((args, kwargs)) if isinstance(value, Tensor)]
+        if not tensors:  # of known values only
+            return operation(*args, **kwargs)
+        if is_model(operation):
+            return self._model(operation, args)
+        rule = next((LAYERS[kind] for kind in type(operation).__mro__ if kind in LAYERS), None)
+        if rule is not None:
+            return self._within_path(operation.name, lambda: rule(self, operation, *args, **kwargs))
+        if isinstance(operation, keras.Layer):
+            return self._within_path(operation.name, lambda: self.call(operation.call, args, kwargs))
+        name = type(operation).__name__
+        if name not in OPERATIONS:
+            raise self.refusal(f"the operation {name}")
+        args, kwargs = keras.tree.map_structure(_known, (args, kwargs))
+        if name == "Add":
+            fused = self._with_bias(*args, inputs_are_used_once)
+            if fused is not None:
+                return fused
+        return OPERATIONS[name](self, operation, *args, **kwargs)
+
+    def call(self, function, args, kwargs):
+        """Writes a Python function of Keras operations, which is shown symbolic tensors for values."""
+        symbols, values = [], []
+
+        def symbol_of(value):
+            if not isinstance(value, Tensor):
+                return value
+            values.append(value)
+            symbols.append(keras.Input(batch_shape=value.shape, dtype=value.dtype))
+            return symbols[-1]
+
+        args, kwargs = keras.tree.map_structure(symbol_of, (args, kwargs))
+        try:
+            outputs = function(*args, **kwargs)
+        except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
+            raise self.refusal("Python code that does more than `keras.ops` with its inputs") from error
+        traced = keras.Function(symbols, outputs)
+        return keras.tree.pack_sequence_as(outputs, self.function(traced, values))
+
+    def output(self, value, shape, taken=()):
+        """The tensor of an output, in a shape of the same size, and other than those `taken` already."""
+        tensor = self.constant(value)
+        if tensor.shape == tuple(shape) and not any(tensor.index == other.index for other in taken):
+            return tensor
+        sizes = np.array([-1 if size is None else size for size in shape], np.int32)
+        return self.graph.apply(
+            "RESHAPE", [tensor, self.constant(sizes)], shape, dtype=tensor.dtype, newShape=sizes
+        )
+
+    def refusal(self, what):
+        """The error about something that has no rule."""
+        where = f" in the layer {'/'.join(self.path)!r}" if self.path else ""
+        return ValueError(
+            "`model` must consist of what can be written for LiteRT: dense and recurrent layers, embeddings, "
+            "convolutions, poolings, normalizations, activations, reshapes, sums and products. "
+            f"Received: {what}{where}"
+        )
+
+    def _within_path(self, name, write):
+        self.path.append(name)
+        try:
+            return write()
+        finally:
+            self.path.pop()
+
+    def _model(self, model, args):
+        inputs = keras.tree.flatten(args[0])
+        outputs = self._within_path(model.name, lambda: self.function(model, inputs))
+        structure = model.outputs[0] if isinstance(model, keras.Sequential) else model.output
+        return keras.tree.pack_sequence_as(structure, outputs)
+
+    def _with_bias(self, left, right, inputs_are_used_once):
+        """The sum of a product and a constant for each of its outputs, which the product adds itself."""
+        operator = self.products.get(getattr(left, "index", None))
+        is_bias = isinstance(right, np.ndarray) and right.ndim == 1
+        if operator is None or not inputs_are_used_once or not is_bias or right.shape[0] != left.shape[-1]:
+            return None
+        operator.inputs[2] = self.constant(right).index
+        del self.products[left.index]
+        return left
+
+
+def _known(value):
+    """Variables and a backend's tensors as NumPy arrays, half precision as float32; all else as it is."""
+    if isinstance(value, keras.Variable):
+        array = _Named(keras.ops.convert_to_numpy(keras.ops.cast(value, "float32")))
+        array.path = value.path
+        return array
+    if keras.ops.is_tensor(value):
+        if keras.backend.is_float_dtype(keras.backend.standardize_dtype(value.dtype)):
+            value = keras.ops.cast(value, "float32")
+        return keras.ops.convert_to_numpy(value)
+    return value
+
+
+class _Named(np.ndarray):
+    """A NumPy array that knows the path of its variable."""
+
+    path = None
+
+    def __new__(cls, array):
+        return np.asarray(array).view(cls)

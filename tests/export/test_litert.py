@@ -1,0 +1,397 @@
+import json
+import subprocess
+import sys
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from keras_selfish import (
+    LanguageModel,
+    Perplexity,
+    SparseConv2D,
+    SparseDense,
+    SparseEinsumDense,
+    SparseEmbedding,
+    SparseGRU,
+    SparseGRUCell,
+    SparseLSTM,
+    SparseLSTMCell,
+    SparseONLSTM,
+    SparseRHN,
+    SparseSimpleRNN,
+    TokenCrossEntropy,
+)
+from keras_selfish.data import Windows
+from keras_selfish.export import litert
+
+pytest.importorskip("ai_edge_litert", reason="the extra `litert` is not installed")
+
+from keras_selfish.litert.runner import run
+
+ON_JAX = pytest.mark.backends("tensorflow", "jax")
+
+
+def sequential(*chosen, shape=(5, 6), dtype="float32"):
+    return keras.Sequential([keras.Input(shape, dtype=dtype, name="x"), *chosen])
+
+
+def two_inputs():
+    x, image = keras.Input((5, 6), name="x"), keras.Input((8, 8, 1), name="image")
+    summary, h, c = layers.LSTM(4, return_state=True)(x)
+    features = layers.Flatten()(SparseConv2D(2, 3, activation="relu")(image))
+    features = SparseDense(4, activation="gelu")(features) * 0.5 - summary
+    shared = layers.Dense(4, activation="silu")
+    features = keras.ops.concatenate([shared(features), shared(c), h[:, ::-1]], axis=-1)
+    return keras.Model(
+        [x, image], {"label": layers.Dense(3, activation="softmax")(features), "h": h, "again": h}
+    )
+
+
+def attention_free_block():
+    x = keras.Input((5, 6), name="x")
+    y = layers.LayerNormalization()(x + SparseEinsumDense("abc,cd->abd", (5, 6), bias_axes="d")(x))
+    y = layers.RMSNormalization()(layers.BatchNormalization()(y))
+    y = keras.ops.where(y > 0.1, keras.ops.exp(-y), keras.ops.log_softmax(y, axis=1))
+    y = keras.ops.stack([keras.ops.max(y, axis=2), keras.ops.logsumexp(y, axis=-1)], axis=1)
+    return keras.Model(x, keras.ops.clip(keras.ops.transpose(y, (0, 2, 1)), -1.0, 1.0)[:, 1:, None])
+
+
+MODELS = {
+    "dense": lambda: sequential(
+        SparseDense(32, sparsity=0.9, activation="relu"), layers.Dropout(0.5), SparseDense(4), shape=(16,)
+    ),
+    "blocks": lambda: sequential(SparseDense(32, sparsity=0.9, block_shape=(4, 1)), shape=(16,)),
+    "lstm": lambda: sequential(SparseLSTM(16, sparsity=0.9), layers.Dense(3)),
+    "lstm, all steps": lambda: sequential(SparseLSTM(8, return_sequences=True), layers.Dense(3)),
+    "lstm, one step": lambda: sequential(SparseLSTM(8, return_sequences=True), shape=(1, 6)),
+    "gru": lambda: sequential(SparseGRU(8, return_sequences=True), SparseGRU(8, reset_after=False)),
+    "backwards": lambda: sequential(SparseSimpleRNN(8, go_backwards=True, return_sequences=True)),
+    "bidirectional": lambda: sequential(
+        layers.Bidirectional(SparseLSTM(4, return_sequences=True)),
+        layers.Bidirectional(SparseGRU(4), merge_mode="ave"),
+    ),
+    "cells": lambda: sequential(layers.RNN([SparseLSTMCell(8), SparseGRUCell(4)], return_sequences=True)),
+    "rhn": lambda: sequential(SparseRHN(8, depth=3)),
+    "on_lstm": lambda: sequential(SparseONLSTM(8, chunk_size=4, return_sequences=True)),
+    "embedding": lambda: sequential(
+        SparseEmbedding(20, 8, sparsity=0.8), SparseLSTM(8), layers.Dense(1), shape=(5,), dtype="int32"
+    ),
+    "wrappers": lambda: sequential(
+        layers.TimeDistributed(SparseDense(4, activation="hard_sigmoid")),
+        layers.GlobalAveragePooling1D(),
+        layers.Rescaling(2.0, offset=1.0),
+        layers.Activation("softplus"),
+        layers.Reshape((2, 2)),
+    ),
+    "convolutions": lambda: sequential(
+        SparseConv2D(4, 3, activation="relu"),
+        layers.MaxPooling2D(2),
+        layers.Conv2D(4, 3, strides=2, padding="same"),
+        layers.AveragePooling2D(2),
+        layers.Flatten(),
+        shape=(12, 12, 2),
+    ),
+    "model within": lambda: sequential(sequential(SparseLSTM(4)), layers.Dense(2, activation="elu")),
+    "input as output": lambda: sequential(layers.Dropout(0.5)),
+    "lambda": lambda: sequential(layers.Lambda(lambda x: x[:, -1] * 2)),
+    "two_inputs": two_inputs,
+    "elementwise": attention_free_block,
+}
+
+
+SHOWN_ON_JAX = ("dense", "lstm", "lstm, one step", "gru", "rhn", "on_lstm", "two_inputs")
+
+
+def example(tensor, batch=3):
+    generator = np.random.default_rng(5)
+    shape = (batch, *tensor.shape[1:])
+    if tensor.dtype == "int32":
+        return generator.integers(0, 20, shape).astype("int32")
+    return generator.normal(size=shape).astype("float32")
+
+
+def outputs_of(model, inputs):
+    structure = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+    outputs = model(keras.tree.pack_sequence_as(structure, list(inputs.values())), training=False)
+    outputs = outputs if isinstance(outputs, dict) else dict(enumerate(keras.tree.flatten(outputs)))
+    return {name: keras.ops.convert_to_numpy(value) for name, value in sorted(outputs.items())}
+
+
+def about(path):
+    with zipfile.ZipFile(path) as archive:
+        return json.loads(archive.read("model.json"))
+
+
+def sparse_layer(sparsity, block, units=64, width=96):
+    """A dense layer whose blocks of that many inputs are zero at random."""
+    layer = (
+        SparseDense(units, sparsity=sparsity, block_shape=(block, 1), mask_seed=1)
+        if sparsity
+        else layers.Dense(units)
+    )
+    return sequential(layer, shape=(width,))
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=ON_JAX if name in SHOWN_ON_JAX else ()) for name in MODELS]
+)
+def test_the_file_computes_what_keras_does(name, tmp_path):
+    """For a batch of another size than the one that is stored, too."""
+    model = MODELS[name]()
+    path = litert(model, tmp_path / "model.tflite")
+    inputs = {tensor.name: example(tensor) for tensor in model.inputs}
+    (received,) = run(path, [inputs])
+    expected = outputs_of(model, inputs)
+    assert len(received) == len(expected)
+    for ours, keras_s in zip((received[name] for name in sorted(received)), expected.values(), strict=True):
+        np.testing.assert_allclose(ours, keras_s, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"tied": True, "sparsity": 0.9},
+        {"cell": "rhn", "cell_options": {"depth": 2}},
+        {"cell": "on_lstm", "cell_options": {"chunk_size": 4}, "block_shape": (4, 1)},
+        {"experts": 3, "embedding_units": 8},
+        {"dtype": "mixed_bfloat16"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("quantize", [None, "int8", "float16"])
+def test_a_language_model_is_one_step(settings, quantize, tmp_path):
+    model = LanguageModel(40, units=16, seed=2, **settings)
+    path = litert(model, tmp_path / "model.tflite", quantize, vocabulary=[f"wörd{i}" for i in range(40)])
+    tokens = np.random.default_rng(1).integers(0, 40, (2, 6)).astype("int32")
+    stepwise = model.stepwise()
+    states = {tensor.name: np.zeros((2, tensor.shape[-1]), "float32") for tensor in stepwise.inputs[1:]}
+    calls = [{"tokens": tokens[:, step : step + 1]} for step in range(6)]
+    outputs = run(path, [calls[0] | states, *calls[1:]])
+    logits, *finals = stepwise([tokens, *states.values()], training=False)
+    tolerance = {None: 1e-5, "float16": 2e-2, "int8": 0.1}[quantize]
+    if "dtype" in settings:
+        tolerance = max(tolerance, 3e-2)
+    pairs = [(np.stack([output["logits"] for output in outputs], 1), logits)]
+    pairs += [(outputs[-1][name], final) for name, final in zip(states, finals, strict=True)]
+    for ours, keras_s in pairs:
+        keras_s = keras.ops.convert_to_numpy(keras.ops.cast(keras_s, "float32"))
+        assert ours.shape == keras_s.shape
+        assert np.abs(ours - keras_s).max() <= tolerance * np.abs(keras_s).max()
+    with zipfile.ZipFile(path) as archive:
+        assert archive.read("vocabulary.txt").decode().splitlines()[3] == "wörd3"
+    assert about(path)["inputs"]["h_0"] == {"shape": ["batch", 16], "dtype": "float32"}
+
+
+@ON_JAX
+def test_the_perplexity_is_that_of_keras(tmp_path):
+    """After training, in float32 and in int8."""
+    model = LanguageModel(30, units=32, sparsity=0.8, block_shape=(16, 1), dropout=0.0, batch_size=4, seed=1)
+    model.compile(keras.optimizers.Adam(0.03), TokenCrossEntropy(), metrics=[Perplexity()])
+    data = Windows(np.tile(np.arange(30), 12) % 29, 4, 8)
+    model.fit(data.batches(), epochs=10, verbose=0, shuffle=False)
+    expected = model.evaluate(data.batches(), verbose=0, return_dict=True)["perplexity"]
+    columns = data.columns
+    for quantize, tolerance in ((None, 1e-5), ("int8", 1e-2)):
+        path = litert(model, tmp_path / "model.tflite", quantize)
+        states = {f"{name}_{i}": np.zeros((4, 32), "float32") for i in range(2) for name in "hc"}
+        calls = [{"tokens": columns[:, step : step + 1]} for step in range(columns.shape[1] - 1)]
+        logits = np.stack([output["logits"] for output in run(path, [calls[0] | states, *calls[1:]])], 1)
+        logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
+        losses = -np.take_along_axis(logits, columns[:, 1:, None].astype(int), -1)
+        assert np.exp(losses.mean()) == pytest.approx(expected, rel=tolerance)
+    assert expected < 20  # of 29 words
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "block", "quantize", "kernel"),
+    [
+        (0.0, 1, None, "dense"),
+        (0.67, 1, None, "dense"),
+        (0.9, 1, None, "sparse1"),
+        (0.67, 4, None, "sparse4"),
+        (0.9, 16, None, "sparse4"),
+        (0.0, 1, "int8", "int8"),
+        (0.67, 4, "int8", "int8"),
+        (0.67, 16, "int8", "int8_sparse16"),
+        (0.95, 16, "int8", "int8_sparse16"),
+        (0.95, 16, "float16", "dense"),
+    ],
+)
+def test_kernels(sparsity, block, quantize, kernel, tmp_path):
+    """Each matrix is multiplied by the fastest kernel, and computes what it should with it."""
+    model = sparse_layer(sparsity, block)
+    path = litert(model, tmp_path / "model.tflite", quantize)
+    (matrix,) = about(path)["matrices"]
+    assert matrix["kernel"] == kernel
+    assert matrix["sparsity"] == pytest.approx(sparsity, abs=0.01)
+    inputs = {"x": example(model.inputs[0])}
+    (received,) = run(path, [inputs])
+    (expected,) = outputs_of(model, inputs).values()
+    tolerance = {None: 1e-6, "int8": 0.03, "float16": 2e-3}[quantize]
+    assert np.abs(next(iter(received.values())) - expected).max() <= tolerance * np.abs(expected).max()
+
+
+def test_int8_of_any_width(tmp_path):
+    """Widths that blocks of 16 do not divide are padded, those that the kernel cannot count are split."""
+    for width in (5, 18, 4100):
+        model = sequential(SparseDense(8, sparsity=0.98, mask_seed=3), shape=(width,))
+        path = litert(model, tmp_path / "model.tflite", "int8")
+        inputs = {"x": example(model.inputs[0], 2)}
+        (received,) = run(path, [inputs])
+        (expected,) = outputs_of(model, inputs).values()
+        assert np.abs(next(iter(received.values())) - expected).max() <= 0.05 * np.abs(expected).max() + 1e-6
+
+
+def test_quantized_by_hand():
+    from keras_selfish.litert.matrices import quantized
+
+    values, scales = quantized(np.array([[0.5, -1.0, 0.0], [0.0, 0.0, 0.0], [254.0, 127.0, 3.0]], "float32"))
+    np.testing.assert_array_equal(values, [[64, -127, 0], [0, 0, 0], [127, 64, 2]])
+    np.testing.assert_allclose(scales, [1 / 127, 1.0, 2.0], rtol=1e-6)
+
+
+def test_files_are_as_small_as_the_zeros_allow(tmp_path):
+    def size(sparsity, block, quantize=None, **settings):
+        model = LanguageModel(1000, units=192, sparsity=sparsity, block_shape=(block, 1), **settings)
+        return litert(model, tmp_path / "model.tflite", quantize).stat().st_size
+
+    dense = size(0.0, 1)
+    assert size(0.67, 4) <= 0.38 * dense
+    assert size(0.9, 4) <= 0.13 * dense
+    assert size(0.9, 16, "int8") <= 0.06 * dense
+    assert size(0.0, 1, "float16") <= 0.51 * dense
+    assert size(0.9, 4, tied=True) <= size(0.9, 4) - 4 * 0.1 * 1000 * 192  # one matrix for both ends
+
+
+@ON_JAX
+def test_the_same_model_gives_the_same_file(tmp_path):
+    model = MODELS["lstm"]()
+    first = litert(model, tmp_path / "first.tflite").read_bytes()
+    assert litert(model, tmp_path / "second.tflite").read_bytes() == first
+
+
+def test_files_run_without_this_package(tmp_path):
+    model = LanguageModel(40, units=16, seed=2)
+    litert(model, tmp_path / "model.tflite", "int8")
+    code = """
+import sys
+for name in ("keras_selfish", "keras", "tensorflow", "jax"):
+    sys.modules[name] = None
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+step = Interpreter(model_path=sys.argv[1]).get_signature_runner("step")
+states = {f"{name}_{index}": np.zeros((1, 16), "float32") for index in range(2) for name in "hc"}
+print(step(tokens=np.array([[3]], "int32"), **states)["logits"].shape)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "model.tflite"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip().endswith("(1, 40)")
+
+
+def test_a_file_that_ends_the_runtime_is_not_handed_out(tmp_path):
+    """Here one whose indices point far outside of a matrix."""
+    from keras_selfish.litert import matrices
+    from keras_selfish.litert.graph import File
+
+    file = File("broken")
+    graph = file.graph("main")
+    x = graph.tensor((None, 64), name="x")
+    stored = matrices._sparse(graph, np.ones((64, 64), np.float32), 4, "weight")
+    indices = graph.subgraph.tensors[stored.index].sparsity.dimMetadata[1]
+    indices.arrayIndicesType, indices.arrayIndices = matrices._indices(np.full(1024, 2**28))
+    dense = graph.apply("DENSIFY", [stored], (64, 64))
+    file.sign("serve", graph, {"x": x}, {"y": graph.apply("MUL", [x, dense], (64, 64))})
+    path = tmp_path / "broken.tflite"
+    path.write_bytes(file.to_bytes())
+    with pytest.raises(RuntimeError, match=r"LiteRT must run the file.* the process ended by SIG"):
+        run(path, [{"x": np.ones((1, 64), "float32")}])
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(RuntimeError, match="LiteRT must run the file"):
+        run(path, [{"x": np.ones((1, 64), "float32")}])
+
+
+def functional(model):
+    """The same layers, without the methods of the class."""
+    return keras.Model(model.input, model.output)
+
+
+BAD = {
+    "quantization": (
+        lambda: sparse_layer(0.9, 4),
+        {"quantize": "int4"},
+        "`quantize` must be None, 'int8' or 'float16'",
+    ),
+    "time steps": (
+        lambda: sparse_layer(0.9, 4),
+        {"time_steps": 0},
+        "`time_steps` must be a positive integer",
+    ),
+    "open length": (
+        lambda: sequential(layers.LSTM(4), shape=(None, 3)),
+        {},
+        "as `time_steps`",
+    ),
+    "masking": (lambda: sequential(layers.Masking(), layers.LSTM(4)), {}, "time steps that are masked"),
+    "stateful": (
+        lambda: keras.Sequential([keras.Input(batch_shape=(2, 5, 6)), layers.LSTM(4, stateful=True)]),
+        {},
+        "keeps its state",
+    ),
+    "operation": (
+        lambda: keras.Model(x := keras.Input((5,)), keras.ops.argsort(x)),
+        {},
+        "the operation Argsort",
+    ),
+    "vocabulary": (
+        lambda: LanguageModel(40, units=8),
+        {"vocabulary": ["a"]},
+        "of the model's 40 ids",
+    ),
+    "no vocabulary": (lambda: sparse_layer(0.9, 4), {"vocabulary": ["a"]}, "goes with a language model"),
+    "carried state": (
+        lambda: functional(LanguageModel(40, units=8)),
+        {},
+        "must not carry hidden state",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name, tmp_path):
+    """One sentence, and what was there stays."""
+    make, settings, message = BAD[name]
+    path = litert(sparse_layer(0.9, 4), tmp_path / "model.tflite")
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=message):
+        litert(make(), path, **settings)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.tflite"]
+
+
+def test_bad_paths(tmp_path):
+    model = sparse_layer(0.9, 4)
+    with pytest.raises(ValueError, match=r"`path` must end in \.tflite"):
+        litert(model, tmp_path / "model.bin")
+    other = tmp_path / "notes.tflite"
+    other.write_text("mine")
+    with pytest.raises(FileExistsError, match="`path` must be free or a LiteRT file"):
+        litert(model, other)
+    assert other.read_text() == "mine"
+
+
+def test_a_difference_is_found(tmp_path, monkeypatch):
+    """A file that computes something else than Keras is not handed out."""
+    from keras_selfish.litert import matrices
+
+    def ones(weight):
+        return np.ones(weight.shape, np.int8), np.ones(len(weight), np.float32)
+
+    monkeypatch.setattr(matrices, "quantized", ones)
+    with pytest.raises(RuntimeError, match="The file must compute what Keras does"):
+        litert(sparse_layer(0.0, 1), tmp_path / "model.tflite", "int8")
+    assert not list(tmp_path.iterdir())
