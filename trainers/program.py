@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import pathlib
 import platform
 import sys
 import time
@@ -50,6 +51,31 @@ def run(main):
     flags.mark_flag_as_required("workdir")
     logging.set_verbosity(logging.INFO)
     app.run(main)
+
+
+def run_tool(main):
+    """Runs the main function of a program that trains nothing: its errors, too, are one sentence."""
+
+    def checked(argv):
+        if len(argv) > 1:
+            raise app.UsageError(f"arguments must be flags. Received: {' '.join(argv[1:])}")
+        try:
+            main(argv)
+        except (RunError, ValueError, OSError, ImportError, RuntimeError) as error:
+            if logging.get_verbosity() >= logging.DEBUG:
+                raise
+            sys.exit(f"error: {error}")
+
+    logging.set_verbosity(logging.INFO)
+    app.run(checked)
+
+
+def file_to_write(flag):
+    """The path that a flag names, whose folder must be there."""
+    path = pathlib.Path(getattr(flags.FLAGS, flag))
+    if not path.parent.is_dir():
+        raise RunError(f"--{flag} must name a file in a folder that exists. Received: --{flag}={path}")
+    return path
 
 
 def check_backend(export):

@@ -240,7 +240,9 @@ def _compare(path, plain, about, quantize, is_language_model):
     structure = plain.inputs[0] if isinstance(plain, keras.Sequential) else plain.input
     values = [given[tensor.name] for tensor in plain.inputs]
     expected = plain(keras.tree.pack_sequence_as(structure, values), training=False)
-    expected = [keras.ops.convert_to_numpy(keras.ops.cast(value, "float32")) for value in keras.tree.flatten(expected)]
+    expected = [
+        keras.ops.convert_to_numpy(keras.ops.cast(value, "float32")) for value in keras.tree.flatten(expected)
+    ]
     received = [outputs[-1][name] for name in about["outputs"]]
     if is_language_model:
         received[0] = np.stack([output["logits"] for output in outputs], axis=1)

@@ -5,6 +5,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 
@@ -26,25 +27,28 @@ def run(path, inputs, threads=1):
     Raises:
         RuntimeError: if the runtime refuses the file or the process ends.
     """
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         arrays = {
             f"{index}/{name}": array for index, call in enumerate(inputs) for name, array in call.items()
         }
         np.savez(folder / "inputs.npz", **arrays)
-        command = [sys.executable, "-m", __name__, path, folder, str(threads)]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([ROOT, os.environ.get("PYTHONPATH", "")])}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        if done.returncode:
-            raise RuntimeError(f"LiteRT must run the file. Received: {_reason(done)}")
+        _in_process(path, folder, threads)
         with np.load(folder / "outputs.npz") as stored:
             outputs = [{} for _ in inputs]
             for key in stored.files:
                 index, name = key.split("/", 1)
                 outputs[int(index)][name] = stored[key]
     return outputs
+
+
+def check(path):
+    """Has the runtime load and run a file once, on zeros, in a process of its own.
+
+    Raises:
+        RuntimeError: if it does not survive that or refuses the file.
+    """
+    _in_process(path)
 
 
 def interpreter(path, threads=1, batch_size=None):
@@ -60,6 +64,14 @@ def interpreter(path, threads=1, batch_size=None):
     return made, made.get_signature_runner(signature)
 
 
+def _in_process(*arguments):
+    command = [sys.executable, "-m", __name__, *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([ROOT, os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise RuntimeError(f"LiteRT must run the file. Received: {_reason(done)}")
+
+
 def _reason(done):
     if done.returncode < 0:
         return f"the process ended by {signal.Signals(-done.returncode).name}"
@@ -67,7 +79,13 @@ def _reason(done):
     return lines[-1] if lines else f"exit status {done.returncode}"
 
 
-def _main(path, folder, threads):
+def _run_once(path):
+    _, runner = interpreter(path)
+    details = runner.get_input_details()
+    runner(**{name: np.zeros(detail["shape"], detail["dtype"]) for name, detail in details.items()})
+
+
+def _run_calls(path, folder, threads):
     folder = pathlib.Path(folder)
     with np.load(folder / "inputs.npz") as stored:
         calls = {}
@@ -88,4 +106,4 @@ def _main(path, folder, threads):
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    _run_once(*sys.argv[1:]) if len(sys.argv) == 2 else _run_calls(*sys.argv[1:])
