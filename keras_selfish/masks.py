@@ -250,11 +250,19 @@ def check_block_shape(block_shape, shape=None, name="the weight"):
         and len(shape) > 1
         and any(n % b for n, b in zip(shape[-2:], block_shape, strict=True))
     ):
+        wrong = [(n, b) for n, b in zip(shape[-2:], block_shape, strict=True) if n % b]
         raise ValueError(
             f"`block_shape` must divide the matrix: {name} has shape {tuple(shape)}. "
-            f"Received: block_shape={block_shape}; choose sizes that its last two axes are multiples of"
+            f"Received: block_shape={block_shape}; take "
+            + " and ".join(f"{nearest_multiples(n, b)} in place of {n}" for n, b in wrong)
         )
     return block_shape
+
+
+def nearest_multiples(size, step):
+    """The multiples of a step next to a size, for an error message, such as "640 or 656"."""
+    below = size // step * step
+    return f"{below} or {below + step}" if below else f"{step}"
 
 
 def active_counts(shapes, sparsity, distribution="uniform", block_shapes=None):

@@ -10,6 +10,7 @@ import time
 import zipfile
 
 import numpy as np
+from absl import logging
 
 from trainers.workdir import RunError
 
@@ -138,8 +139,12 @@ class SavedModel(Artifact):
     def _import(self):
         import tensorflow as tf
 
-        tf.config.threading.set_intra_op_parallelism_threads(self.threads)
-        tf.config.threading.set_inter_op_parallelism_threads(self.threads)
+        if tf.config.threading.get_intra_op_parallelism_threads() != self.threads:
+            try:
+                tf.config.threading.set_intra_op_parallelism_threads(self.threads)
+                tf.config.threading.set_inter_op_parallelism_threads(self.threads)
+            except RuntimeError:
+                logging.warning("TensorFlow runs in this process already: --threads is not heeded")
 
     def _load(self):
         import tensorflow as tf

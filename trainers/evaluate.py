@@ -28,7 +28,7 @@ flags.DEFINE_integer("threads", 1, "Threads of the runtime.", lower_bound=1)
 flags.DEFINE_string("json", None, "File to write the figures to.")
 
 
-def evaluate(argv):
+def evaluate():
     """Tests the model of the flags and prints what came out."""
     corpus = load_corpus(FLAGS.dataset, data_dir=FLAGS.data_dir)
     artifact = open_artifact(FLAGS.model, FLAGS.threads)
@@ -120,9 +120,12 @@ def print_results(results):
         print(f"  {name:16} {value}")
 
 
+main = program.tool(evaluate)
+
+
 def run():
     """Entry point."""
-    program.run_tool(evaluate)
+    program.run_tool(main)
 
 
 if __name__ == "__main__":

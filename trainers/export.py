@@ -37,7 +37,7 @@ flags.DEFINE_integer("time_steps", None, "litert: length of sequences, where the
 flags.DEFINE_string("output", None, "What to write, in place of its usual name in --workdir.")
 
 
-def export(argv):
+def export():
     """Writes the best model of the run of the flags."""
     workdir = pathlib.Path(FLAGS.workdir)
     file = model_file(workdir)
@@ -103,9 +103,12 @@ def write(model, output, tokens):
     return formats.saved_model(model, output, tokens, **packed)
 
 
+main = program.tool(export)
+
+
 def run():
     """Entry point."""
-    program.run_tool(export)
+    program.run_tool(main)
 
 
 if __name__ == "__main__":

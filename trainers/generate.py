@@ -34,7 +34,7 @@ flags.DEFINE_enum(
 flags.DEFINE_integer("threads", 1, "Threads of the runtime.", lower_bound=1)
 
 
-def generate(argv):
+def generate():
     """Prints the prompt of the flags and what the model makes of it."""
     if not 0.0 < FLAGS.top_p <= 1.0:
         raise ValueError(f"--top_p must be in (0, 1]. Received: --top_p={FLAGS.top_p}")
@@ -62,9 +62,12 @@ def generate(argv):
     print(text.replace(f" {EOS} ", "\n").replace(f" {EOS}", "\n"))
 
 
+main = program.tool(generate)
+
+
 def run():
     """Entry point."""
-    program.run_tool(generate)
+    program.run_tool(main)
 
 
 if __name__ == "__main__":

@@ -280,7 +280,9 @@ def _pair(flag, words):
 
 def _check(settings):
     masks.check_sparsity(settings["sparsity"], "--sparsity")
-    Architecture(vocabulary_size=1, **{name: settings[name] for name in _MODEL_FLAGS})
+    # Any number of tokens that blocks divide: how many there are is not known yet.
+    tokens = settings["block_shape"][1]
+    Architecture(vocabulary_size=tokens, **{name: settings[name] for name in _MODEL_FLAGS})
     if settings["method"] != "dense" and not settings["sparsity"]:
         raise ValueError(
             f"--sparsity must be over 0 with --method={settings['method']}. Received: --sparsity=0.0; "

@@ -53,21 +53,30 @@ def run(main):
     app.run(main)
 
 
-def run_tool(main):
-    """Runs the main function of a program that trains nothing: its errors, too, are one sentence."""
+def tool(function):
+    """The main function of a program that trains nothing: errors, too, are one sentence.
 
-    def checked(argv):
+    Args:
+        function: What the program does with the parsed flags.
+    """
+
+    def main(argv):
         if len(argv) > 1:
             raise app.UsageError(f"arguments must be flags. Received: {' '.join(argv[1:])}")
         try:
-            main(argv)
+            function()
         except (RunError, ValueError, OSError, ImportError, RuntimeError) as error:
             if logging.get_verbosity() >= logging.DEBUG:
                 raise
             sys.exit(f"error: {error}")
 
+    return main
+
+
+def run_tool(main):
+    """Runs the main function of a program that trains nothing: parses the command line, logs, exits."""
     logging.set_verbosity(logging.INFO)
-    app.run(checked)
+    app.run(main)
 
 
 def file_to_write(flag):

@@ -110,6 +110,8 @@ class Architecture:
         masks.check_distribution(self.distribution)
         if self.n_of_m is not None and self.sparsity:
             self._fix_pattern()
+        if self.sparsity:
+            self._check_blocks()
 
     def _set(self, name, value):
         object.__setattr__(self, name, value)  # a frozen dataclass settles its own fields
@@ -140,6 +142,19 @@ class Architecture:
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value < 1.0:
                 raise ValueError(f"`{name}` must be in [0, 1). Received: {name}={value!r}")
+
+    def _check_blocks(self):
+        rows, columns = self.block_shape
+        sizes = [("units", units, rows) for units in self.layer_units]
+        sizes.append(("embedding_units", self.token_units, rows))
+        if not self.tied:  # the decoder's columns
+            sizes.append(("vocabulary_size", self.vocabulary_size, columns))
+        for name, size, step in sizes:
+            if size % step:
+                raise ValueError(
+                    f"`{name}` must be a multiple of {step}, for blocks of {self.block_shape} connections. "
+                    f"Received: {name}={size}; take {masks.nearest_multiples(size, step)}"
+                )
 
     def _fix_pattern(self):
         if self.tied:

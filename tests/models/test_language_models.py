@@ -508,7 +508,7 @@ def test_a_small_dense_model_has_as_many_parameters(name):
         ({"sparsity": 1.0}, r"`sparsity` .* \[0, 1\). Received: sparsity=1.0"),
         ({"sparsity": float("nan")}, "Received: sparsity=nan"),
         ({"distribution": "gaussian"}, "`distribution` must be one of .*'gaussian'"),
-        ({"block_shape": (5, 1)}, r"`block_shape` must divide"),
+        ({"block_shape": (5, 1)}, r"`units` must be a multiple of 5"),
         ({"block_shape": (0, 1)}, r"`block_shape` must be two positive integers"),
         ({"units": 0}, "`units` must be a positive integer. Received: units=0"),
         ({"dropout": 1.0}, r"`dropout` must be in \[0, 1\). Received: dropout=1.0"),

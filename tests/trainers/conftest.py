@@ -14,16 +14,18 @@ import pytest
 from absl import app, flags, logging
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-TRAINERS = ("trainers.language_model", "trainers.image_classifier")
+PROGRAMS = [
+    f"trainers.{name}" for name in ("language_model", "image_classifier", "export", "evaluate", "generate")
+]
 
 Ended = collections.namedtuple("Ended", "returncode stdout stderr")
 
 
 @contextlib.contextmanager
 def loaded(trainer):
-    """The module of a trainer with flags that were never parsed; both trainers have a --workdir."""
+    """The module of a program with flags that were never parsed; several have a --workdir."""
     flag_values = flags.FLAGS
-    for name in TRAINERS:
+    for name in PROGRAMS:
         for flag in list(flag_values.flags_by_module_dict().get(name, ())):
             if flag.name in flag_values:
                 delattr(flag_values, flag.name)
@@ -42,8 +44,8 @@ def run_here(trainer, workdir, *arguments):
     """Runs a trainer in this process: what `python -m trainers.NAME` does after parsing the command line.
 
     Args:
-        trainer: "language_model" or "image_classifier".
-        workdir: The run's folder.
+        trainer: "language_model", "image_classifier", or a program for what they made.
+        workdir: The run's folder; None for a program without one.
         *arguments: Further flags.
 
     Returns:
@@ -56,7 +58,7 @@ def run_here(trainer, workdir, *arguments):
     returncode = 0
     try:
         with loaded(trainer) as module, contextlib.redirect_stdout(output):
-            rest = flags.FLAGS([trainer, f"--workdir={workdir}", *arguments])
+            rest = flags.FLAGS(command(trainer, workdir, *arguments)[2:])
             logging.set_verbosity(logging.INFO)
             module.main(rest)
     except (flags.Error, app.UsageError) as error:
@@ -72,7 +74,8 @@ def run_here(trainer, workdir, *arguments):
 
 def command(trainer, workdir, *arguments):
     """The command line of a trainer in a process of its own."""
-    return [sys.executable, "-m", f"trainers.{trainer}", f"--workdir={workdir}", *arguments]
+    of_workdir = [] if workdir is None else [f"--workdir={workdir}"]
+    return [sys.executable, "-m", f"trainers.{trainer}", *of_workdir, *arguments]
 
 
 def run_alone(trainer, workdir, *arguments):

@@ -281,7 +281,7 @@ def test_a_full_disk_is_one_sentence(tmp_path):
         (("--sparsity=nan",), "Received: --sparsity=nan"),
         (("--distribution=gaussian",), "gaussian"),
         (("--distribution=erk", "--method=gmp"), "--distribution needs a method that begins sparse"),
-        (("--block_shape=3,1",), "`block_shape` must divide"),
+        (("--block_shape=3,1",), "take 15 or 18"),
         (("--block_shape=four",), "--block_shape must be two whole numbers"),
         (("--n_of_m=2",), "--n_of_m must be two whole numbers, such as 2,4. Received: --n_of_m=2"),
         (("--n_of_m=4,2",), "`n_of_m` must be two integers (n, m) with 1 <= n < m"),

@@ -1,0 +1,188 @@
+"""The programs that export, test and run what a training has made."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+from trainers.artifacts import log_softmax, sample
+
+SETTINGS = ("--dataset=text", "--units=32", "--batch_size=4", "--bptt=10", "--epochs=2", "--learning_rate=5")
+BLOCKS = ("--sparsity=0.8", "--block_shape=16,1", "--noexport")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A little English: part of the text that Python carries."""
+    import pydoc_data.topics
+
+    folder = tmp_path_factory.mktemp("corpus")
+    text = "\n".join(pydoc_data.topics.topics[name] for name in ("assert", "while", "with", "del", "pass"))
+    (folder / "text.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workdir(trainer, corpus, tmp_path_factory):
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("run")
+    done = trainer("language_model").run(folder, f"--data_dir={corpus}", *SETTINGS, *BLOCKS)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def export(trainer):
+    return trainer("export").run
+
+
+@pytest.fixture
+def evaluate(trainer, corpus):
+    run = trainer("evaluate").run
+    return lambda model, *flags: run(
+        None, f"--model={model}", "--dataset=text", f"--data_dir={corpus}", *flags
+    )
+
+
+@pytest.fixture
+def generate(trainer):
+    run = trainer("generate").run
+    return lambda model, *flags: run(None, f"--model={model}", "--tokenization=words_and_marks", *flags)
+
+
+def results(workdir):
+    return json.loads((workdir / "results.json").read_text())
+
+
+FORMATS = {
+    "litert": ("model.tflite", "ai_edge_litert", 1e-4),
+    "litert int8": ("model_int8.tflite", "ai_edge_litert", 1e-2),
+    "litert float16": ("model_float16.tflite", "ai_edge_litert", 1e-3),
+    "savedmodel": ("saved_model", "tensorflow", 1e-4),
+    "keras": ("final.keras", "keras", 1e-4),
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_has_the_runs_perplexity(kind, workdir, export, evaluate, generate, tmp_path):
+    """Each is exported, tested, and asked for a text, as a user does; greedy texts are those of Keras."""
+    name, runtime, tolerance = FORMATS[kind]
+    pytest.importorskip(runtime, reason=f"{runtime} is not installed")
+    if kind != "keras":
+        what, *quantize = kind.split()
+        done = export(workdir, f"--format={what}", *[f"--quantize={value}" for value in quantize])
+        assert done.returncode == 0, done.stderr
+    done = evaluate(workdir / name, "--columns=4", f"--json={tmp_path / 'figures.json'}")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["perplexity"] == pytest.approx(results(workdir)["test"], rel=tolerance)
+    assert f"{figures['perplexity']:.2f} (test, 4 columns)" in done.stdout
+    assert 0 < figures["latency_p50_ms"] <= figures["latency_p99_ms"]
+    flags = ("--prompt=the statement", "--length=5", "--temperature=0")
+    done = generate(workdir / name, *flags)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("the statement ")
+    if tolerance == 1e-4:
+        assert done.stdout == generate(workdir / "final.keras", *flags).stdout
+
+
+def test_texts_follow_from_the_seed(workdir, export, generate):
+    assert export(workdir, "--format=litert").returncode == 0
+    texts = [generate(workdir / "model.tflite", f"--seed={seed}", "--top_k=50").stdout for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+    assert "<unk>" not in texts[0] + texts[2]
+
+
+def test_a_file_brings_its_vocabulary(workdir, export, evaluate, generate, tmp_path):
+    """A LiteRT file that is moved away alone can be tested and continue a text."""
+    assert export(workdir, "--format=litert", f"--output={tmp_path / 'alone.tflite'}").returncode == 0
+    done = generate(tmp_path / "alone.tflite", "--length=3")
+    assert done.returncode == 0, done.stderr
+
+
+def test_sampling_by_hand():
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05]))
+    generator = np.random.default_rng(0)
+    assert sample(logits[::-1], generator, temperature=0) == 3
+
+    def drawn(**options):
+        counts = np.bincount([sample(logits, generator, **options) for _ in range(4000)], minlength=4)
+        return counts / 4000
+
+    np.testing.assert_allclose(drawn(), [0.5, 0.3, 0.15, 0.05], atol=0.03)
+    np.testing.assert_allclose(drawn(top_k=2), [0.625, 0.375, 0, 0], atol=0.03)
+    np.testing.assert_allclose(drawn(top_p=0.6), [0.625, 0.375, 0, 0], atol=0.03)
+    sharper = np.array([0.25, 0.09, 0.0225, 0.0025]) / 0.365
+    np.testing.assert_allclose(drawn(temperature=0.5), sharper, atol=0.03)
+    np.testing.assert_allclose(np.exp(log_softmax(logits[None])).sum(), 1.0)
+
+
+def truncated(path, workdir):
+    path.write_bytes((workdir / "model.tflite").read_bytes()[:5000])
+
+
+def text_file(path, workdir):
+    path.write_text("not a model")
+
+
+BAD_MODELS = {
+    "nothing.tflite": (None, "nothing is there"),
+    "notes.txt": (text_file, "which is something else"),
+    "broken.tflite": (truncated, "must be a whole LiteRT model"),
+    "text.tflite": (text_file, "must be a whole LiteRT model"),
+    "text.keras": (text_file, "must be a whole Keras model"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_MODELS)
+def test_bad_models_are_one_sentence(name, workdir, export, evaluate, tmp_path):
+    make, message = BAD_MODELS[name]
+    assert export(workdir, "--format=litert").returncode == 0
+    if make:
+        make(tmp_path / name, workdir)
+    done = evaluate(tmp_path / name)
+    assert done.returncode == 1
+    assert "error: --model must be" in done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_bad_requests_are_one_sentence(workdir, trainer, export, evaluate, generate, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "text.txt").write_text("one two three four five\n" * 40, encoding="utf-8")
+    assert export(workdir, "--format=litert").returncode == 0
+    model = workdir / "model.tflite"
+    bare = tmp_path / "bare" / "model.keras"
+    bare.parent.mkdir()
+    shutil.copy(workdir / "final.keras", bare)
+    for done, message in (
+        (evaluate(model, f"--data_dir={other}"), "--model must have the vocabulary of --dataset=text"),
+        (evaluate(bare, f"--data_dir={other}"), "--model must have the vocabulary of --dataset=text"),
+        (evaluate(model, "--columns=2", f"--json={tmp_path / 'no' / 'x.json'}"), "--json must name a file"),
+        (generate(bare), "--model must have its vocabulary with it"),
+        (generate(model, "--top_p=0"), "--top_p must be in (0, 1]"),
+        (export(tmp_path, "--format=litert"), "--workdir must be the folder of a run"),
+        (export(workdir, "--format=savedmodel", "--quantize=int8"), "--quantize must be left out"),
+        (
+            export(workdir, "--format=packed", "--quantize=float16"),
+            "--quantize must be one of int8, bfloat16",
+        ),
+        (export(workdir, "--format=savedmodel", "--time_steps=3"), "--time_steps goes with --format=litert"),
+        (export(workdir, "--format=litert", "--output=model.bin"), "`path` must end in .tflite"),
+    ):
+        assert done.returncode == 1, message
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_missing_runtime_is_named(workdir, export, evaluate, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
+    (workdir / "unread.tflite").write_bytes(b"")
+    done = evaluate(workdir / "unread.tflite")
+    assert "needs the package ai-edge-litert, which is not installed" in done.stderr
+    done = export(workdir, "--format=litert", f"--output={workdir / 'unwritten.tflite'}")
+    assert "`litert` needs the package ai-edge-litert, which is not installed" in done.stderr
+    assert not (workdir / "unwritten.tflite").exists()
