@@ -139,9 +139,7 @@ flags.DEFINE_integer("seed", 0, "Seed of weights, masks, dropout and rewiring.",
 flags.DEFINE_enum("strategy", "none", ["none", "mirrored"], "mirrored: tf.distribute over all visible GPUs.")
 flags.DEFINE_integer("cpu_replicas", 0, "With --strategy mirrored: replicas on as many CPU devices.")
 flags.DEFINE_bool("export", True, "Whether to export a SavedModel at the end.")
-flags.DEFINE_bool(
-    "export_text", False, "Whether the SavedModel also scores strings, for which it needs TensorFlow Text."
-)
+flags.DEFINE_bool("export_text", False, "Whether the SavedModel also scores strings.")
 
 # Of the vocabulary's size and the reference length the data decides.
 _MODEL_FLAGS = tuple(

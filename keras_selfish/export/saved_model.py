@@ -36,9 +36,7 @@ def saved_model(model, path, vocabulary=None, tokenize=None, start_token="<eos>"
 
     - `score_text(texts)`: strings (batch,), each read as what follows `start_token`. Returns `tokens`
       (batch, time), strings, `log_probabilities` (batch, time) of each given those before, in nats, and
-      `perplexity` (batch,) of each text; texts shorter than the longest are padded with `""` and 0. Where
-      `tokenize` computes with TensorFlow Text, a program that loads the SavedModel imports `tensorflow_text`
-      first.
+      `perplexity` (batch,) of each text; texts shorter than the longest are padded with `""` and 0.
 
     `serving_default` is `score`. Any *other* Functional or Sequential model has one signature, its
     forward pass, which is the function `serve` of the loaded object and `serving_default`.
