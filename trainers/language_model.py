@@ -140,7 +140,7 @@ flags.DEFINE_enum("strategy", "none", ["none", "mirrored"], "mirrored: tf.distri
 flags.DEFINE_integer("cpu_replicas", 0, "With --strategy mirrored: replicas on as many CPU devices.")
 flags.DEFINE_bool("export", True, "Whether to export a SavedModel at the end.")
 flags.DEFINE_bool(
-    "export_text", False, "Whether the SavedModel also scores strings, for which it needs TensorFlow Text."
+    "export_text", False, "Whether to export a second SavedModel, which scores and generates text."
 )
 
 # Of the vocabulary's size and the reference length the data decides.
@@ -497,12 +497,7 @@ def finish(model, corpus, windows, workdir):
     results["unigram, test"] = corpus.unigram_perplexity("test")
     replace(workdir.final, best.save, suffix=".keras")
     if FLAGS.export:
-        from keras_selfish.export import saved_model
-
-        with _quiet():
-            tokens = corpus.vocabulary.tokens
-            saved_model(best, workdir.saved_model, tokens, _tokenizer(corpus) if FLAGS.export_text else None)
-        logging.info("Exported a SavedModel to %s", workdir.saved_model)
+        _export(best, corpus, workdir)
     write_json(workdir.path / "results.json", results)
     _plot(workdir)
     print(report(best).table())
@@ -513,10 +508,18 @@ def finish(model, corpus, windows, workdir):
     return results
 
 
-def _tokenizer(corpus):
-    from keras_selfish.data.tokenization_tensorflow import tokenizer
+def _export(model, corpus, workdir):
+    from keras_selfish.export import saved_model, text_model
 
-    return tokenizer(corpus.tokenization)
+    with _quiet():
+        saved_model(model, workdir.saved_model, corpus.vocabulary)
+    logging.info("Exported a SavedModel to %s", workdir.saved_model)
+    if FLAGS.export_text:
+        from keras_selfish.data.tokenization_tensorflow import tokenizer
+
+        with _quiet():
+            text_model(model, workdir.text_model, corpus.vocabulary, tokenizer(corpus.tokenization))
+        logging.info("Exported a SavedModel that takes text to %s", workdir.text_model)
 
 
 @contextlib.contextmanager

@@ -42,6 +42,7 @@ class Workdir:
         self.best = self.path / "best.keras"
         self.final = self.path / "final.keras"
         self.saved_model = self.path / "saved_model"
+        self.text_model = self.path / "text_model"
         self.tensorboard = self.path / "tensorboard"
         self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing = None

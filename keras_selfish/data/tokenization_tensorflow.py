@@ -1,12 +1,12 @@
 """The rules of `tokenization.py` as TensorFlow operations, for strings inside a graph.
 
-TensorFlow's own string operations know whitespace and letters of ASCII only; TensorFlow Text's know those
-of Unicode, as Python does. (A letter that is newer than the Unicode of one of the two is a letter to the
-other only.)
+Of TensorFlow's own string operations only the regular expressions know whitespace and letters of Unicode, as
+Python does; they mark where words end, and the plain split cuts there. Words and marks apart need TensorFlow
+Text, whose split tells where each token stood. (A letter that is newer than the Unicode of one of the two is
+a letter to the other only.)
 """
 
 import tensorflow as tf
-import tensorflow_text
 
 from keras_selfish.data.tokenization import EOS, LONGEST_RUN, TOKENIZATIONS, UNK
 
@@ -15,6 +15,7 @@ _SPACE = r"\t\v\f\r\x{1c}-\x{1f}\x{85}\pZ"  # without the line end, which is a t
 _LETTER = r"\pL\pN_"
 _WORD = rf"[{_LETTER}]+(?:['’][{_LETTER}]+)*"
 _MARK = rf"[^{_LETTER}{_SPACE}\n]"
+_END = "\0"  # of a token; there is none in a text
 
 
 def tokenizer(tokenization):
@@ -43,7 +44,7 @@ def tokenizer(tokenization):
     split = {"whitespace": _split_words, "words_and_marks": _split_words_and_marks}[tokenization]
 
     def tokenize(texts):
-        texts = tf.strings.regex_replace(texts, r"\x00", "\ufffd")  # TensorFlow Text drops a text with zeros
+        texts = tf.strings.regex_replace(texts, _END, "\ufffd")  # TensorFlow Text drops a text with zeros
         texts = tf.strings.regex_replace(texts, r"\r\n?", "\n")
         texts = tf.strings.regex_replace(texts, r"\n?\z", "\n", replace_global=False)
         tokens = split(texts)
@@ -53,10 +54,15 @@ def tokenizer(tokenization):
 
 
 def _split_words(texts):
-    return tensorflow_text.regex_split(texts, rf"\n|[{_SPACE}]+", r"\n")
+    # Without TensorFlow Text, so that a SavedModel that cuts text in this way can be loaded without it.
+    texts = tf.strings.regex_replace(texts, rf"[{_SPACE}]+", _END)
+    tokens = tf.strings.split(tf.strings.regex_replace(texts, r"\n", f"{_END}\n{_END}"), _END)
+    return tf.ragged.boolean_mask(tokens, tokens != "")
 
 
 def _split_words_and_marks(texts):
+    import tensorflow_text
+
     token = rf"\n|{UNK}|{_WORD}|{_MARK}"
     texts = tf.strings.lower(texts, encoding="utf-8")
     tokens, begins, ends = tensorflow_text.regex_split_with_offsets(texts, rf"{token}|[{_SPACE}]+", token)

@@ -10,8 +10,8 @@ import zipfile
 import keras
 import numpy as np
 
-from keras_selfish.export.saved_model import _check_forward as check_forward
-from keras_selfish.export.saved_model import _check_vocabulary as check_vocabulary
+from keras_selfish.export.checks import check_forward, checked_vocabulary
+from keras_selfish.export.metadata import metadata
 from keras_selfish.export.strip import strip
 from keras_selfish.version import __version__
 
@@ -54,7 +54,8 @@ def litert(model, path, quantize=None, vocabulary=None, time_steps=None):
             refused.
         quantize: None (default) for float32; `"int8"` for weights in 8 bits with a scale for each unit;
             `"float16"` for weights in 16 bits, which are multiplied densely in float32.
-        vocabulary: The tokens of a language model, a sequence of strings in the order of their ids.
+        vocabulary: The tokens of a language model, a `Vocabulary` or a sequence of strings in the order of
+            their ids.
         time_steps: Length of the sequences of a model whose inputs leave it open. Default None.
 
     Returns:
@@ -80,16 +81,18 @@ def litert(model, path, quantize=None, vocabulary=None, time_steps=None):
     is_language_model = hasattr(model, "stepwise")
     if not is_language_model:
         check_forward(model, vocabulary)
-    plain = strip(model.stepwise() if is_language_model else model)
+    stepwise = model.stepwise() if is_language_model else None
+    described = metadata(model, stepwise) if is_language_model else {"keras_selfish": __version__}
+    plain = strip(stepwise or model)
     if is_language_model:
         time_steps = 1
         if vocabulary is not None:
-            check_vocabulary(vocabulary, plain.outputs[0].shape[-1])
-    content, signature = _written(plain, quantize, time_steps, is_language_model, model.name, vocabulary)
+            vocabulary = checked_vocabulary(vocabulary, plain.outputs[0].shape[-1])
+    content, about = _written(plain, quantize, time_steps, is_language_model, described, vocabulary)
     part = path.with_name(f".{path.name}.part")
     try:
         part.write_bytes(content)
-        _compare(part, plain, signature, quantize, is_language_model)
+        _compare(part, plain, about, quantize, is_language_model)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -126,13 +129,13 @@ def _is_litert(path):
         return file.read(8)[4:] == b"TFL3"
 
 
-def _written(plain, quantize, time_steps, is_language_model, name, vocabulary):
+def _written(plain, quantize, time_steps, is_language_model, described, vocabulary):
     """The file's bytes, and what `model.json` in it says, a dict."""
     from keras_selfish.litert.graph import File
     from keras_selfish.litert.lowering import Lowering
     from keras_selfish.litert.matrices import Matrices
 
-    file, matrices = File(f"{name}, by keras_selfish {__version__}"), Matrices(quantize)
+    file, matrices = File(f"{plain.name}, by keras_selfish {__version__}"), Matrices(quantize)
     graph = file.graph("main")
     inputs = {
         tensor.name: graph.tensor(_shape(tensor, time_steps), _dtype(tensor), tensor.name)
@@ -154,9 +157,7 @@ def _written(plain, quantize, time_steps, is_language_model, name, vocabulary):
     file.sign(key, graph, inputs, outputs)
     about = {
         "format": "keras_selfish LiteRT model, version 1",
-        "keras_selfish": __version__,
-        "name": name,
-        "kind": "language model" if is_language_model else "forward pass",
+        **described,
         "quantize": quantize,
         "signature": key,
         "inputs": _described(inputs),

@@ -1,45 +1,54 @@
 """What a SavedModel of ours computes. Imported only where Keras runs on TensorFlow."""
 
+import itertools
+
 import keras
 import tensorflow as tf
 
-# Time steps whose logits `score` holds at a time, so that a text may be of any length.
-WINDOW = 64
+from keras_selfish.export.reading_tensorflow import (
+    Reader,
+    checked_ids,
+    checked_lengths,
+    negative_sum,
+    require,
+)
+
+INTEGERS = (tf.int64, tf.int32)
 
 
-def write_language_model(stepwise, path, vocabulary_file=None, text=None):
-    """Writes a SavedModel with the signatures `score`, `step`, `initial_state`, and `score_text`.
+def write_language_model(stepwise, path, assets):
+    """Writes a SavedModel with the signatures `score`, `score_lengths`, `step` and `initial_state`.
 
     Args:
         stepwise: A Functional model from `[tokens, state, ...]` to `[logits, state, ...]`, without masks.
         path: A folder that does not exist yet.
-        vocabulary_file: A file to carry along as an asset.
-        text: For `score_text`: the function that cuts strings into tokens, the id of the token that a text
-            follows, and that of the token that stands for unknown ones. None for no such signature.
+        assets: Dict from attributes of the loaded object to the files that are carried along.
     """
+    reader = Reader(stepwise)
     module = tf.Module()
-    module.score, module.step, module.initial_state = _language_model_functions(stepwise)
-    states = {
-        state.name: tf.TensorSpec((None, state.shape[-1]), tf.float32, state.name)
-        for state in _states(stepwise)
+    module.score = module.serve = _score(reader)
+    module.step = _step(reader)
+    module.initial_state = tf.function(reader.initial_state, autograph=False)
+    # A signature takes one dtype, int32; the functions of the loaded module take both.
+    tokens, lengths = (
+        tf.TensorSpec((None, None), tf.int32, "tokens"),
+        tf.TensorSpec((None,), tf.int32, "lengths"),
+    )
+    states = {name: tf.TensorSpec((None, width), tf.float32, name) for name, width in reader.widths.items()}
+    for dtype in INTEGERS:
+        module.step.get_concrete_function(tf.TensorSpec((None, None), dtype, "tokens"), **states)
+    without_lengths = tf.function(lambda tokens: module.score(tokens), autograph=False)
+    with_lengths = tf.function(lambda tokens, lengths: module.score(tokens, lengths), autograph=False)
+    signatures = {
+        "score": without_lengths.get_concrete_function(tokens),
+        "score_lengths": with_lengths.get_concrete_function(tokens, lengths),
+        "step": module.step.get_concrete_function(tokens, **states),
+        "initial_state": module.initial_state.get_concrete_function(
+            tf.TensorSpec((), tf.int32, "batch_size")
+        ),
     }
-    batch_size = tf.TensorSpec((), tf.int32, "batch_size")
-    signatures = {"initial_state": module.initial_state.get_concrete_function(batch_size)}
-    # A signature takes one dtype, int32, traced last; the functions of the loaded module take both.
-    for dtype in (tf.int64, tf.int32):
-        tokens = tf.TensorSpec((None, None), dtype, "tokens")
-        signatures["score"] = module.score.get_concrete_function(tokens)
-        signatures["step"] = module.step.get_concrete_function(tokens, **states)
-    # The variables only, not the Keras model: that would bring along what it does not need to serve.
-    used = {id(v): v for function in signatures.values() for v in function.variables}
-    module.weights = list(used.values())
-    if vocabulary_file is not None:
-        module.vocabulary = tf.saved_model.Asset(str(vocabulary_file))
-    if text is not None:
-        module.score_text, module.ids = _score_text(module.score, vocabulary_file, *text)
-        signatures["score_text"] = module.score_text
     signatures["serving_default"] = signatures["score"]
-    tf.saved_model.save(module, str(path), signatures=signatures)
+    save(module, path, signatures, assets)
 
 
 def write_forward(model, path):
@@ -65,6 +74,23 @@ def write_forward(model, path):
     archive.write_out(str(path), verbose=False)
 
 
+def save(module, path, signatures, assets):
+    """Writes a module of functions with the variables that they use, and files beside them.
+
+    Args:
+        module: The `tf.Module`, which becomes the loaded object.
+        path: A folder that does not exist yet.
+        signatures: Dict from names to concrete functions.
+        assets: Dict from attributes of the loaded object to files.
+    """
+    # The variables only, not the Keras model: that would bring along what it does not need to serve.
+    used = {id(v): v for function in signatures.values() for v in function.variables}
+    module.weights = list(used.values())
+    for name, file in assets.items():
+        setattr(module, name, tf.saved_model.Asset(str(file)))
+    tf.saved_model.save(module, str(path), signatures=signatures)
+
+
 def layers_within(layer):
     """A layer and those that it shows: the layers of a model, what a wrapper wraps, and so on."""
     yield layer
@@ -74,98 +100,50 @@ def layers_within(layer):
             yield from layers_within(inner)
 
 
-def _language_model_functions(stepwise):
-    """The functions `score`, `step` and `initial_state` of a stepwise language model."""
-    widths = {state.name: state.shape[-1] for state in _states(stepwise)}
+def _score(reader):
+    """The function `score`, traced for tokens and lengths of both integer dtypes."""
 
-    def run(tokens, states):
-        """Logits (batch, time, vocabulary) and the states after the last token, in float32."""
-        inputs = [tf.cast(states[state.name], state.dtype) for state in _states(stepwise)]
-        logits, *finals = stepwise([tokens, *inputs], training=False)
-        finals = {name: tf.cast(final, tf.float32) for name, final in zip(widths, finals, strict=True)}
-        return tf.cast(logits, tf.float32), finals
+    @tf.function(
+        autograph=False,
+        input_signature=[tf.TensorSpec((None, None), tf.int64), tf.TensorSpec((None,), tf.int64)],
+    )
+    def score_int64(tokens, lengths):
+        lengths = checked_lengths(lengths, tokens)
+        tokens = checked_ids(tokens, reader.vocabulary_size, lengths)
+        log_probabilities = reader.log_probabilities(tokens, tf.cast(lengths, tf.int32))
+        return {"log_probabilities": log_probabilities, "loss": negative_sum(log_probabilities)}
 
     @tf.function(autograph=False)
-    def initial_state(batch_size):
-        return {name: tf.zeros((batch_size, width)) for name, width in widths.items()}
+    def score(tokens, lengths=None):
+        rows, time_steps = tf.unstack(tf.shape(tokens, out_type=tf.int64))
+        lengths = tf.fill([rows], time_steps) if lengths is None else lengths
+        return score_int64(tf.cast(tokens, tf.int64), tf.cast(lengths, tf.int64))
 
-    @_of_integers
-    def step(tokens, **states):
-        logits, states = run(tokens, states)
+    for of_tokens, of_lengths in itertools.product(INTEGERS, (None, *INTEGERS)):
+        lengths = of_lengths and tf.TensorSpec((None,), of_lengths, "lengths")
+        score.get_concrete_function(tf.TensorSpec((None, None), of_tokens, "tokens"), lengths)
+    return score
+
+
+def _step(reader):
+    """The function `step`, which is traced in full once and takes tokens of any integer dtype."""
+
+    @tf.function(autograph=False)
+    def step_int64(tokens, **states):
+        columns = tf.shape(tokens)[1]
+        some = require(columns > 0, "`tokens` must have at least one column. Received: {}", columns)
+        with tf.control_dependencies([some]):
+            tokens = checked_ids(tokens, reader.vocabulary_size)
+        # Without a column TensorFlow would refuse the graph before it could run into the sentence above.
+        tokens = tf.pad(tokens, [[0, 0], [0, tf.cast(columns == 0, tf.int32)]])
+        logits, states = reader.run(tokens, states)
         return {"logits": logits[:, -1], **states}
 
-    @_of_integers
-    def score(tokens):
-        inputs, targets = tokens[:, :-1], tokens[:, 1:]
-        batch_size, time_steps = tf.unstack(tf.shape(inputs))
-
-        def score_window(start, log_probabilities, states):
-            window = slice(start, start + WINDOW)
-            logits, states = run(inputs[:, window], states)
-            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets[:, window], logits)
-            return start + WINDOW, tf.concat([log_probabilities, -losses], 1), states
-
-        _, log_probabilities, _ = tf.while_loop(
-            lambda start, *_: start < time_steps,
-            score_window,
-            [0, tf.zeros((batch_size, 0)), initial_state(batch_size)],
-            shape_invariants=[
-                tf.TensorShape(()),
-                tf.TensorShape((None, None)),
-                {name: tf.TensorShape((None, width)) for name, width in widths.items()},
-            ],
-            parallel_iterations=1,  # several windows' logits at a time would take as much more memory
-        )
-        # In float64: the sum over a corpus is large against the last bits of a token's loss.
-        loss = tf.reduce_sum(tf.cast(-log_probabilities, tf.float64))
-        return {"log_probabilities": log_probabilities, "loss": tf.cast(loss, tf.float32)}
-
-    return score, step, initial_state
-
-
-def _score_text(score, vocabulary_file, tokenize, start_id, unknown_id):
-    """The function `score_text`, and the table in which it looks up ids."""
-    initializer = tf.lookup.TextFileInitializer(
-        str(vocabulary_file),
-        key_dtype=tf.string,
-        key_index=tf.lookup.TextFileIndex.WHOLE_LINE,
-        value_dtype=tf.int64,
-        value_index=tf.lookup.TextFileIndex.LINE_NUMBER,
-    )
-    table = tf.lookup.StaticHashTable(initializer, default_value=unknown_id)
-
-    @tf.function(autograph=False, input_signature=[tf.TensorSpec((None,), tf.string, "texts")])
-    def score_text(texts):
-        tokens = tokenize(texts)
-        lengths = tf.cast(tokens.row_lengths(), tf.int32)
-        ids = tokens.with_flat_values(table.lookup(tokens.flat_values)).to_tensor(unknown_id)
-        ids = tf.pad(tf.cast(ids, tf.int32), [[0, 0], [1, 0]], constant_values=start_id)
-        log_probabilities = score(ids)["log_probabilities"]
-        is_token = tf.sequence_mask(lengths, tf.shape(log_probabilities)[1])
-        log_probabilities = tf.where(is_token, log_probabilities, 0.0)
-        mean = tf.reduce_sum(log_probabilities, 1) / tf.cast(lengths, tf.float32)
-        return {
-            "tokens": tokens.to_tensor(""),
-            "log_probabilities": log_probabilities,
-            "perplexity": tf.exp(-mean),
-        }
-
-    return score_text, table
-
-
-def _of_integers(function):
-    """Makes a TensorFlow function that takes tokens of any integer dtype but is traced in full once."""
-    of_int32 = tf.function(function, autograph=False)
-
     @tf.function(autograph=False)
-    def of_integers(tokens, **states):
-        return of_int32(tf.cast(tokens, tf.int32), **states)
+    def step(tokens, **states):
+        return step_int64(tf.cast(tokens, tf.int64), **states)
 
-    return of_integers
-
-
-def _states(stepwise):
-    return stepwise.inputs[1:]
+    return step
 
 
 def _at_least_float32(tensor):

@@ -1,5 +1,8 @@
+import concurrent.futures
+import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +13,7 @@ import keras
 import numpy as np
 import pytest
 
+import keras_selfish
 from keras_selfish import (
     LanguageModel,
     Perplexity,
@@ -19,9 +23,10 @@ from keras_selfish import (
     SparseLSTM,
     strip,
 )
-from keras_selfish.data import Vocabulary, Windows
-from keras_selfish.export import saved_model
+from keras_selfish.data import Windows
+from keras_selfish.export import saved_model, text_model
 from keras_selfish.layers import CarriedState
+from keras_selfish.masks import masked_weights
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
@@ -59,8 +64,7 @@ def with_text(tmp_path_factory):
     from keras_selfish.data.tokenization_tensorflow import tokenizer
 
     model = LanguageModel(len(WORDS), units=8, layers=1, dropout=0.0, seed=1)
-    path = tmp_path_factory.mktemp("text") / "served"
-    return saved_model(model, path, vocabulary=WORDS, tokenize=tokenizer("words_and_marks"))
+    return text_model(model, tmp_path_factory.mktemp("text") / "served", WORDS, tokenizer("whitespace"))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +75,7 @@ def served(trained):
 def perplexity(served, windows):
     result = served.score(windows.columns)
     assert result["log_probabilities"].shape == (windows.batch_size, windows.columns.shape[1] - 1)
-    return float(np.exp(result["loss"] / windows.predictions))
+    return float(np.exp(np.sum(result["loss"]) / windows.predictions))
 
 
 def outputs_of(path):
@@ -92,7 +96,7 @@ def saved_shapes(path):
 def test_files_serve_where_the_package_cannot_be_imported(
     trained, with_text, everything, run_python, tmp_path
 ):
-    """Language models without Keras, too; tokenizers with TensorFlow Text, and stripped models in Keras."""
+    """Language models without Keras, too, of text as well; and stripped models in Keras."""
     model, path = trained
     windows = Windows(tokens(400, seed=1), 2, 35)
     np.save(tmp_path / "columns.npy", windows.columns)
@@ -117,7 +121,7 @@ def test_files_serve_where_the_package_cannot_be_imported(
         served = tf.saved_model.load(sys.argv[1])
         columns = np.load("columns.npy")
         result = served.signatures["score"](tokens=tf.constant(columns))
-        print(float(np.exp(result["loss"] / result["log_probabilities"].numpy().size)))
+        print(float(np.exp(-np.mean(result["log_probabilities"]))))
 
         states = served.signatures["initial_state"](batch_size=tf.constant(2))
         for start in (0, 1, 5):  # one token, then several
@@ -128,13 +132,10 @@ def test_files_serve_where_the_package_cannot_be_imported(
         print(*tf.nn.log_softmax(logits).numpy()[:, 7])
         print(pathlib.Path(served.vocabulary.asset_path.numpy().decode()).read_text(encoding="utf-8").split()[49])
 
-        del sys.modules["keras"]  # which TensorFlow Text imports
-
-        import tensorflow_text
-
         served = tf.saved_model.load("text")
         print(served.signatures["score_text"](texts=tf.constant(["the cat"]))["tokens"].numpy())
 
+        del sys.modules["keras"]
         import keras
 
         model = keras.models.load_model("stripped.keras", safe_mode=False)
@@ -179,7 +180,7 @@ def test_log_probabilities_are_those_of_the_next_tokens(trained, served):
     expected = [[everything[row, time, ids[row, time + 1]] for time in range(9)] for row in range(3)]
     result = served.score(ids)
     np.testing.assert_allclose(result["log_probabilities"], expected, rtol=1e-5)
-    assert float(result["loss"]) == pytest.approx(-np.sum(expected), rel=1e-6)
+    np.testing.assert_allclose(result["loss"], -np.sum(expected, 1), rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["int32", "int64"])
@@ -201,18 +202,179 @@ def test_text_is_scored_in_one_go_as_step_by_step(served, dtype):
 def test_score_takes_any_shape(served, shape):
     result = served.score(np.zeros(shape, "int32"))
     assert result["log_probabilities"].shape == (shape[0], shape[1] - 1)
-    assert float(result["loss"]) == pytest.approx(-np.sum(result["log_probabilities"]), rel=1e-6)
+    np.testing.assert_allclose(result["loss"], -np.sum(result["log_probabilities"], 1), rtol=1e-6)
+
+
+LENGTHS = [70, 1, 149, 0, 12, 12, 3, 150]
+
+
+@pytest.mark.parametrize("padding", [0, -100, 50])
+def test_padding_counts_for_nothing(served, padding):
+    ids = tokens(8 * 150).reshape(8, 150)
+    is_token = np.arange(150) < np.array(LENGTHS)[:, np.newaxis]
+    result = served.score(np.where(is_token, ids, padding), lengths=LENGTHS)
+    for row, length in enumerate(LENGTHS):
+        alone = served.score(ids[row : row + 1, :length])
+        scores = result["log_probabilities"][row]
+        np.testing.assert_allclose(scores[: max(length - 1, 0)], alone["log_probabilities"][0], rtol=1e-4)
+        assert not np.any(scores[max(length - 1, 0) :])
+        np.testing.assert_allclose(result["loss"][row], alone["loss"][0], rtol=1e-6)
+    signature = served.signatures["score_lengths"]
+    for dtype in (tf.int32, tf.int64):
+        again = served.score(tf.constant(ids, dtype), tf.constant(LENGTHS, dtype))
+        np.testing.assert_array_equal(again["loss"], result["loss"])
+    by_name = signature(tokens=tf.constant(ids, tf.int32), lengths=tf.constant(LENGTHS, tf.int32))
+    np.testing.assert_array_equal(by_name["log_probabilities"], result["log_probabilities"])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "lengths", "message"),
+    [
+        (
+            [[3, 50, 4]],
+            None,
+            "must be ids from 0 to 49, below the size of the vocabulary, 50. Received: ids from 3 to 50",
+        ),
+        ([[3, -1]], None, "Received: ids from -1 to 3"),
+        (np.array([[3, 2**32 + 1]]), None, "Received: ids from 3 to 4294967297"),
+        ([[3, 50, 4]], [2], "Received: ids from 3 to 50"),
+        (
+            [[3, 2, 4]],
+            [4],
+            "`lengths` must be from 0 to the number of columns of `tokens`, 3. Received: lengths from 4 to 4",
+        ),
+        ([[3, 2], [1, 2]], [-1, 2], "Received: lengths from -1 to 2"),
+        ([[3, 2, 4]], [3, 3], "`lengths` must have one entry for each row of `tokens`. Received: 2 for 1"),
+    ],
+)
+def test_what_is_no_id_or_length_is_one_sentence(tokens, lengths, message, served):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=rf"\[.*{re.escape(message)}\]"):
+        served.score(tokens, lengths) if lengths else served.score(tokens)
+
+
+def test_step_refuses_what_is_no_id(served):
+    states = served.initial_state(1)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"from 0 to 49.* Received: ids from -2 to 50\]"):
+        served.step([[50, 1, -2]], **states)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="`tokens` must have at least one column"):
+        served.step(np.zeros((1, 0), "int32"), **states)
 
 
 def test_signatures_have_dynamic_sizes_and_a_default(served):
     signatures = served.signatures
-    assert set(signatures) == {"score", "step", "initial_state", "serving_default"}
+    assert set(signatures) == {"score", "score_lengths", "step", "initial_state", "serving_default"}
     _, inputs = signatures["step"].structured_input_signature
     assert {name: (spec.shape.as_list(), spec.dtype) for name, spec in inputs.items()} == {
         "tokens": ([None, None], tf.int32),
         **dict.fromkeys(("h_0", "c_0", "h_1", "c_1"), ([None, 8], tf.float32)),
     }
     assert set(signatures["serving_default"].structured_outputs) == {"log_probabilities", "loss"}
+
+
+@pytest.mark.parametrize("kind", ["tokens", "text"])
+def test_signatures_obey_the_rules_of_servers(kind, served, with_text):
+    """What TensorFlow Serving asks of a signature that it batches, and of rows in JSON.
+
+    Inputs and outputs have the batch first and unknown, so that requests can be put together and answers
+    taken apart, and no type that JSON lacks.
+    """
+    model = served if kind == "tokens" else tf.saved_model.load(with_text)
+    batched = set(model.signatures) - {"initial_state"}
+    assert len(batched) == 4
+    for name in batched:
+        _, inputs = model.signatures[name].structured_input_signature
+        for spec in [*inputs.values(), *model.signatures[name].structured_outputs.values()]:
+            assert spec.shape.rank > 0, name
+            assert spec.shape[0] is None, name
+            assert spec.dtype in (tf.int32, tf.float32, tf.string), name
+
+
+def test_requests_are_batched(served):
+    """By TensorFlow's own kernel for it, which has TensorFlow Serving's rules."""
+    score = served.signatures["score_lengths"]
+    names = sorted(score.structured_outputs)
+
+    @tf.nondifferentiable_batch_function(2, 8, 10_000_000, allowed_batch_sizes=[4, 8])
+    def batched(ids, lengths):
+        results = score(tokens=ids, lengths=lengths)
+        return [results[name] for name in names]
+
+    ids = tf.constant(tokens(8 * 20).reshape(8, 20), tf.int32)
+    lengths = tf.constant([20, 3, 5, 20, 1, 2, 19, 20])
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        parts = list(pool.map(lambda i: batched(ids[i : i + 2], lengths[i : i + 2]), range(0, 8, 2)))
+    expected = score(tokens=ids, lengths=lengths)
+    for name, *rows in zip(names, *parts, strict=True):
+        assert [len(part) for part in rows] == [2] * 4
+        np.testing.assert_allclose(np.concatenate(rows), expected[name], rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["tokens", "text"])
+def test_keras_makes_a_layer_of_it(kind, trained, with_text):
+    path, given = (trained[1], [[3, 1, 4], [1, 5, 9]]) if kind == "tokens" else (with_text, ["the cat", "it"])
+    given = tf.constant(given)
+    layer = keras.layers.TFSMLayer(path)
+    inputs = keras.Input((None,) * (given.shape.rank - 1), dtype=given.dtype.name)
+    model = keras.Model(inputs, layer(inputs)["loss"])
+    expected = tf.saved_model.load(path).signatures["serving_default"](given)["loss"]
+    np.testing.assert_allclose(model(given), expected, rtol=1e-6)
+
+
+ZEROS = [[0.0] * 8]
+REQUESTS = {
+    "score": {"tokens": [[3, 1, 4]]},
+    "serving_default": {"tokens": [[3, 1, 4]]},
+    "score_lengths": {"tokens": [[3, 1, 4]], "lengths": [2]},
+    "step": {"tokens": [[3]], **dict.fromkeys(("h_0", "c_0", "h_1", "c_1"), ZEROS)},
+    "initial_state": {"batch_size": 2},
+    "score_text": {"texts": ["the cat"]},
+    "next_words": {"texts": ["the cat"], "k": [2]},
+    "generate": {
+        "prompts": ["the cat"],
+        "length": [3],
+        "temperature": [1.0],
+        "top_k": [0],
+        "top_p": [1.0],
+        "seed": [7],
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "generate" else pytest.mark.slow) for name in REQUESTS]
+)
+def test_the_command_line_runs_every_signature(name, trained, with_text, tmp_path):
+    path = with_text if name in ("score_text", "next_words", "generate") else trained[1]
+    command = ["saved_model_cli", "run", "--dir", str(path), "--tag_set", "serve", "--signature_def", name]
+    values = ";".join(f"{key}={value!r}" for key, value in REQUESTS[name].items())
+    subprocess.run([*command, "--input_exprs", values, "--outdir", str(tmp_path)], check=True, cwd=tmp_path)
+    expected = tf.saved_model.load(path).signatures[name](
+        **{key: tf.constant(value) for key, value in REQUESTS[name].items()}
+    )
+    assert {file.stem for file in tmp_path.iterdir()} == set(expected)
+    for key, value in expected.items():
+        found = np.load(tmp_path / f"{key}.npy", allow_pickle=True)
+        if value.dtype == tf.string:
+            np.testing.assert_array_equal(found, value.numpy())
+        else:
+            np.testing.assert_allclose(found, value, rtol=1e-5)
+
+
+def test_the_model_is_described(trained, with_text):
+    model, path = trained
+    described = json.loads(pathlib.Path(path, "assets", "model.json").read_text(encoding="utf-8"))
+    served = tf.saved_model.load(path)
+    assert served.metadata.asset_path.numpy().decode() == str(path / "assets" / "model.json")
+    assert described["keras_selfish"] == keras_selfish.__version__
+    assert (described["vocabulary_size"], described["units"], described["cell"]) == (50, [8, 8], "lstm")
+    assert described["states"] == dict.fromkeys(("h_0", "c_0", "h_1", "c_1"), 8)
+    assert described["sparsity"] == pytest.approx(0.67, abs=0.005)
+    assert described["block_shape"] == [1, 1]
+    assert [weight["shape"] for weight in described["weights"]] == [
+        list(weight.shape) for weight in masked_weights(model)
+    ]
+    of_text = json.loads(pathlib.Path(with_text, "assets", "model.json").read_text(encoding="utf-8"))
+    assert (of_text["unknown_token"], of_text["generate_unknown"]) == ("<unk>", False)
 
 
 def test_only_what_serves_is_saved(trained, served):
@@ -337,6 +499,7 @@ def test_forward_pass_with_a_lookup_table(tmp_path):
         ([*VOCABULARY[:-1], "two\nlines"], r"one line each. Received: 'two\\nlines' as token 49"),
         ([*VOCABULARY[:-1], ""], "Received: '' as token 49"),
         (range(50), "Received: 0 as token 0"),
+        ([*VOCABULARY[:-1], "wörd7"], "distinct tokens. Received: 'wörd7' as tokens 7 and 49"),
     ],
 )
 def test_vocabulary_must_fit(vocabulary, message, trained, tmp_path):
@@ -359,39 +522,14 @@ def test_models_that_cannot_be_served_are_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_strings_are_scored_as_their_ids(with_text):
-    served = tf.saved_model.load(with_text)
-    result = served.score_text(["The cat sat ....", "It's a dog"])
-    tokens = [["the", "cat", "sat", "...", "<eos>"], ["it's", "a", "dog", "<eos>", ""]]
-    assert [[token.decode() for token in row] for row in result["tokens"].numpy()] == tokens
-    for row, words in enumerate(tokens):
-        words = [word for word in words if word]
-        ids = Vocabulary(WORDS).encode(["<eos>", *words])
-        expected = served.score([ids])["log_probabilities"][0]
-        actual = result["log_probabilities"][row]
-        np.testing.assert_allclose(actual[: len(words)], expected, rtol=1e-5)
-        assert not np.any(actual[len(words) :])
-        assert float(result["perplexity"][row]) == pytest.approx(np.exp(-np.mean(expected)), rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("vocabulary", "absent"), [([*WORDS[1:], "dog"], "<eos>"), (None, "<eos> and <unk>")]
-)
-def test_text_needs_tokens_for_its_start_and_for_the_unknown(vocabulary, absent, tmp_path):
-    from keras_selfish.data.tokenization_tensorflow import tokenizer
-
-    model = LanguageModel(len(WORDS), units=8)
-    with pytest.raises(ValueError, match=f"`vocabulary` must hold <eos> and <unk>.*without {absent}"):
-        saved_model(model, tmp_path / "served", vocabulary, tokenizer("whitespace"))
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.backends("tensorflow", "jax")
 def test_other_backends_are_told_the_way_out(monkeypatch, tmp_path):
     model = LanguageModel(10, units=4)
     monkeypatch.setattr(sys.modules[saved_model.__module__], "BACKEND", "jax")
     with pytest.raises(RuntimeError, match=r"^`saved_model` needs Keras to run on TensorFlow.*\Z"):
         saved_model(model, tmp_path / "served")
+    with pytest.raises(RuntimeError, match=r"^`text_model` needs Keras to run on TensorFlow.*\Z"):
+        text_model(model, tmp_path / "served", ["<eos>"], str.split)
     assert not (tmp_path / "served").exists()
 
 
@@ -404,7 +542,7 @@ def test_a_killed_export_leaves_what_was_there(tmp_path):
         import sys
         import keras
         from keras_selfish import SparseDense
-        from keras_selfish.export import saved_model
+        from keras_selfish.export import saved_model, text_model
 
         model = keras.Sequential([keras.Input((4,)), SparseDense(3)])
         while True:

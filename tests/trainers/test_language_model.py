@@ -123,7 +123,7 @@ def test_a_finished_run_says_so_and_tests_again(run, whole_run, corpus):
     assert again.stdout == first.stdout[first.stdout.index(again.stdout[:20]) :]
     assert len(history(workdir)) == 3
     tf, _ = pytest.importorskip("tensorflow"), pytest.importorskip("tensorflow_text")
-    served = tf.saved_model.load(workdir / "saved_model")
+    served = tf.saved_model.load(workdir / "text_model")
     assert served.score_text(["The statement.\n"])["tokens"].shape == (1, 4)  # as in the corpus
 
 
