@@ -27,10 +27,7 @@ class Reader:
         self.widths = {state.name: state.shape[-1] for state in self._states}
         self.vocabulary_size = stepwise.outputs[0].shape[-1]
         specs = {name: tf.TensorSpec((None, width)) for name, width in self.widths.items()}
-        # A function of its own: however often it is called, a graph holds it once.
-        self.run = tf.function(
-            self._run, autograph=False, input_signature=[tf.TensorSpec((None, None), tf.int32), specs]
-        )
+        self.run = traced(self._run, tf.TensorSpec((None, None), tf.int32), specs)
 
     def initial_state(self, batch_size):
         """The zero states of a batch, a dict of float32 tensors (batch, width)."""
@@ -122,6 +119,11 @@ class Reader:
         zeros = tf.zeros((tf.shape(tokens)[0], self.vocabulary_size))
         last, _ = self.read(tokens, lengths, keep_last, zeros)
         return tf.gather(last, tf.math.invert_permutation(order))
+
+
+def traced(function, *specs):
+    """A function that is traced once: however often it is called, a SavedModel holds its graph once."""
+    return tf.function(function, autograph=False, input_signature=specs).get_concrete_function()
 
 
 def longest_first(lengths, *tensors):

@@ -11,6 +11,7 @@ from keras_selfish.export.reading_tensorflow import (
     checked_lengths,
     negative_sum,
     require,
+    traced,
 )
 
 INTEGERS = (tf.int64, tf.int32)
@@ -103,21 +104,19 @@ def layers_within(layer):
 def _score(reader):
     """The function `score`, traced for tokens and lengths of both integer dtypes."""
 
-    @tf.function(
-        autograph=False,
-        input_signature=[tf.TensorSpec((None, None), tf.int64), tf.TensorSpec((None,), tf.int64)],
-    )
     def score_int64(tokens, lengths):
         lengths = checked_lengths(lengths, tokens)
         tokens = checked_ids(tokens, reader.vocabulary_size, lengths)
         log_probabilities = reader.log_probabilities(tokens, tf.cast(lengths, tf.int32))
         return {"log_probabilities": log_probabilities, "loss": negative_sum(log_probabilities)}
 
+    once = traced(score_int64, tf.TensorSpec((None, None), tf.int64), tf.TensorSpec((None,), tf.int64))
+
     @tf.function(autograph=False)
     def score(tokens, lengths=None):
         rows, time_steps = tf.unstack(tf.shape(tokens, out_type=tf.int64))
         lengths = tf.fill([rows], time_steps) if lengths is None else lengths
-        return score_int64(tf.cast(tokens, tf.int64), tf.cast(lengths, tf.int64))
+        return once(tf.cast(tokens, tf.int64), tf.cast(lengths, tf.int64))
 
     for of_tokens, of_lengths in itertools.product(INTEGERS, (None, *INTEGERS)):
         lengths = of_lengths and tf.TensorSpec((None,), of_lengths, "lengths")
@@ -128,8 +127,7 @@ def _score(reader):
 def _step(reader):
     """The function `step`, which is traced in full once and takes tokens of any integer dtype."""
 
-    @tf.function(autograph=False)
-    def step_int64(tokens, **states):
+    def step_int64(tokens, states):
         columns = tf.shape(tokens)[1]
         some = require(columns > 0, "`tokens` must have at least one column. Received: {}", columns)
         with tf.control_dependencies([some]):
@@ -139,9 +137,12 @@ def _step(reader):
         logits, states = reader.run(tokens, states)
         return {"logits": logits[:, -1], **states}
 
+    widths = {name: tf.TensorSpec((None, width)) for name, width in reader.widths.items()}
+    once = traced(step_int64, tf.TensorSpec((None, None), tf.int64), widths)
+
     @tf.function(autograph=False)
     def step(tokens, **states):
-        return step_int64(tf.cast(tokens, tf.int64), **states)
+        return once(tf.cast(tokens, tf.int64), states)
 
     return step
 

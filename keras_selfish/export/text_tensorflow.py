@@ -5,7 +5,7 @@ import itertools
 import tensorflow as tf
 
 from keras_selfish.export.generation_tensorflow import OPTIONS, continuation, for_each
-from keras_selfish.export.reading_tensorflow import Reader, negative_sum
+from keras_selfish.export.reading_tensorflow import Reader, negative_sum, traced
 from keras_selfish.export.serving_tensorflow import INTEGERS, save
 
 STRINGS = tf.TensorSpec((None,), tf.string)
@@ -103,8 +103,7 @@ def _table(file, key, value, default):
 
 
 def _score_text(reader, words):
-    @tf.function(autograph=False, input_signature=[tf.TensorSpec((None,), tf.string, "texts")])
-    def score_text(texts):
+    def of_texts(texts):
         tokens, ids, lengths = words.encode(texts)
         log_probabilities = reader.log_probabilities(ids, lengths + 1)
         loss = negative_sum(log_probabilities)
@@ -115,13 +114,14 @@ def _score_text(reader, words):
             "perplexity": tf.exp(tf.math.divide_no_nan(loss, tf.cast(lengths, tf.float32))),
         }
 
-    return score_text
+    once = traced(of_texts, STRINGS)
+    texts = tf.TensorSpec((None,), tf.string, "texts")
+    return tf.function(lambda texts: once(texts), autograph=False, input_signature=[texts])
 
 
 def _next_words(reader, words):
     """The function `next_words` with a default, and the one of the signature."""
 
-    @tf.function(autograph=False, input_signature=[STRINGS, tf.TensorSpec(None, tf.int32)])
     def words_after(texts, k):
         size = reader.vocabulary_size
         k = for_each(
@@ -134,20 +134,21 @@ def _next_words(reader, words):
         probabilities = tf.where(tf.sequence_mask(k, most), probabilities, 0.0)
         return {"words": words.decode(ids, k), "probabilities": probabilities}
 
+    once = traced(words_after, STRINGS, tf.TensorSpec(None, tf.int32))
+
     @tf.function(autograph=False)
     def next_words(texts, k=10):
-        return words_after(texts, tf.cast(k, tf.int32))
+        return once(texts, tf.cast(k, tf.int32))
 
     for dtype in INTEGERS:
         next_words.get_concrete_function(STRINGS, tf.TensorSpec(None, dtype))
-    return next_words, tf.function(lambda texts, k: words_after(texts, k), autograph=False)
+    return next_words, tf.function(lambda texts, k: once(texts, k), autograph=False)
 
 
 def _generate(reader, words, never):
     """The function `generate` with defaults, and the one of the signature."""
     specs = [tf.TensorSpec(None, option.dtype) for option in OPTIONS.values()]
 
-    @tf.function(autograph=False, input_signature=[STRINGS, *specs])
     def continued(prompts, *values):
         options = {
             name: for_each(prompts, name, value, option.holds, option.rule)
@@ -158,16 +159,18 @@ def _generate(reader, words, never):
         tokens = words.decode(ids, options["length"])
         return {"texts": words.join(tokens, options["length"]), "tokens": tokens}
 
+    once = traced(continued, STRINGS, *specs)
+
     @tf.function(autograph=False)
     def generate(prompts, length=20, temperature=1.0, top_k=0, top_p=1.0, seed=0):
         values = (length, temperature, top_k, top_p, seed)
-        return continued(prompts, *(tf.cast(v, spec.dtype) for v, spec in zip(values, specs, strict=True)))
+        return once(prompts, *(tf.cast(v, spec.dtype) for v, spec in zip(values, specs, strict=True)))
 
     for integer, real in itertools.product(INTEGERS, (tf.float64, tf.float32)):
         given = [tf.TensorSpec(None, integer if spec.dtype.is_integer else real) for spec in specs]
         generate.get_concrete_function(STRINGS, *given)
 
     def of_signature(prompts, **options):
-        return continued(prompts, *(options[name] for name in OPTIONS))
+        return once(prompts, *(options[name] for name in OPTIONS))
 
     return generate, tf.function(of_signature, autograph=False)
