@@ -1,10 +1,11 @@
-"""What a token costs in each exported format: time, bytes and memory, against dense models and other runtimes.
+"""What a token costs in each exported format: time, bytes, memory; against dense models and other runtimes.
 
-Usage: python -m benchmarks.serving [--units 656,1504] [--sparsities 0.67,0.9] [--variants ...] [--output FOLDER]
+Usage: python -m benchmarks.serving [--units 656,1504] [--sparsities 0.67,0.9] [--variants NAMES]
+           [--output FOLDER]
 
-Language models of two LSTM layers with random weights are exported, then all files run alternately, each time
-in a process of its own: one token of one text at a time, on one thread. Variants whose runtime is not installed
-are left out.
+Language models of two LSTM layers with random weights are exported, then all files run alternately, each
+time in a process of its own: one token of one text at a time, on one thread. Variants whose runtime is not
+installed are left out.
 """
 
 import argparse
@@ -138,13 +139,12 @@ def measure(name, path, vocabulary, seconds):
         artifact = open_artifact(path)
         step, states, load, size = artifact.step, artifact.states(1), artifact.load_seconds, artifact.size
     tokens = np.random.default_rng(0).integers(0, vocabulary, (4096, 1, 1)).astype(np.int32)
-    times, end = [], None
-    while end is None or time.perf_counter() < end or len(times) < 100:
+    times, end = [], time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times) < WARM_UP + 100:
         began = time.perf_counter()
         _, states = step(tokens[len(times) % len(tokens)], states)
         times.append(time.perf_counter() - began)
-        if len(times) == WARM_UP:
-            times, end = [], time.perf_counter() + seconds if end is None else end
+    times = times[WARM_UP:]
     return {
         "p50_ms": 1000 * float(np.percentile(times, 50)),
         "p99_ms": 1000 * float(np.percentile(times, 99)),

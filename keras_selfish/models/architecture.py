@@ -33,7 +33,8 @@ class Architecture:
         sparsity: Fraction of zeros in every weight matrix, in [0, 1); 0 makes no masks. Default 0.67.
         distribution: How the matrices share the connections: `"uniform"` (default) gives all the same
             density, `"erdos_renyi"` and `"erk"` divide one budget over the whole model.
-        block_shape: (input weights, units) of the blocks in which connections come and go. Default (1, 1).
+        block_shape: (input weights, units) of the blocks in which connections come and go. Default (1, 1). An
+            embedding that is not tied, which no product reads, has single weights.
         n_of_m: `(n, m)` for exactly n of each m consecutive input weights of a unit, such as (2, 4), in the
             recurrent kernels and the decoder; the embedding, which no product reads, has single weights at
             the same density. It fixes the sparsity. Default None.

@@ -212,8 +212,9 @@ class _Parts:
             settings.vocabulary_size,
             settings.token_units,
             embeddings_initializer=self._uniform(0.1),
-            # A block groups features of one token: in the decoder these are input weights of one unit.
-            block_shape=settings.block_shape[::-1],
+            # A block of a tied embedding groups features of one token: in the decoder, input weights of one
+            # unit. A lookup gains nothing from blocks, so that any other has single weights.
+            block_shape=settings.block_shape[::-1] if settings.tied else (1, 1),
             embedding_dropout=settings.embedding_dropout,
             name="embedding",
             **self._sparse(),
