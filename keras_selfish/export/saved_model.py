@@ -6,6 +6,7 @@ import shutil
 import tempfile
 
 from keras_selfish.backend import BACKEND
+from keras_selfish.export.packing import FORMS
 from keras_selfish.export.strip import strip
 from keras_selfish.layers import CarriedState
 
@@ -13,7 +14,15 @@ from keras_selfish.layers import CarriedState
 SAVED_MODEL_ENTRIES = {"saved_model.pb", "fingerprint.pb", "variables", "assets", "assets.extra", "debug"}
 
 
-def saved_model(model, path, vocabulary=None, tokenize=None, start_token="<eos>", unknown_token="<unk>"):
+def saved_model(
+    model,
+    path,
+    vocabulary=None,
+    tokenize=None,
+    start_token="<eos>",
+    unknown_token="<unk>",
+    packed=None,
+):
     """Writes a model as a SavedModel that needs TensorFlow only: no masks, no optimizer, no keras_selfish.
 
     The weights are those that stand in the model, zeros included. The outputs are float32, also those of a
@@ -57,6 +66,12 @@ def saved_model(model, path, vocabulary=None, tokenize=None, start_token="<eos>"
             `keras_selfish.data.tokenization_tensorflow`. Default None: only ids can be scored.
         start_token: The token that a text follows in `score_text`. Default `"<eos>"`.
         unknown_token: The token that stands for all others in `score_text`. Default `"<unk>"`.
+        packed: In what form the SavedModel holds the sparse weights. Default None: as they are, zeros
+            included. Otherwise as a bit for each weight (or block) and the values that are not zero, in files
+            that are expanded when the SavedModel is loaded, which takes longer; what runs then is the same.
+            `"float32"`: values and outputs are exactly the same. `"bfloat16"`: values are rounded to 8 bits
+            of precision. `"int8"`: they are rounded to 8 bits with a scale for each row or column of the
+            matrix. Weights that would gain less than 10% or 16 KiB, such as dense ones, stay as they are.
 
     Returns:
         `path` as a `pathlib.Path`.
@@ -66,7 +81,7 @@ def saved_model(model, path, vocabulary=None, tokenize=None, start_token="<eos>"
         FileExistsError: if there is something at `path` that is no SavedModel.
         ValueError: if the model cannot be stripped (see `strip`) or carries its state in variables without
             having a method `stepwise()`, or the vocabulary does not fit the model or lacks a token that
-            `tokenize` needs.
+            `tokenize` needs, or `packed` is unknown or there is no weight to pack.
 
     Example:
 
@@ -87,6 +102,8 @@ def saved_model(model, path, vocabulary=None, tokenize=None, start_token="<eos>"
         )
     path = pathlib.Path(path)
     _check_path(path)
+    if packed is not None and packed not in FORMS:
+        raise ValueError(f"`packed` must be None or one of {', '.join(FORMS)}. Received: packed={packed!r}")
     is_language_model = hasattr(model, "stepwise")
     if not is_language_model:
         _check_forward(model, vocabulary)
@@ -97,7 +114,7 @@ def saved_model(model, path, vocabulary=None, tokenize=None, start_token="<eos>"
     plain = strip(model.stepwise() if is_language_model else model)
     if vocabulary is not None:
         _check_vocabulary(vocabulary, plain.outputs[0].shape[-1])
-    _write(plain, path.resolve(), is_language_model, vocabulary, text)
+    _write(plain, path.resolve(), is_language_model, vocabulary, text, packed)
     return path
 
 
@@ -148,8 +165,9 @@ def _check_has(vocabulary, *tokens):
         )
 
 
-def _write(plain, path, is_language_model, vocabulary, text):
+def _write(plain, path, is_language_model, vocabulary, text, packed):
     from keras_selfish.export import serving_tensorflow
+    from keras_selfish.export.packed_variables_tensorflow import PackedVariables
 
     for layer in serving_tensorflow.layers_within(plain):
         if hasattr(layer, "use_cudnn"):
@@ -159,12 +177,13 @@ def _write(plain, path, is_language_model, vocabulary, text):
     previous = path.with_name(f".{path.name}.previous")
     _remove(part)
     try:
-        if is_language_model:
-            with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder:
+            packed = None if packed is None else PackedVariables(plain, packed, folder)
+            if is_language_model:
                 file = _vocabulary_file(folder, vocabulary)
-                serving_tensorflow.write_language_model(plain, part, file, text)
-        else:
-            serving_tensorflow.write_forward(plain, part)
+                serving_tensorflow.write_language_model(plain, part, file, text, packed)
+            else:
+                serving_tensorflow.write_forward(plain, part, packed)
         if path.exists():
             _remove(previous)
             os.replace(path, previous)

@@ -1,5 +1,7 @@
 """What a SavedModel of ours computes. Imported only where Keras runs on TensorFlow."""
 
+import contextlib
+
 import keras
 import tensorflow as tf
 
@@ -7,7 +9,7 @@ import tensorflow as tf
 WINDOW = 64
 
 
-def write_language_model(stepwise, path, vocabulary_file=None, text=None):
+def write_language_model(stepwise, path, vocabulary_file=None, text=None, packed=None):
     """Writes a SavedModel with the signatures `score`, `step`, `initial_state`, and `score_text`.
 
     Args:
@@ -16,9 +18,11 @@ def write_language_model(stepwise, path, vocabulary_file=None, text=None):
         vocabulary_file: A file to carry along as an asset.
         text: For `score_text`: the function that cuts strings into tokens, the id of the token that a text
             follows, and that of the token that stands for unknown ones. None for no such signature.
+        packed: The `PackedVariables` of the model. None if all variables are saved as they are.
     """
     module = tf.Module()
-    module.score, module.step, module.initial_state = _language_model_functions(stepwise)
+    module.packed = None if packed is None else packed.resources
+    module.score, module.step, module.initial_state = _language_model_functions(stepwise, packed)
     states = {
         state.name: tf.TensorSpec((None, state.shape[-1]), tf.float32, state.name)
         for state in _states(stepwise)
@@ -42,16 +46,19 @@ def write_language_model(stepwise, path, vocabulary_file=None, text=None):
     tf.saved_model.save(module, str(path), signatures=signatures)
 
 
-def write_forward(model, path):
+def write_forward(model, path, packed=None):
     """Writes a SavedModel with the signature `serve`, the forward pass of a model without masks.
 
     Args:
         model: A Functional or Sequential model.
         path: A folder that does not exist yet.
+        packed: The `PackedVariables` of the model. None if all variables are saved as they are.
     """
 
     def serve(inputs):
-        return keras.tree.map_structure(_at_least_float32, model(inputs, training=False))
+        with _in_use(packed):
+            outputs = model(inputs, training=False)
+        return keras.tree.map_structure(_at_least_float32, outputs)
 
     inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
     specs = keras.tree.map_structure(
@@ -61,6 +68,8 @@ def write_forward(model, path):
     for layer in layers_within(model):
         if not layer.variables:
             archive.track(layer)  # for its lookup tables, if any; variables are found by their use
+    if packed is not None:
+        archive.track(packed.resources)
     archive.add_endpoint("serve", serve, [specs])
     archive.write_out(str(path), verbose=False)
 
@@ -74,14 +83,15 @@ def layers_within(layer):
             yield from layers_within(inner)
 
 
-def _language_model_functions(stepwise):
+def _language_model_functions(stepwise, packed=None):
     """The functions `score`, `step` and `initial_state` of a stepwise language model."""
     widths = {state.name: state.shape[-1] for state in _states(stepwise)}
 
     def run(tokens, states):
         """Logits (batch, time, vocabulary) and the states after the last token, in float32."""
         inputs = [tf.cast(states[state.name], state.dtype) for state in _states(stepwise)]
-        logits, *finals = stepwise([tokens, *inputs], training=False)
+        with _in_use(packed):
+            logits, *finals = stepwise([tokens, *inputs], training=False)
         finals = {name: tf.cast(final, tf.float32) for name, final in zip(widths, finals, strict=True)}
         return tf.cast(logits, tf.float32), finals
 
@@ -162,6 +172,10 @@ def _of_integers(function):
         return of_int32(tf.cast(tokens, tf.int32), **states)
 
     return of_integers
+
+
+def _in_use(packed):
+    return contextlib.nullcontext() if packed is None else packed.in_use()
 
 
 def _states(stepwise):
