@@ -22,84 +22,6 @@ FINGERPRINTS = 2**62
 DTYPES = {"float32": tf.float32, "bfloat16": tf.bfloat16, "int8": tf.int8}
 
 
-class PackedVariable(tf.saved_model.experimental.TrackableResource):
-    """What a variable of float32 becomes in a SavedModel: a file of its packed values, and a resource.
-
-    `tf.saved_model.load` and the loaders of sessions make the resource, expand the file into it once, and
-    give it to the functions that read it.
-
-    Args:
-        shape: Shape of the variable, rank at least 2.
-        packed: Its `PackedMatrix`: all axes but the last are rows.
-        file: Where to write the file, which `tf.saved_model.save` copies.
-    """
-
-    def __init__(self, shape, packed, file):
-        super().__init__()
-        content = packed.to_bytes()
-        file.write_bytes(content)
-        self.shape, self.packed, self.name = tuple(shape), packed, f"{file.stem}_{uuid.uuid4().hex}"
-        self.size = len(content)
-        self.fingerprint = tf.strings.to_hash_bucket_fast([content], FINGERPRINTS).numpy()[0]
-        # A resource does not track its attributes, and an asset that is not tracked is left behind.
-        self.file = self._track_trackable(tf.saved_model.Asset(str(file)), "file")
-
-    def read(self):
-        """The value, as a tensor, in a function that is to be saved."""
-        value = tf.raw_ops.ReadVariableOp(resource=self.resource_handle, dtype=tf.float32)
-        return tf.ensure_shape(value, self.shape)
-
-    def _create_resource(self):
-        # `tf.saved_model.load` adds to the name, so that objects loaded from one SavedModel share nothing.
-        return tf.raw_ops.VarHandleOp(dtype=tf.float32, shape=self.shape, shared_name=self.name)
-
-    def _initialize(self):
-        with tf.device("CPU:0"):  # a GPU has no faster way to do it, and no room to spare
-            value = self._expanded()
-        tf.raw_ops.AssignVariableOp(resource=self.resource_handle, value=value)
-
-    def _destroy_resource(self):
-        tf.raw_ops.DestroyResourceOp(resource=self.resource_handle, ignore_lookup_error=True)
-
-    def _expanded(self):
-        packed = self.packed
-        (rows, columns), (block_rows, block_columns) = packed.shape, packed.block_shape
-        values, scales, mask = self._parts()
-        blocks = tf.reshape(tf.gather(tf.constant(BITS), tf.cast(mask, tf.int32)), [-1])
-        grid = (rows // block_rows, 1, columns // block_columns, 1)
-        blocks = tf.reshape(blocks[: math.prod(grid)], grid)
-        is_kept = tf.broadcast_to(blocks, (grid[0], block_rows, grid[2], block_columns))
-        # Of all ways that TensorFlow has, the fastest at any density.
-        places = tf.where(tf.reshape(is_kept, [-1]))
-        sparse = tf.SparseTensor(places, values, [rows * columns])
-        matrix = tf.reshape(tf.sparse.to_dense(sparse, validate_indices=False), packed.shape)
-        matrix = tf.cast(matrix, tf.float32)
-        if scales is not None:
-            matrix *= tf.reshape(scales, packed.scales.shape)
-        return tf.reshape(matrix, self.shape)
-
-    def _parts(self):
-        """The values, scales (None if there are none) and mask, read from the file."""
-        content = tf.io.read_file(self.file.asset_path)
-        fingerprint = tf.strings.to_hash_bucket_fast([content], FINGERPRINTS)[0]
-        message = f"This file of the SavedModel, of {self.size} bytes, is damaged; copy or export it anew:"
-        received = [message, self.file.asset_path, "Received:", tf.strings.length(content), "bytes"]
-        with tf.control_dependencies([tf.debugging.Assert(fingerprint == self.fingerprint, received)]):
-            content = tf.identity(content)
-        start = 0
-
-        def part(array, dtype):
-            nonlocal start
-            place = tf.constant([start, array.nbytes], tf.int64)
-            start += array.nbytes
-            return tf.io.decode_raw(tf.strings.substr(content, place[0], place[1]), dtype)
-
-        packed = self.packed
-        values = part(packed.values, DTYPES[packed.form])
-        scales = None if packed.scales is None else part(packed.scales, tf.float32)
-        return values, scales, part(packed.mask, tf.uint8)
-
-
 class PackedVariables:
     """The packed forms of those variables of a model that are sparse enough to gain from it.
 
@@ -114,32 +36,144 @@ class PackedVariables:
 
     def __init__(self, model, form, folder):
         variables = {id(variable): variable for variable in model.variables}.values()
-        self.packed, self.others = [], []
+        self.variables, self.others, files = [], [], []
         for variable in variables:
             matrix = _matrix(variable)
             if matrix is None or not is_worth_packing(matrix):
                 self.others.append(variable)
                 continue
+            self.variables.append(variable)
             name = re.sub(r"\W+", "_", variable.path)
-            file = pathlib.Path(folder, f"{name}_{len(self.packed)}.packed")
-            self.packed.append((variable, PackedVariable(variable.shape, pack(matrix, form), file)))
-        if not self.packed:
+            file = pathlib.Path(folder, f"{name}_{len(files)}.packed")
+            files.append(PackedFile(variable.shape, pack(matrix, form), file))
+        if not files:
             raise ValueError(
                 "`packed` needs a model with sparse weights large enough to gain from it. Received: "
                 f"packed={form!r} and model {model.name!r}, which has none; leave `packed` out"
             )
-        self.resources = tf.Module()  # to be tracked by what is saved
-        self.resources.packed = [packed for _, packed in self.packed]
+        self.resource = ExpandedValues(files)  # to be tracked by what is saved
 
     @contextlib.contextmanager
     def in_use(self):
         """Within it, in a function that is to be saved, the model reads the packed variables."""
-        values = [(variable, packed.read()) for variable, packed in self.packed]
-        with keras.StatelessScope(state_mapping=values) as scope:
+        values = zip(self.variables, self.resource.read(), strict=True)
+        with keras.StatelessScope(state_mapping=list(values)) as scope:
             yield
         for variable in self.others:  # such as the states of random generators
             if (value := scope.get_current_value(variable)) is not None:
                 variable.assign(value)
+
+
+class ExpandedValues(tf.saved_model.experimental.TrackableResource):
+    """The values of packed variables, which whatever loads a SavedModel makes and fills once.
+
+    It is one resource, a variable that holds a list of tensors: TensorFlow's loader calls functions for
+    each resource, which takes longer than to expand a matrix.
+
+    Args:
+        files: The `PackedFile` of each variable.
+    """
+
+    def __init__(self, files):
+        super().__init__()
+        self.files, self.name = files, f"packed_{uuid.uuid4().hex}"
+        # A resource does not track its attributes, and an asset that is not tracked is left behind.
+        self._track_trackable(tf.Module(), "tracked").assets = [file.asset for file in files]
+
+    def read(self):
+        """The values, a list of tensors, in a function that is to be saved."""
+        every = tf.raw_ops.ReadVariableOp(resource=self.resource_handle, dtype=tf.variant)
+        return [
+            tf.ensure_shape(
+                tf.raw_ops.TensorListGetItem(
+                    input_handle=every, index=index, element_shape=file.shape, element_dtype=tf.float32
+                ),
+                file.shape,
+            )
+            for index, file in enumerate(self.files)
+        ]
+
+    def _create_resource(self):
+        # `tf.saved_model.load` adds to the name, so that objects loaded from one SavedModel share nothing.
+        return tf.raw_ops.VarHandleOp(dtype=tf.variant, shape=[], shared_name=self.name)
+
+    def _initialize(self):
+        every = tf.raw_ops.TensorListReserve(
+            element_shape=-1, num_elements=len(self.files), element_dtype=tf.float32
+        )
+        for index, file in enumerate(self.files):
+            with tf.device("CPU:0"):  # a GPU has no faster way to do it, and no room to spare
+                value = file.expanded()
+            every = tf.raw_ops.TensorListSetItem(input_handle=every, index=index, item=value)
+        tf.raw_ops.AssignVariableOp(resource=self.resource_handle, value=every)
+
+    def _destroy_resource(self):
+        tf.raw_ops.DestroyResourceOp(resource=self.resource_handle, ignore_lookup_error=True)
+
+
+class PackedFile:
+    """A file with a packed matrix, which goes into the SavedModel, and the operations that expand it.
+
+    Args:
+        shape: Shape of the variable.
+        packed: Its `PackedMatrix`: all axes but the last are rows.
+        path: Where to write the file.
+    """
+
+    def __init__(self, shape, packed, path):
+        content = packed.to_bytes()
+        path.write_bytes(content)
+        self.shape, self.packed, self.size = tuple(shape), packed, len(content)
+        self.fingerprint = tf.strings.to_hash_bucket_fast(content, FINGERPRINTS).numpy()
+        self.asset = tf.saved_model.Asset(str(path))
+
+    def expanded(self):
+        packed = self.packed
+        (rows, columns), (block_rows, block_columns) = packed.shape, packed.block_shape
+        values, scales, mask = self._parts()
+        bits = tf.reshape(tf.gather(BITS, tf.cast(mask, tf.int32)), [-1])
+        if packed.block_shape != (1, 1):
+            grid = (rows // block_rows, 1, columns // block_columns, 1)
+            blocks = tf.reshape(bits[: math.prod(grid)], grid)
+            blocks = tf.broadcast_to(blocks, (grid[0], block_rows, grid[2], block_columns))
+            bits = tf.reshape(blocks, [-1])
+        # Of all ways that TensorFlow has, the fastest at any density. Bits that fill the last byte are 0.
+        value = tf.raw_ops.SparseToDense(
+            sparse_indices=tf.where(bits),
+            output_shape=tf.constant([rows * columns], tf.int64),
+            sparse_values=values,
+            default_value=tf.zeros((), values.dtype),
+            validate_indices=False,
+        )
+        if scales is not None:
+            value = tf.reshape(tf.cast(value, tf.float32), packed.shape) * scales
+        return tf.cast(tf.reshape(value, self.shape), tf.float32)
+
+    def _parts(self):
+        """The values, scales (None if there are none) and mask, read from the file."""
+        content = tf.io.read_file(self.asset.asset_path)
+        fingerprint = tf.strings.to_hash_bucket_fast(content, FINGERPRINTS)
+        message = f"This file of the SavedModel, of {self.size} bytes, is damaged; copy or export it anew:"
+        # `tf.debugging.Assert` would add two functions, which take longer to load than this to run.
+        check = tf.raw_ops.Assert(
+            condition=tf.equal(fingerprint, self.fingerprint),
+            data=[message, self.asset.asset_path, "Received:", tf.strings.length(content), "bytes"],
+        )
+        start, parts = 0, []
+        with tf.control_dependencies([check]):
+            for array, dtype in (
+                (self.packed.values, DTYPES[self.packed.form]),
+                (self.packed.scales, tf.float32),
+                (self.packed.mask, tf.uint8),
+            ):
+                if array is None:
+                    parts.append(None)
+                    continue
+                place = tf.constant(start, tf.int64), tf.constant(array.nbytes, tf.int64)
+                part = tf.io.decode_raw(tf.strings.substr(content, *place), dtype)
+                parts.append(tf.reshape(part, array.shape) if array.ndim > 1 else part)
+                start += array.nbytes
+        return parts
 
 
 def _matrix(variable):

@@ -21,7 +21,7 @@ def write_language_model(stepwise, path, vocabulary_file=None, text=None, packed
         packed: The `PackedVariables` of the model. None if all variables are saved as they are.
     """
     module = tf.Module()
-    module.packed = None if packed is None else packed.resources
+    module.packed = None if packed is None else packed.resource
     module.score, module.step, module.initial_state = _language_model_functions(stepwise, packed)
     states = {
         state.name: tf.TensorSpec((None, state.shape[-1]), tf.float32, state.name)
@@ -69,7 +69,7 @@ def write_forward(model, path, packed=None):
         if not layer.variables:
             archive.track(layer)  # for its lookup tables, if any; variables are found by their use
     if packed is not None:
-        archive.track(packed.resources)
+        archive.track(packed.resource)
     archive.add_endpoint("serve", serve, [specs])
     archive.write_out(str(path), verbose=False)
 
