@@ -128,6 +128,7 @@ class PackedFile:
         self.asset = tf.saved_model.Asset(str(path))
 
     def expanded(self):
+        """The value of the variable, computed from the file where the SavedModel is."""
         packed = self.packed
         (rows, columns), (block_rows, block_columns) = packed.shape, packed.block_shape
         values, scales, mask = self._parts()

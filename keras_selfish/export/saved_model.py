@@ -66,12 +66,13 @@ def saved_model(
             `keras_selfish.data.tokenization_tensorflow`. Default None: only ids can be scored.
         start_token: The token that a text follows in `score_text`. Default `"<eos>"`.
         unknown_token: The token that stands for all others in `score_text`. Default `"<unk>"`.
-        packed: In what form the SavedModel holds the sparse weights. Default None: as they are, zeros
-            included. Otherwise as a bit for each weight (or block) and the values that are not zero, in files
-            that are expanded when the SavedModel is loaded, which takes longer; what runs then is the same.
-            `"float32"`: values and outputs are exactly the same. `"bfloat16"`: values are rounded to 8 bits
-            of precision. `"int8"`: they are rounded to 8 bits with a scale for each row or column of the
-            matrix. Weights that would gain less than 10% or 16 KiB, such as dense ones, stay as they are.
+        packed: How the SavedModel holds the sparse weights. Default None: as they are, zeros included.
+            Otherwise as a bit for each weight (or block of them) and the values that are not zero, expanded
+            once when the SavedModel is loaded: loading takes longer, and what runs then is the same.
+            `"float32"` keeps the values, and so the outputs, exactly; `"bfloat16"` rounds values to 8
+            significant bits; `"int8"` to 8 bits with a scale for each row or each column of the matrix.
+            Weights that are not sparse, or would gain less than 10% or 16 KiB, stay as they are. Keep the
+            loaded object as long as you call its functions, `signatures` included.
 
     Returns:
         `path` as a `pathlib.Path`.
