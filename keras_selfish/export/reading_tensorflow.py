@@ -1,5 +1,7 @@
 """Reading texts with a language model inside a graph. Imported only where Keras runs on TensorFlow."""
 
+import contextlib
+
 import tensorflow as tf
 
 # Time steps whose logits are held at a time, so that a text may be of any length.
@@ -13,6 +15,7 @@ class Reader:
 
     Args:
         stepwise: A Functional model from `[tokens, state, ...]` to `[logits, state, ...]`, without masks.
+        packed: The `PackedVariables` of the model that take the place of its own. Default None.
 
     Attributes:
         run: Function from tokens, int32 (batch, time), and a dict of states, float32 (batch, width), to
@@ -21,13 +24,29 @@ class Reader:
         vocabulary_size: Number of tokens in the vocabulary.
     """
 
-    def __init__(self, stepwise):
+    def __init__(self, stepwise, packed=None):
         self._stepwise = stepwise
+        self._packed = packed
         self._states = stepwise.inputs[1:]
         self.widths = {state.name: state.shape[-1] for state in self._states}
         self.vocabulary_size = stepwise.outputs[0].shape[-1]
         specs = {name: tf.TensorSpec((None, width)) for name, width in self.widths.items()}
-        self.run = traced(self._run, tf.TensorSpec((None, None), tf.int32), specs)
+        self.run = self.once(self._run, tf.TensorSpec((None, None), tf.int32), specs)
+
+    def once(self, function, *specs):
+        """A function that is traced once, unless it reads packed variables.
+
+        TensorFlow looks for these on the device that calls a function within a function.
+        """
+        return function if self._packed else traced(function, *specs)
+
+    def weights(self):
+        """A context in which `run` has its weights.
+
+        It is to be entered outside of loops: TensorFlow places what reads a variable within a loop on the
+        device of the loop, where the variable may not be.
+        """
+        return in_use(self._packed)
 
     def initial_state(self, batch_size):
         """The zero states of a batch, a dict of float32 tensors (batch, width)."""
@@ -65,17 +84,18 @@ class Reader:
             logits, states = self.run(tokens[:left, start : start + size], states)
             return start + size, fold(folded, start, logits), states
 
-        _, folded, states = tf.while_loop(
-            lambda start, *_: start < longest,
-            read_window,
-            [0, folded, self.initial_state(tf.shape(tokens)[0])],
-            shape_invariants=[
-                tf.TensorShape(()),
-                tf.TensorShape([None] * folded.shape.rank),
-                {name: tf.TensorShape((None, width)) for name, width in self.widths.items()},
-            ],
-            parallel_iterations=1,  # several windows' logits at a time would take as much more memory
-        )
+        with self.weights():
+            _, folded, states = tf.while_loop(
+                lambda start, *_: start < longest,
+                read_window,
+                [0, folded, self.initial_state(tf.shape(tokens)[0])],
+                shape_invariants=[
+                    tf.TensorShape(()),
+                    tf.TensorShape([None] * folded.shape.rank),
+                    {name: tf.TensorShape((None, width)) for name, width in self.widths.items()},
+                ],
+                parallel_iterations=1,  # several windows' logits at a time would take as much more memory
+            )
         return folded, states
 
     def log_probabilities(self, tokens, lengths):
@@ -124,6 +144,11 @@ class Reader:
 def traced(function, *specs):
     """A function that is traced once: however often it is called, a SavedModel holds its graph once."""
     return tf.function(function, autograph=False, input_signature=specs).get_concrete_function()
+
+
+def in_use(packed):
+    """A context in which a model computes with `PackedVariables`, or, without any, with its own variables."""
+    return contextlib.nullcontext() if packed is None else packed.in_use()
 
 
 def longest_first(lengths, *tensors):

@@ -8,10 +8,11 @@ from keras_selfish.backend import BACKEND
 from keras_selfish.export import folder
 from keras_selfish.export.checks import check_forward, checked_vocabulary
 from keras_selfish.export.metadata import metadata
+from keras_selfish.export.packing import FORMS
 from keras_selfish.export.strip import strip
 
 
-def saved_model(model, path, vocabulary=None):
+def saved_model(model, path, vocabulary=None, packed=None):
     """Writes a model as a SavedModel that needs TensorFlow only: no masks, no optimizer, no keras_selfish.
 
     The weights are those that stand in the model, zeros included. The outputs are float32, also those of a
@@ -50,6 +51,13 @@ def saved_model(model, path, vocabulary=None):
         vocabulary: The tokens of a language model, a `Vocabulary` or a sequence of strings in the order of
             their ids. If given, they become the asset `vocabulary.txt`, a token a line, whose place is
             `vocabulary.asset_path` of the loaded object.
+        packed: How the SavedModel holds the sparse weights. Default None: as they are, zeros included.
+            Otherwise as a bit for each weight (or block of them) and the values that are not zero, expanded
+            once when the SavedModel is loaded: loading takes longer, and what runs then is the same.
+            `"float32"` keeps the values, and so the outputs, exactly; `"bfloat16"` rounds values to 8
+            significant bits; `"int8"` to 8 bits with a scale for each row or each column of the matrix.
+            Weights that are not sparse, or would gain less than 10% or 16 KiB, stay as they are. Keep the
+            loaded object as long as you call its functions, `signatures` included.
 
     Returns:
         `path` as a `pathlib.Path`.
@@ -58,7 +66,8 @@ def saved_model(model, path, vocabulary=None):
         RuntimeError: if Keras does not run on TensorFlow.
         FileExistsError: if there is something at `path` that is no SavedModel.
         ValueError: if the model cannot be stripped (see `strip`) or carries its state in variables without
-            having a method `stepwise()`, or the vocabulary does not fit the model.
+            having a method `stepwise()`, the vocabulary does not fit the model, or `packed` is unknown or
+            there is no weight to pack.
 
     Example:
 
@@ -73,19 +82,23 @@ def saved_model(model, path, vocabulary=None):
     >>> logits = served.step([[3, 1, 4]], **states).pop("logits")
     """
     path = _checked_path(path, "saved_model")
-    if not hasattr(model, "stepwise"):
+    if packed is not None and packed not in FORMS:
+        raise ValueError(f"`packed` must be None or one of {', '.join(FORMS)}. Received: packed={packed!r}")
+    is_language_model = hasattr(model, "stepwise")
+    if not is_language_model:
         check_forward(model, vocabulary)
-        plain = strip(model)
-        folder.replace(path, lambda part: _serving(plain).write_forward(plain, part))
-        return path
-    stepwise = model.stepwise()
-    plain = strip(stepwise)
+    stepwise = model.stepwise() if is_language_model else None
+    plain = strip(stepwise or model)
     tokens = None if vocabulary is None else checked_vocabulary(vocabulary, plain.outputs[0].shape[-1])
 
     def write(part):
         with tempfile.TemporaryDirectory() as files:
-            assets = _assets(pathlib.Path(files), metadata(model, stepwise), tokens)
-            _serving(plain).write_language_model(plain, part, assets)
+            serving, variables = _serving(plain), _packed_variables(plain, packed, files)
+            if is_language_model:
+                assets = _assets(pathlib.Path(files), metadata(model, stepwise), tokens)
+                serving.write_language_model(plain, part, assets, variables)
+            else:
+                serving.write_forward(plain, part, variables)
 
     folder.replace(path, write)
     return path
@@ -234,6 +247,14 @@ def _serving(plain):
         if hasattr(layer, "use_cudnn"):
             layer.use_cudnn = False  # traced on a GPU, cuDNN's operation would need one wherever it runs
     return serving_tensorflow
+
+
+def _packed_variables(plain, form, folder):
+    if form is None:
+        return None
+    from keras_selfish.export.packed_variables_tensorflow import PackedVariables
+
+    return PackedVariables(plain, form, folder)
 
 
 def _assets(files, described, tokens):

@@ -9,24 +9,26 @@ from keras_selfish.export.reading_tensorflow import (
     Reader,
     checked_ids,
     checked_lengths,
+    in_use,
     negative_sum,
     require,
-    traced,
 )
 
 INTEGERS = (tf.int64, tf.int32)
 
 
-def write_language_model(stepwise, path, assets):
+def write_language_model(stepwise, path, assets, packed=None):
     """Writes a SavedModel with the signatures `score`, `score_lengths`, `step` and `initial_state`.
 
     Args:
         stepwise: A Functional model from `[tokens, state, ...]` to `[logits, state, ...]`, without masks.
         path: A folder that does not exist yet.
         assets: Dict from attributes of the loaded object to the files that are carried along.
+        packed: The `PackedVariables` of the model. None if all variables are saved as they are.
     """
-    reader = Reader(stepwise)
+    reader = Reader(stepwise, packed)
     module = tf.Module()
+    module.packed = None if packed is None else packed.resource
     module.score = module.serve = _score(reader)
     module.step = _step(reader)
     module.initial_state = tf.function(reader.initial_state, autograph=False)
@@ -52,16 +54,19 @@ def write_language_model(stepwise, path, assets):
     save(module, path, signatures, assets)
 
 
-def write_forward(model, path):
+def write_forward(model, path, packed=None):
     """Writes a SavedModel with the signature `serve`, the forward pass of a model without masks.
 
     Args:
         model: A Functional or Sequential model.
         path: A folder that does not exist yet.
+        packed: The `PackedVariables` of the model. None if all variables are saved as they are.
     """
 
     def serve(inputs):
-        return keras.tree.map_structure(_at_least_float32, model(inputs, training=False))
+        with in_use(packed):
+            outputs = model(inputs, training=False)
+        return keras.tree.map_structure(_at_least_float32, outputs)
 
     inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
     specs = keras.tree.map_structure(
@@ -71,6 +76,8 @@ def write_forward(model, path):
     for layer in layers_within(model):
         if not layer.variables:
             archive.track(layer)  # for its lookup tables, if any; variables are found by their use
+    if packed is not None:
+        archive.track(packed.resource)
     archive.add_endpoint("serve", serve, [specs])
     archive.write_out(str(path), verbose=False)
 
@@ -110,7 +117,7 @@ def _score(reader):
         log_probabilities = reader.log_probabilities(tokens, tf.cast(lengths, tf.int32))
         return {"log_probabilities": log_probabilities, "loss": negative_sum(log_probabilities)}
 
-    once = traced(score_int64, tf.TensorSpec((None, None), tf.int64), tf.TensorSpec((None,), tf.int64))
+    once = reader.once(score_int64, tf.TensorSpec((None, None), tf.int64), tf.TensorSpec((None,), tf.int64))
 
     @tf.function(autograph=False)
     def score(tokens, lengths=None):
@@ -134,11 +141,12 @@ def _step(reader):
             tokens = checked_ids(tokens, reader.vocabulary_size)
         # Without a column TensorFlow would refuse the graph before it could run into the sentence above.
         tokens = tf.pad(tokens, [[0, 0], [0, tf.cast(columns == 0, tf.int32)]])
-        logits, states = reader.run(tokens, states)
+        with reader.weights():
+            logits, states = reader.run(tokens, states)
         return {"logits": logits[:, -1], **states}
 
     widths = {name: tf.TensorSpec((None, width)) for name, width in reader.widths.items()}
-    once = traced(step_int64, tf.TensorSpec((None, None), tf.int64), widths)
+    once = reader.once(step_int64, tf.TensorSpec((None, None), tf.int64), widths)
 
     @tf.function(autograph=False)
     def step(tokens, **states):
