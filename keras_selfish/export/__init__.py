@@ -1,10 +1,11 @@
 """From a trained sparse model to something that serves without this package."""
 
-# Imported at once: `strip` and `saved_model` name modules too, and whichever is bound last stays.
+# Imported at once: `onnx`, `saved_model` and `strip` name modules too, and whichever is bound last stays.
 from keras_selfish._lazy import load_all
+from keras_selfish.export.onnx import onnx
 from keras_selfish.export.saved_model import saved_model
 from keras_selfish.export.strip import strip
 
-__all__ = ["saved_model", "strip"]
+__all__ = ["onnx", "saved_model", "strip"]
 
 load_all(__name__)
