@@ -90,7 +90,7 @@ def test_every_folder_of_a_package_is_found_by_setuptools():
 @pytest.mark.parametrize(
     ("section", "option"),
     [("options", "install_requires"), ("options.extras_require", "jax")]
-    + [("options.extras_require", extra) for extra in ("test", "plot", "bench", "tfmot")],
+    + [("options.extras_require", extra) for extra in ("test", "plot", "bench", "tfmot", "onnx")],
 )
 def test_the_ranges_admit_what_is_tested(section, option):
     for requirement in requirements(setup_cfg().get(section, option)):

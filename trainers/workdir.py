@@ -10,6 +10,8 @@ import tempfile
 
 import numpy as np
 
+from keras_selfish.packing import pack, unpacked
+
 PARTIAL = ".partial-"
 
 # A run may be continued for more epochs and from another copy of the data; all else is part of it.
@@ -159,7 +161,10 @@ class Workdir:
 
     def _write_checkpoint(self, arrays, epochs_done, extra):
         weights = self.path / f"checkpoint-{epochs_done:05d}.npz"
-        replace(weights, lambda path: np.savez(path, **arrays), suffix=".npz")
+        packed = {}
+        while arrays:  # so that no array stays in memory when it is packed
+            pack(packed, *arrays.popitem())
+        replace(weights, lambda path: np.savez(path, **packed), suffix=".npz")
         state = {"format": self.format, "epochs_done": epochs_done, "weights": weights.name}
         write_json(self.state, {**state, "sha256": _sha256(weights), **extra})
         for old in self.path.glob("checkpoint-*.npz"):
@@ -173,7 +178,8 @@ class Workdir:
             RunError: if they are not those of this model.
         """
         with np.load(checkpoint["weights"]) as stored:
-            arrays = [stored[str(index)] for index in range(len(stored.files))]
+            arrays = unpacked(stored)
+        arrays = [arrays[str(index)] for index in range(len(arrays))]
         variables = _variables(model)
         if [tuple(v.shape) for v in variables] != [array.shape for array in arrays]:
             raise RunError(

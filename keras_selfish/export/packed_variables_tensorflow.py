@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_selfish.export.packing import is_worth_packing, pack
+from keras_selfish.export.packed_matrix import is_worth_packing, pack
 
 # The bits of each byte, the highest one first.
 BITS = np.unpackbits(np.arange(256, dtype="uint8")[:, None], axis=1).astype(bool)
@@ -27,7 +27,7 @@ class PackedVariables:
 
     Args:
         model: A Functional or Sequential model without masks.
-        form: What the values become: one of `packing.FORMS`.
+        form: What the values become: one of `packed_matrix.FORMS`.
         folder: Folder for their files, which must stay until the SavedModel is written.
 
     Raises:
@@ -54,14 +54,22 @@ class PackedVariables:
         self.resource = ExpandedValues(files)  # to be tracked by what is saved
 
     @contextlib.contextmanager
-    def in_use(self):
-        """Within it, in a function that is to be saved, the model reads the packed variables."""
-        values = zip(self.variables, self.resource.read(), strict=True)
+    def in_use(self, values=None):
+        """Within it, in a function that is to be saved, the model has the packed variables.
+
+        Args:
+            values: What `resource.read()` gave, if that was not in this function.
+        """
+        values = zip(self.variables, self.resource.read() if values is None else values, strict=True)
         with keras.StatelessScope(state_mapping=list(values)) as scope:
             yield
         for variable in self.others:  # such as the states of random generators
             if (value := scope.get_current_value(variable)) is not None:
                 variable.assign(value)
+
+    def specs(self):
+        """The `tf.TensorSpec` of each packed variable."""
+        return [tf.TensorSpec(variable.shape, tf.float32) for variable in self.variables]
 
 
 class ExpandedValues(tf.saved_model.experimental.TrackableResource):

@@ -1,7 +1,5 @@
 """Reading texts with a language model inside a graph. Imported only where Keras runs on TensorFlow."""
 
-import contextlib
-
 import tensorflow as tf
 
 # Time steps whose logits are held at a time, so that a text may be of any length.
@@ -31,22 +29,24 @@ class Reader:
         self.widths = {state.name: state.shape[-1] for state in self._states}
         self.vocabulary_size = stepwise.outputs[0].shape[-1]
         specs = {name: tf.TensorSpec((None, width)) for name, width in self.widths.items()}
-        self.run = self.once(self._run, tf.TensorSpec((None, None), tf.int32), specs)
+        # Packed variables are in use around it.
+        self.run = self._run if packed else traced(self._run, tf.TensorSpec((None, None), tf.int32), specs)
 
     def once(self, function, *specs):
-        """A function that is traced once, unless it reads packed variables.
+        """A function that runs the model and is traced once.
 
-        TensorFlow looks for these on the device that calls a function within a function.
+        Packed variables are read by what calls it, and passed on: TensorFlow looks for a variable that is
+        read in a function within a function on the device that calls.
         """
-        return function if self._packed else traced(function, *specs)
+        if self._packed is None:
+            return traced(function, *specs)
 
-    def weights(self):
-        """A context in which `run` has its weights.
+        def with_weights(weights, *args):
+            with self._packed.in_use(weights):
+                return function(*args)
 
-        It is to be entered outside of loops: TensorFlow places what reads a variable within a loop on the
-        device of the loop, where the variable may not be.
-        """
-        return in_use(self._packed)
+        once = traced(with_weights, self._packed.specs(), *specs)
+        return lambda *args: once(self._packed.resource.read(), *args)
 
     def initial_state(self, batch_size):
         """The zero states of a batch, a dict of float32 tensors (batch, width)."""
@@ -84,18 +84,17 @@ class Reader:
             logits, states = self.run(tokens[:left, start : start + size], states)
             return start + size, fold(folded, start, logits), states
 
-        with self.weights():
-            _, folded, states = tf.while_loop(
-                lambda start, *_: start < longest,
-                read_window,
-                [0, folded, self.initial_state(tf.shape(tokens)[0])],
-                shape_invariants=[
-                    tf.TensorShape(()),
-                    tf.TensorShape([None] * folded.shape.rank),
-                    {name: tf.TensorShape((None, width)) for name, width in self.widths.items()},
-                ],
-                parallel_iterations=1,  # several windows' logits at a time would take as much more memory
-            )
+        _, folded, states = tf.while_loop(
+            lambda start, *_: start < longest,
+            read_window,
+            [0, folded, self.initial_state(tf.shape(tokens)[0])],
+            shape_invariants=[
+                tf.TensorShape(()),
+                tf.TensorShape([None] * folded.shape.rank),
+                {name: tf.TensorShape((None, width)) for name, width in self.widths.items()},
+            ],
+            parallel_iterations=1,  # several windows' logits at a time would take as much more memory
+        )
         return folded, states
 
     def log_probabilities(self, tokens, lengths):
@@ -144,11 +143,6 @@ class Reader:
 def traced(function, *specs):
     """A function that is traced once: however often it is called, a SavedModel holds its graph once."""
     return tf.function(function, autograph=False, input_signature=specs).get_concrete_function()
-
-
-def in_use(packed):
-    """A context in which a model computes with `PackedVariables`, or, without any, with its own variables."""
-    return contextlib.nullcontext() if packed is None else packed.in_use()
 
 
 def longest_first(lengths, *tensors):

@@ -8,7 +8,7 @@ from keras_selfish.backend import BACKEND
 from keras_selfish.export import folder
 from keras_selfish.export.checks import check_forward, checked_vocabulary
 from keras_selfish.export.metadata import metadata
-from keras_selfish.export.packing import FORMS
+from keras_selfish.export.packed_matrix import FORMS
 from keras_selfish.export.strip import strip
 
 
@@ -56,7 +56,7 @@ def saved_model(model, path, vocabulary=None, packed=None):
             once when the SavedModel is loaded: loading takes longer, and what runs then is the same.
             `"float32"` keeps the values, and so the outputs, exactly; `"bfloat16"` rounds values to 8
             significant bits; `"int8"` to 8 bits with a scale for each row or each column of the matrix.
-            Weights that are not sparse, or would gain less than 10% or 16 KiB, stay as they are. Keep the
+            Weights that are not sparse, or would gain less than 10% or 24 KiB, stay as they are. Keep the
             loaded object as long as you call its functions, `signatures` included.
 
     Returns:

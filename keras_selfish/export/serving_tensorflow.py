@@ -1,5 +1,6 @@
 """What a SavedModel of ours computes. Imported only where Keras runs on TensorFlow."""
 
+import contextlib
 import itertools
 
 import keras
@@ -9,7 +10,6 @@ from keras_selfish.export.reading_tensorflow import (
     Reader,
     checked_ids,
     checked_lengths,
-    in_use,
     negative_sum,
     require,
 )
@@ -64,7 +64,7 @@ def write_forward(model, path, packed=None):
     """
 
     def serve(inputs):
-        with in_use(packed):
+        with contextlib.nullcontext() if packed is None else packed.in_use():
             outputs = model(inputs, training=False)
         return keras.tree.map_structure(_at_least_float32, outputs)
 
@@ -141,8 +141,7 @@ def _step(reader):
             tokens = checked_ids(tokens, reader.vocabulary_size)
         # Without a column TensorFlow would refuse the graph before it could run into the sentence above.
         tokens = tf.pad(tokens, [[0, 0], [0, tf.cast(columns == 0, tf.int32)]])
-        with reader.weights():
-            logits, states = reader.run(tokens, states)
+        logits, states = reader.run(tokens, states)
         return {"logits": logits[:, -1], **states}
 
     widths = {name: tf.TensorSpec((None, width)) for name, width in reader.widths.items()}

@@ -17,6 +17,7 @@ from keras_selfish import masks
 from keras_selfish.layers.mask_gradient import mask_gradient
 from keras_selfish.layers.masked_variables import make_guarded
 from keras_selfish.layers.plain import PlainForm
+from keras_selfish.packing import pack_masked, unpack_masked
 
 MASK_ARGUMENTS = ("sparsity", "distribution", "block_shape", "n_of_m", "mask_seed")
 
@@ -193,24 +194,41 @@ class MaskedLayer(SparseLayer):
             _computed_weights.reset(token)
 
     def save_own_variables(self, store):
-        super().save_own_variables(store)
-        if self.saves_named_weights_only:
-            for name, masked_weight in self._masked.items():
-                store[f"{name}_mask"] = ops.convert_to_numpy(masked_weight.mask)
+        if not self._masked:
+            super().save_own_variables(store)
+            return
+        variables = self._variables_by_key()
+        arrays = {key: ops.convert_to_numpy(variable) for key, variable in variables.items()}
+        pack_masked(store, arrays, [pair[:2] for pair in self._masked_keys(variables)])
 
     def load_own_variables(self, store):
-        if self.saves_named_weights_only:
-            absent = [name for name in self._masked if f"{name}_mask" not in store]
-            if absent:
-                raise ValueError(
-                    f"The stored weights of {self.name!r} must hold a mask for each sparse weight. Received: "
-                    f"no mask for {', '.join(absent)}; load them into a layer with sparsity=0"
-                )
-        super().load_own_variables(store)
-        for name, masked_weight in self._masked.items():
+        if not self._masked:
+            super().load_own_variables(store)
+            return
+        arrays = unpack_masked(store, self._masked_keys(self._variables_by_key()), self.name)
+        with contextlib.ExitStack() as stack:
+            for masked_weight in self._masked.values():
+                stack.enter_context(masked_weight.written_together())
+            super().load_own_variables(arrays)
             if self.saves_named_weights_only:
-                masked_weight.mask.assign(store[f"{name}_mask"])
-            masked_weight.forget_lost()
+                for name, masked_weight in self._masked.items():
+                    masked_weight.mask.assign(arrays[f"{name}_mask"])
+
+    def _variables_by_key(self):
+        """What is stored of the layer: a dict from key to variable."""
+        variables = {}
+        super().save_own_variables(variables)
+        if self.saves_named_weights_only:
+            variables |= {f"{name}_mask": weight.mask for name, weight in self._masked.items()}
+        return variables
+
+    def _masked_keys(self, variables):
+        """Where the masked weights are stored: (key of the weight, key of its mask, shape) of each."""
+        keys = {id(variable): key for key, variable in variables.items()}
+        return [
+            (keys[id(masked_weight.weight)], keys[id(masked_weight.mask)], masked_weight.shape)
+            for masked_weight in self._masked.values()
+        ]
 
     def enable_lora(self, rank, *args, **kwargs):
         self._check_lora("rank", rank)

@@ -5,6 +5,8 @@ that copies one model into another, in any order. A value for a weight loses wha
 whole value is kept until its layer next reads the weight, for its own mask may be written later.
 """
 
+import contextlib
+
 import keras
 from keras import ops
 
@@ -49,6 +51,7 @@ class GuardedWeight(masks.MaskedWeight):
         self._lost = None  # a value that had entries outside the mask
         self._settled = True
         self._projects = False
+        self._written_together = False
         # What a compiled function of TensorFlow reads; a constant of Python would be a part of it for ever.
         self.unsettled_flag = None
         if BACKEND == "tensorflow":
@@ -104,6 +107,9 @@ class GuardedWeight(masks.MaskedWeight):
 
     def write_weight(self, value):
         """Writes what of a value lies inside the mask."""
+        if self._written_together:
+            write(self.weight, value)
+            return
         mask, self._lost = read(self.mask), None
         if mask is None:  # it is written next
             self._lost = value
@@ -118,17 +124,39 @@ class GuardedWeight(masks.MaskedWeight):
 
     def write_mask(self, mask):
         """Writes the mask, fits the weight to it, and tells optimizers what has changed."""
+        if self._written_together:
+            write(self.mask, mask)
+            return
         old, in_graph = read(self.mask), _graph_of(mask) is not None
-        if old is not None and not in_graph:
-            dropped = ops.logical_and(old, ops.logical_not(mask))
-            grown = ops.logical_and(mask, ops.logical_not(old))
         write(self.mask, mask)
         self.fit_weight(mask)
         if in_graph:
             self.unsettle()
-        elif old is not None and ops.any(ops.logical_or(dropped, grown)):
+        elif old is not None:
+            self._tell_what_changed(old, mask)
+
+    @contextlib.contextmanager
+    def written_together(self):
+        """Within the block weight and mask are written as they come; at its end they are made to fit.
+
+        Each by itself is compared with the other, which takes several passes over both.
+        """
+        old, self._written_together = read(self.mask), True
+        try:
+            yield
+        finally:
+            self._written_together, self._lost = False, None
+            mask = read(self.mask)
+            if mask is not None:
+                self.fit_weight(mask)
+                if old is not None:
+                    self._tell_what_changed(old, mask)
+
+    def _tell_what_changed(self, old, mask):
+        changed = ops.not_equal(old, mask)
+        if ops.any(changed):
             self.unsettle()
-            self.tell(dropped, grown)
+            self.tell(ops.logical_and(old, changed), ops.logical_and(mask, changed))
 
     def fit_weight(self, mask):
         """Has the weight be zero outside a mask, and inside what was last written to it."""

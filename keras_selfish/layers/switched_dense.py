@@ -7,8 +7,10 @@ from keras import ops
 from keras_selfish.layers.dense import HALF_PRECISION, add_bias
 from keras_selfish.layers.plain import PlainForm
 from keras_selfish.masks import MaskedWeight
+from keras_selfish.packing import pack_masked, unpack_masked
 
 GRANULARITIES = ("connection", "neuron")
+KERNEL_KEYS = ("0", "kernel_mask")  # of Keras's layer and of this one
 NOT_ELEMENTWISE = (keras.activations.softmax, keras.activations.log_softmax)
 
 
@@ -199,16 +201,25 @@ class SwitchedDense(PlainForm, keras.layers.Dense):
         raise ValueError("Switched weights cannot be quantized; strip the model first")
 
     def save_own_variables(self, store):
-        super().save_own_variables(store)
-        store["kernel_mask"] = ops.convert_to_numpy(self.mask)
+        if not self.built:
+            return
+        variables = {}
+        super().save_own_variables(variables)
+        variables["kernel_mask"] = self.mask
         if self.scale is not None:
-            store["scale"] = ops.convert_to_numpy(self.scale)
+            variables["scale"] = self.scale
+        arrays = {key: ops.convert_to_numpy(variable) for key, variable in variables.items()}
+        pack_masked(store, arrays, [KERNEL_KEYS])
 
     def load_own_variables(self, store):
-        super().load_own_variables(store)
-        self.mask.assign(store["kernel_mask"])
+        if not self.built:
+            super().load_own_variables(store)  # which says so
+            return
+        arrays = unpack_masked(store, [(*KERNEL_KEYS, self.masked_weight.shape)], self.name)
+        super().load_own_variables(arrays)
+        self.mask.assign(arrays["kernel_mask"])
         if self.scale is not None:
-            self.scale.assign(store["scale"])
+            self.scale.assign(arrays["scale"])
 
 
 def _all_open(shape, dtype=None):

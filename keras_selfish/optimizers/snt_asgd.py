@@ -9,6 +9,7 @@ from keras import ops
 from keras_selfish import masks
 from keras_selfish.optimizers import update
 from keras_selfish.optimizers.state import reset_state
+from keras_selfish.packing import pack, unpacked
 from keras_selfish.variables import fill
 
 CLIP_NORMS = ("dense", "active")
@@ -401,6 +402,13 @@ class SNTASGD(keras.optimizers.Optimizer):
                 dropped = ops.logical_and(known, ops.logical_not(mask))
                 grown = ops.logical_and(mask, ops.logical_not(known))
                 self.reset_slots(variable, dropped, grown)
+
+    def save_own_variables(self, store):
+        for index, variable in enumerate(self.variables):
+            pack(store, str(index), ops.convert_to_numpy(variable))
+
+    def load_own_variables(self, store):
+        super().load_own_variables(unpacked(store))
 
     def get_config(self):
         return {

@@ -111,7 +111,7 @@ def test_packed_files_take_the_place_of_the_weights(dense_path, packed_path):
     assert assets == pytest.approx(weights * (density + 1 / 32), rel=0.01)
     assert size(packed_path, "variables") < size(dense_path, "variables") - weights + 1000
     graph = (packed_path / "saved_model.pb").stat().st_size - (dense_path / "saved_model.pb").stat().st_size
-    assert graph < 6 * 16384  # what packing one weight must spare at least
+    assert graph < 6 * 24576  # what packing one weight must spare at least
     served = tf.saved_model.load(packed_path)
     assert {name: np.mean(value == 0) for name, value in values_of(served).items()} == pytest.approx(
         {"embedding": 0.67, "lstm": 0.67, "decoder": 0.67}, abs=0.01

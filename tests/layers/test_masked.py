@@ -244,7 +244,7 @@ def test_weights_without_masks_are_refused(tmp_path):
     sparse = keras.Sequential([keras.Input((6,)), SparseDense(5, name="a")])
     before = sparse.get_weights()
     with pytest.raises(
-        ValueError, match=r"must hold a mask for each sparse weight\. Received: no mask for kernel"
+        ValueError, match=r"must hold a mask for each sparse weight\. Received: nothing under kernel_mask"
     ):
         sparse.load_weights(tmp_path / "dense.weights.h5")
     np.testing.assert_equal(sparse.get_weights(), before)

@@ -9,7 +9,7 @@ import pytest
 
 from trainers.artifacts import log_softmax, sample
 
-SETTINGS = ("--dataset=text", "--units=32", "--batch_size=4", "--bptt=10", "--epochs=2", "--learning_rate=5")
+SETTINGS = ("--dataset=text", "--units=96", "--batch_size=4", "--bptt=10", "--epochs=2", "--learning_rate=5")
 BLOCKS = ("--sparsity=0.8", "--block_shape=16,1", "--noexport")
 
 
@@ -61,6 +61,10 @@ FORMATS = {
     "litert int8": ("model_int8.tflite", "ai_edge_litert", 1e-2),
     "litert float16": ("model_float16.tflite", "ai_edge_litert", 1e-3),
     "savedmodel": ("saved_model", "tensorflow", 1e-4),
+    "packed": ("packed_model", "tensorflow", 1e-4),
+    "packed bfloat16": ("packed_model_bfloat16", "tensorflow", 1e-3),
+    "packed int8": ("packed_model_int8", "tensorflow", 1e-2),
+    "onnx": ("model.onnx", "tf2onnx", 1e-4),
     "keras": ("final.keras", "keras", 1e-4),
 }
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from keras_selfish.export.packing import is_worth_packing, pack
+from keras_selfish.export.packed_matrix import is_worth_packing, pack
 
 pytestmark = pytest.mark.backends("tensorflow", "jax")
 

@@ -7,7 +7,7 @@ import numpy as np
 # The forms of the values, smaller ones being rounded.
 FORMS = ("float32", "bfloat16", "int8")
 # What packing must spare: bytes, to make up for the operations that unpack, and a share, for their time.
-LEAST_GAIN = 16384
+LEAST_GAIN = 24576
 LEAST_SHARE = 0.1
 
 

@@ -1,0 +1,288 @@
+"""Sparse models as ONNX files."""
+
+import contextlib
+import importlib.util
+import logging
+import os
+import pathlib
+import warnings
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_selfish.backend import BACKEND
+from keras_selfish.cloning import with_inner
+from keras_selfish.export.checks import check_forward
+from keras_selfish.export.strip import strip
+
+# How far the outputs of the file and of Keras may lie apart, absolutely and relatively.
+TOLERANCE = 1e-5
+
+# A file of ONNX is one message of protobuf, which has no more bytes.
+MOST_BYTES = 2**31 - 1
+
+# Sizes of the examples that the file is checked with where the model leaves them open.
+BATCH, STEPS, PIXELS = 2, 16, 64
+
+
+def onnx(model, path):
+    """Writes a model as an ONNX file: no masks, no optimizer, no Keras.
+
+    The weights are those that stand in the model, zeros included: ONNX has no sparse products, so that the
+    file has the size, and runs at the speed, of a dense model. Serve it where a runtime of ONNX is what there
+    is; what makes use of the zeros is said in docs/serving.md.
+
+    A *language model*, which is a model with a method `stepwise()` such as `LanguageModel`, is written as
+    that: its inputs are `tokens` (batch, time), int32, and the states of the layers `h_0`, `c_0`, `h_1`, ...,
+    float32 (batch, units), which are zero where a text begins. Its outputs are `logits` (batch, time,
+    vocabulary) and the new states `next_h_0`, `next_c_0`, .... Any *other* Functional or Sequential model has
+    its own inputs and outputs, by the keys of their dict or the names of the layers.
+
+    Keras's own exporter writes it, by tf2onnx (`pip install 'keras_selfish[onnx]'`), which makes LSTMs
+    those of ONNX and loops of other recurrent layers, which takes longer. Where ONNX Runtime is installed,
+    the file is run and its outputs are compared with Keras's (1e-5). It is written beside `path` and, when
+    it has passed, renamed: at no time is there half a file at `path`.
+
+    Args:
+        model: A built Functional or Sequential model, or one with a method `stepwise()` that returns one from
+            `[tokens, state, ...]` to `[logits, state, ...]`. It computes in float32.
+        path: The file to write, in a folder that exists. An ONNX file there is replaced, anything else is
+            refused.
+
+    Returns:
+        `path` as a `pathlib.Path`.
+
+    Raises:
+        RuntimeError: if Keras does not run on TensorFlow, or the file computes something else than Keras.
+        ImportError: if tf2onnx or onnx is not installed.
+        FileExistsError: if there is something at `path` that is no ONNX file.
+        FileNotFoundError: if the folder of `path` does not exist.
+        ValueError: if the model cannot be stripped (see `strip`), carries its state in variables without
+            having a method `stepwise()`, takes strings, does not compute in float32, is larger than 2 GB, or
+            holds a layer that ONNX has no operations for.
+
+    Example:
+
+    >>> from keras_selfish import LanguageModel
+    >>> from keras_selfish.export import onnx
+    >>> model = LanguageModel(vocabulary_size=100, units=8)
+    >>> path = onnx(model, "model.onnx")  # doctest: +SKIP
+    >>> session = onnxruntime.InferenceSession(path)  # doctest: +SKIP
+    >>> [output.name for output in session.get_outputs()]  # doctest: +SKIP
+    ['logits', 'next_h_0', 'next_c_0', 'next_h_1', 'next_c_1']
+    """
+    _check_environment()
+    path = pathlib.Path(path)
+    _check_path(path)
+    is_language_model = hasattr(model, "stepwise")
+    if not is_language_model:
+        check_forward(model, None)
+    plain = strip(model.stepwise() if is_language_model else model)
+    _check_numbers(plain)
+    plain = _with_named_outputs(plain, is_language_model)
+    target = path.resolve()  # a link stays one
+    part = target.with_name(f".{target.name}.part")
+    try:
+        _convert(plain, part)
+        _check_operations(plain, part)
+        _tidy(part, list(plain.output), ("batch", "time") if is_language_model else ())
+        if importlib.util.find_spec("onnxruntime"):
+            _check_outputs(plain, part)
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _check_environment():
+    if BACKEND != "tensorflow":
+        raise RuntimeError(
+            "`onnx` needs Keras to run on TensorFlow: save the model as a .keras file, load it under "
+            f"KERAS_BACKEND=tensorflow and export it there. Received: backend {BACKEND!r}"
+        )
+    absent = [name for name in ("tf2onnx", "onnx") if importlib.util.find_spec(name) is None]
+    if absent:
+        raise ImportError(
+            "`onnx` needs the packages tf2onnx and onnx. Received: an environment without "
+            f"{' and '.join(absent)}; run pip install 'keras_selfish[onnx]'"
+        )
+
+
+def _check_path(path):
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(
+            f"`path` must be in a folder that exists. Received: path={str(path)!r}; make its folder first"
+        )
+    if os.path.lexists(path) and not (path.is_file() and _is_onnx(path)):
+        raise FileExistsError(
+            f"`path` must be free or an ONNX file, which is replaced. Received: path={str(path)!r}, where "
+            "there is something else; move it away or choose another path"
+        )
+
+
+def _is_onnx(path):
+    from google.protobuf.message import DecodeError
+    from onnx import load
+
+    try:
+        return load(path, load_external_data=False).HasField("graph")
+    except DecodeError:
+        return False
+
+
+def _check_numbers(plain):
+    texts = [tensor.name for tensor in plain.inputs if tensor.dtype == "string"]
+    if texts:
+        raise ValueError(
+            "`model` must take numbers: runtimes of ONNX do not cut texts into tokens. Received: an input "
+            f"{texts[0]!r} of strings; export the model that takes their ids"
+        )
+    for layer in with_inner(plain):
+        if layer.compute_dtype in ("bfloat16", "float16", "float64"):
+            raise ValueError(
+                "`model` must compute in float32, which is what runtimes of ONNX have all operations for. "
+                f"Received: layer {layer.name!r} with dtype={layer.dtype_policy.name!r}; make the model anew "
+                "with dtype='float32' and give it the weights of this one"
+            )
+    size = sum(4 * int(np.prod(variable.shape)) for variable in plain.variables)
+    if size > MOST_BYTES:
+        raise ValueError(
+            f"`model` must have less than 2 GB of weights to be one ONNX file. Received: {size:,} bytes; "
+            "export it as a SavedModel"
+        )
+
+
+def _with_named_outputs(plain, is_language_model):
+    """The same model, whose outputs are a dict: tf2onnx calls them by its keys."""
+    if isinstance(plain, keras.Sequential):
+        plain = keras.Model(plain.inputs[0], {plain.layers[-1].name: plain.outputs[0]}, name=plain.name)
+    outputs = keras.tree.flatten(plain.output)
+    if is_language_model:
+        names = ["logits", *(f"next_{state.name}" for state in plain.inputs[1:])]
+    elif isinstance(plain.output, dict) and len(plain.output) == len(outputs):
+        return plain
+    else:
+        names = plain.output_names
+        names = names if len(set(names)) == len(names) else [f"{n}_{i}" for i, n in enumerate(names)]
+    return keras.Model(plain.input, dict(zip(names, outputs, strict=True)), name=plain.name)
+
+
+def _convert(plain, part):
+    for layer in with_inner(plain):
+        if hasattr(layer, "use_cudnn"):
+            layer.use_cudnn = False  # there is no cuDNN in ONNX
+        if isinstance(layer, keras.layers.Normalization):
+            # A tensor that is no variable would become an input of the file; an array becomes a constant.
+            layer.mean, layer.variance = map(ops.convert_to_numpy, (layer.mean, layer.variance))
+    plain(_examples(plain))  # Keras 3.15 exports what was called only
+    try:
+        with _quietly():
+            plain.export(part, format="onnx", verbose=False)
+    except OSError:
+        raise  # says what is wrong with the disk
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"`model` must consist of layers that tf2onnx can convert. Received: model={plain.name!r}, "
+            f"of which it says {type(error).__name__}: {reason}; export it as a SavedModel"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quietly():
+    """Within the block tf2onnx says nothing: what it cannot convert, it tells and goes on."""
+    logger = logging.getLogger("tf2onnx")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # Keras looks for a name that NumPy once had
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _check_operations(plain, part):
+    """Checks what tf2onnx writes without a word: operations of TensorFlow, and constants as inputs."""
+    from onnx import defs, load
+
+    graph = load(part).graph
+    unknown = [node for node in _nodes(graph) if not defs.has(node.op_type, node.domain)]
+    if unknown:
+        raise ValueError(
+            "`model` must consist of layers that ONNX has operations for. Received: operation "
+            f"{unknown[0].op_type} of {unknown[0].name!r}; export the model as a SavedModel"
+        )
+    names = {tensor.name for tensor in plain.inputs}
+    others = [value.name for value in graph.input if value.name not in names]
+    if others:
+        raise ValueError(
+            "`model` must compute with its inputs, variables and constants only. Received: the tensor "
+            f"{others[0]!r}, which is none of them; have its layer keep it as a NumPy array or a weight"
+        )
+
+
+def _nodes(graph):
+    """The nodes of a graph and of those within it."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in [attribute.g, *attribute.graphs]:
+                yield from _nodes(inner)
+
+
+def _tidy(part, names, axes):
+    """Puts the outputs in the order of their names, and names axes of open size."""
+    from onnx import load, save
+
+    model = load(part)
+    outputs = sorted(model.graph.output, key=lambda value: names.index(value.name))
+    for value in [*model.graph.input, *outputs]:
+        for name, dimension in zip(axes, value.type.tensor_type.shape.dim, strict=False):
+            if not dimension.HasField("dim_value"):
+                dimension.dim_param = name
+    del model.graph.output[:]
+    model.graph.output.extend(outputs)
+    save(model, part)
+
+
+def _check_outputs(plain, part):
+    """Compares what ONNX Runtime makes of the file with what Keras makes of the model."""
+    import onnxruntime
+
+    examples = _examples(plain)
+    expected = plain(examples, training=False)
+    inputs = dict(zip([tensor.name for tensor in plain.inputs], keras.tree.flatten(examples), strict=True))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(part, options, providers=["CPUExecutionProvider"])
+        outputs = session.run(list(expected), {one.name: inputs[one.name] for one in session.get_inputs()})
+    except Exception as error:  # its own classes have nothing else in common
+        reason = " ".join(str(error).split())[:300]
+        raise RuntimeError(
+            f"The file must run in ONNX Runtime. Received: model={plain.name!r}, of which it says: {reason}; "
+            "export the model as a SavedModel"
+        ) from error
+    for output, value in zip(outputs, map(ops.convert_to_numpy, expected.values()), strict=True):
+        if not np.allclose(output, value, TOLERANCE, TOLERANCE, equal_nan=True):
+            raise RuntimeError(
+                f"The file must compute what the model does, to {TOLERANCE}. Received: model={plain.name!r}, "
+                f"whose outputs differ by up to {np.abs(output - value).max():.2g}; export it as a SavedModel"
+            )
+
+
+def _examples(plain):
+    """Inputs of a model, random numbers in its own structure."""
+    generator = np.random.default_rng(0)
+    sizes = [layer.input_dim for layer in with_inner(plain) if isinstance(layer, keras.layers.Embedding)]
+
+    def example(tensor):
+        open_size = PIXELS if len(tensor.shape) > 3 else STEPS
+        shape = [size or (open_size if axis else BATCH) for axis, size in enumerate(tensor.shape)]
+        if keras.backend.is_float_dtype(tensor.dtype):
+            return generator.uniform(-1.0, 1.0, shape).astype(tensor.dtype)
+        return generator.integers(0, min(sizes, default=2), shape).astype(tensor.dtype)
+
+    return keras.tree.map_structure(example, plain.input)
