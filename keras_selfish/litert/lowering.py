@@ -80,9 +80,9 @@ class Lowering:
             return self._model(operation, args)
         rule = next((LAYERS[kind] for kind in type(operation).__mro__ if kind in LAYERS), None)
         if rule is not None:
-            return self._within_path(operation.name, lambda: rule(self, operation, *args, **kwargs))
+            return self.within_path(operation.name, lambda: rule(self, operation, *args, **kwargs))
         if isinstance(operation, keras.Layer):
-            return self._within_path(operation.name, lambda: self.call(operation.call, args, kwargs))
+            return self.within_path(operation.name, lambda: self.call(operation.call, args, kwargs))
         name = type(operation).__name__
         if name not in OPERATIONS:
             raise self.refusal(f"the operation {name}")
@@ -131,7 +131,8 @@ class Lowering:
             f"Received: {what}{where}"
         )
 
-    def _within_path(self, name, write):
+    def within_path(self, name, write):
+        """Calls a function that writes a part of this name."""
         self.path.append(name)
         try:
             return write()
@@ -140,7 +141,7 @@ class Lowering:
 
     def _model(self, model, args):
         inputs = keras.tree.flatten(args[0])
-        outputs = self._within_path(model.name, lambda: self.function(model, inputs))
+        outputs = self.within_path(model.name, lambda: self.function(model, inputs))
         structure = model.outputs[0] if isinstance(model, keras.Sequential) else model.output
         return keras.tree.pack_sequence_as(structure, outputs)
 

@@ -281,12 +281,12 @@ def _rms_normalization(lowering, operation, x, scale=None, offset=None):
 @_rule("Matmul", "Dot")
 def _product(lowering, operation, left, right):
     if isinstance(right, np.ndarray) and right.ndim == 2:
-        return _times(lowering, left, right)
+        return _times(lowering, left, right, getattr(right, "path", None))
     if type(operation).__name__ == "Dot":
         raise lowering.refusal("a `dot` of two computed tensors")
     left, right = lowering.constant(left), lowering.constant(right)
     shape = (*_broadcast(left.shape[:-2], right.shape[:-2]), left.shape[-2], right.shape[-1])
-    return lowering.graph.apply("BATCH_MATMUL", [left, right], shape, version=1)
+    return lowering.graph.apply("BATCH_MATMUL", [left, right], shape)
 
 
 @_rule("Einsum")
@@ -299,18 +299,15 @@ def _einsum(lowering, operation, left, right):
     if not isinstance(right, np.ndarray) or of_left != kept + summed or outputs != kept + new:
         raise lowering.refusal(f"an einsum {operation.subscripts!r} that is no product with a matrix")
     rows = math.prod(right.shape[:count])
-    flat = _reshape(lowering, left, (*left.shape[: len(kept)], rows)) if count > 1 else left
-    matrix = right.reshape(rows, -1)
-    matrix.path = getattr(right, "path", None) if hasattr(matrix, "path") else None
-    outputs = _times(lowering, flat, matrix)
-    return (
-        outputs if len(new) == 1 else _reshape(lowering, outputs, (*outputs.shape[:-1], *right.shape[count:]))
-    )
+    flat = _reshape(lowering, left, (*left.shape[: len(kept)], rows))
+    outputs = _times(lowering, flat, right.reshape(rows, -1), getattr(right, "path", None))
+    return _reshape(lowering, outputs, (*outputs.shape[:-1], *right.shape[count:]))
 
 
-def _times(lowering, left, matrix):
-    name = getattr(matrix, "path", None) or "/".join([*lowering.path, "matrix"])
+def _times(lowering, left, matrix, path):
+    """A tensor times a matrix (inputs, outputs), which has the path of its variable, if it is one."""
     weight = np.ascontiguousarray(np.asarray(matrix, np.float32).T)
+    name = path or "/".join([*lowering.path, "matrix"])
     outputs = lowering.matrices.product(lowering.graph, left, weight, None, name)
     operator = lowering.graph.subgraph.operators[-1]
     if len(operator.inputs) == 3 and operator.inputs[2] == -1:
@@ -610,7 +607,7 @@ def _step(lowering, cell, x, states):
     structured = keras.tree.pack_sequence_as(cell.state_size, states)
     if not isinstance(structured, (list, tuple)):
         structured = [structured]
-    output, after = lowering._within_path(cell.name, lambda: lowering.call(cell.call, (x, structured), {}))
+    output, after = lowering.within_path(cell.name, lambda: lowering.call(cell.call, (x, structured), {}))
     return output, keras.tree.flatten(after)
 
 

@@ -131,6 +131,11 @@ PRESETS = {
         "model": {"units": 256, "layers": 2, "dropout": 0.25, "sparsity": 0.67},
         "training": {**_SMALL, "learning_rate": 40.0, "pruning_rate": 0.8},
     },
+    # To be exported to LiteRT in int8, whose kernel skips blocks of 16 (docs/serving.md).
+    "ptb_lstm_blocks": {
+        "model": {"units": 656, "layers": 2, "dropout": 0.4, "sparsity": 0.9, "block_shape": (16, 1)},
+        "training": {**_TRAINING, "epochs": 40, "learning_rate": 40.0, "pruning_rate": 0.8},
+    },
     "ptb_rhn_small": {
         "model": {
             "cell": "rhn",

@@ -133,6 +133,35 @@ def test_training_step_of_pytorch(tmp_path):
     check_steps(*found, training_step.available(variants))
 
 
+@pytest.mark.slow
+def test_serving(tmp_path):
+    """Each variant whose runtime is installed, with its size beside that of the dense model."""
+    pytest.importorskip("ai_edge_litert")
+    sizes = ("--units=64", "--vocabulary=500", "--rounds=1", "--seconds=0.1", "--sparsities=0.9")
+    output, rows = figures("serving", tmp_path, sizes=sizes)
+    found = {row["variant"]: row for row in rows}
+    assert {"savedmodel", "litert_4", "litert_16_int8"} <= set(found)
+    assert float(found["litert_4"]["bytes_of_dense"]) < 0.2
+    assert float(found["savedmodel_packed"]["bytes_of_dense"]) < 0.5
+    assert all(0 < float(row["p50_ms"]) <= float(row["p99_ms"]) for row in rows)
+    assert "litert_16_int8" in output
+
+
+@pytest.mark.slow
+def test_front(tmp_path):
+    """A run's model in both formats."""
+    pytest.importorskip("ai_edge_litert")
+    run_folder = tmp_path / "small"
+    flags = ["--epochs=1", "--units=32", "--block_shape=16,1", "--noexport", f"--workdir={run_folder}"]
+    command = [sys.executable, "-m", "trainers.language_model", *flags]
+    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
+    arguments = (str(run_folder), "--dataset=python_docs", "--most_tokens=500", "--rounds=1")
+    _, rows = figures("front", tmp_path, *arguments, sizes=())
+    assert [row["values"] for row in rows] == ["float32", "int8"]
+    assert float(rows[1]["perplexity"]) == pytest.approx(float(rows[0]["perplexity"]), rel=0.02)
+    assert float(rows[1]["bytes"]) < float(rows[0]["bytes"])
+
+
 def test_pytorch_is_left_out_where_it_is_missing(monkeypatch, capsys):
     monkeypatch.setattr(training_step.importlib.util, "find_spec", lambda name: None)
     assert training_step.available(["keras", "torch"]) == ["keras"]

@@ -1,7 +1,12 @@
 """The programs that export, test and run what a training has made."""
 
+import importlib.util
 import json
+import pathlib
+import re
+import shlex
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -190,3 +195,72 @@ def test_a_missing_runtime_is_named(workdir, export, evaluate, monkeypatch):
     done = export(workdir, "--format=litert", f"--output={workdir / 'unwritten.tflite'}")
     assert "`litert` needs the package ai-edge-litert, which is not installed" in done.stderr
     assert not (workdir / "unwritten.tflite").exists()
+
+
+DOCUMENT = pathlib.Path(__file__).resolve().parents[2] / "docs" / "serving.md"
+
+
+def blocks(language):
+    """The examples of docs/serving.md in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", DOCUMENT.read_text(encoding="utf-8"), re.S | re.M)
+
+
+@pytest.fixture(scope="module")
+def document_folder(trainer, corpus, workdir, tmp_path_factory):
+    """A folder with the runs that docs/serving.md speaks of."""
+    folder = tmp_path_factory.mktemp("document")
+    (folder / "runs").mkdir()
+    shutil.copytree(workdir, folder / "runs" / "ptb")
+    flags = (f"--data_dir={corpus}", *SETTINGS, "--epochs=1", "--export_text")
+    done = trainer("language_model").run(folder / "runs" / "text", *flags)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def run_commands(trainer, corpus, folder):
+    """Runs the commands that export, test and generate; of those that train only the flags are read."""
+    ran = []
+    for line in "".join(blocks("bash")).splitlines():
+        line = line.replace("--dataset ptb --data_dir ptb/", f"--dataset text --data_dir {corpus}")
+        words = shlex.split(line.replace("runs/", f"{folder}/runs/"))
+        has_onnx = importlib.util.find_spec("tf2onnx") is not None
+        if words[:2] != ["python", "-m"] or ("onnx" in line and not has_onnx):
+            continue
+        program, *arguments = words[2:]
+        name = program.removeprefix("trainers.")
+        if name == "language_model":
+            assert trainer(name).settings(*arguments)["dataset"] == "text"
+            continue
+        done = trainer(name).run(None, *arguments)
+        assert done.returncode == 0, (line, done.stderr)
+        ran.append(name)
+    return ran
+
+
+def test_the_documents_commands_and_programs(trainer, corpus, document_folder, monkeypatch):
+    """In the order of the page, on a model of another corpus, which needs TensorFlow Text."""
+    ran = run_commands(trainer, corpus, document_folder)
+    assert {"export", "evaluate", "generate"} == set(ran)
+    assert ran.count("export") >= 3
+    monkeypatch.chdir(document_folder)
+    pytest.importorskip("tensorflow_text")
+    programs = blocks("python")
+    assert len(programs) == 3
+    for program in programs:
+        found = {}
+        exec(program, found)
+        if "perplexities" in found:
+            assert found["perplexities"].shape == (2,)
+        if "step" in found:
+            assert found["logits"].shape[0] == 1
+            assert set(found["states"]) == {"h_0", "c_0", "h_1", "c_1"}
+
+
+@pytest.mark.slow  # three programs of their own
+def test_the_documents_shell_commands(trainer, corpus, document_folder):
+    run_commands(trainer, corpus, document_folder)
+    for line in "".join(blocks("bash")).splitlines():
+        if line.startswith("saved_model_cli") and "text_model" not in line:
+            done = subprocess.run(shlex.split(line), cwd=document_folder, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            assert "loss" in done.stdout
