@@ -3,13 +3,13 @@
 import importlib.util
 import io
 import json
-import os
 import pathlib
 import zipfile
 
 import keras
 import numpy as np
 
+from keras_selfish.export import file
 from keras_selfish.export.checks import check_forward, checked_vocabulary
 from keras_selfish.export.metadata import metadata
 from keras_selfish.export.strip import strip
@@ -50,8 +50,8 @@ def litert(model, path, quantize=None, vocabulary=None, time_steps=None):
 
     Args:
         model: A built Functional or Sequential model, or one with a method `stepwise()`.
-        path: The file to write, which ends in `.tflite`. A LiteRT file there is replaced, anything else is
-            refused.
+        path: The file to write, in a folder that exists; its name ends in `.tflite`. A LiteRT file there is
+            replaced, anything else is refused.
         quantize: None (default) for float32; `"int8"` for weights in 8 bits with a scale for each unit;
             `"float16"` for weights in 16 bits, which are multiplied densely in float32.
         vocabulary: The tokens of a language model, a `Vocabulary` or a sequence of strings in the order of
@@ -64,6 +64,7 @@ def litert(model, path, quantize=None, vocabulary=None, time_steps=None):
     Raises:
         ImportError: without `ai-edge-litert`, the extra `litert`.
         FileExistsError: if there is something at `path` that is no LiteRT file.
+        FileNotFoundError: if the folder of `path` does not exist.
         ValueError: for an argument out of range, a model that cannot be stripped (see `strip`), or one with
             layers that cannot be written, which the message names.
         RuntimeError: if the runtime refuses the file, or computes something else than Keras.
@@ -89,13 +90,9 @@ def litert(model, path, quantize=None, vocabulary=None, time_steps=None):
         if vocabulary is not None:
             vocabulary = checked_vocabulary(vocabulary, plain.outputs[0].shape[-1])
     content, about = _written(plain, quantize, time_steps, is_language_model, described, vocabulary)
-    part = path.with_name(f".{path.name}.part")
-    try:
+    with file.replacing(path) as part:
         part.write_bytes(content)
         _compare(part, plain, about, quantize, is_language_model)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 
@@ -115,18 +112,12 @@ def _check(quantize, path, time_steps):
         raise ValueError(
             f"`time_steps` must be a positive integer or None. Received: time_steps={time_steps!r}"
         )
-    if os.path.lexists(path) and not _is_litert(path):
-        raise FileExistsError(
-            "`path` must be free or a LiteRT file, which is replaced. Received: "
-            f"path={str(path)!r}, where there is something else; move it away or choose another path"
-        )
+    file.check_free(path, "LiteRT", _is_litert)
 
 
 def _is_litert(path):
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(8)[4:] == b"TFL3"
+    with path.open("rb") as stream:
+        return stream.read(8)[4:] == b"TFL3"
 
 
 def _written(plain, quantize, time_steps, is_language_model, described, vocabulary):
@@ -135,8 +126,8 @@ def _written(plain, quantize, time_steps, is_language_model, described, vocabula
     from keras_selfish.litert.lowering import Lowering
     from keras_selfish.litert.matrices import Matrices
 
-    file, matrices = File(f"{plain.name}, by keras_selfish {__version__}"), Matrices(quantize)
-    graph = file.graph("main")
+    written, matrices = File(f"{plain.name}, by keras_selfish {__version__}"), Matrices(quantize)
+    graph = written.graph("main")
     inputs = {
         tensor.name: graph.tensor(_shape(tensor, time_steps), _dtype(tensor), tensor.name)
         for tensor in plain.inputs
@@ -154,7 +145,7 @@ def _written(plain, quantize, time_steps, is_language_model, described, vocabula
             shape = (shape[0], shape[-1])
         outputs[output_name] = lowering.output(tensor, shape, taken=[*inputs.values(), *outputs.values()])
     key = "step" if is_language_model else "serve"
-    file.sign(key, graph, inputs, outputs)
+    written.sign(key, graph, inputs, outputs)
     about = {
         "format": "keras_selfish LiteRT model, version 1",
         **described,
@@ -164,7 +155,7 @@ def _written(plain, quantize, time_steps, is_language_model, described, vocabula
         "outputs": _described(outputs),
         "matrices": matrices.report,
     }
-    return _with_files(file.to_bytes(), about, vocabulary), about
+    return _with_files(written.to_bytes(), about, vocabulary), about
 
 
 def _shape(tensor, time_steps):

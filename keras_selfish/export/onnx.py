@@ -3,7 +3,6 @@
 import contextlib
 import importlib.util
 import logging
-import os
 import pathlib
 import warnings
 
@@ -13,6 +12,7 @@ from keras import ops
 
 from keras_selfish.backend import BACKEND
 from keras_selfish.cloning import with_inner
+from keras_selfish.export import file
 from keras_selfish.export.checks import check_forward
 from keras_selfish.export.strip import strip
 
@@ -74,24 +74,19 @@ def onnx(model, path):
     """
     _check_environment()
     path = pathlib.Path(path)
-    _check_path(path)
+    file.check_free(path, "ONNX", _is_onnx)
     is_language_model = hasattr(model, "stepwise")
     if not is_language_model:
         check_forward(model, None)
     plain = strip(model.stepwise() if is_language_model else model)
     _check_numbers(plain)
     plain = _with_named_outputs(plain, is_language_model)
-    target = path.resolve()  # a link stays one
-    part = target.with_name(f".{target.name}.part")
-    try:
+    with file.replacing(path) as part:
         _convert(plain, part)
         _check_operations(plain, part)
         _tidy(part, list(plain.output), ("batch", "time") if is_language_model else ())
         if importlib.util.find_spec("onnxruntime"):
             _check_outputs(plain, part)
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 
@@ -106,18 +101,6 @@ def _check_environment():
         raise ImportError(
             "`onnx` needs the packages tf2onnx and onnx. Received: an environment without "
             f"{' and '.join(absent)}; run pip install 'keras_selfish[onnx]'"
-        )
-
-
-def _check_path(path):
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(
-            f"`path` must be in a folder that exists. Received: path={str(path)!r}; make its folder first"
-        )
-    if os.path.lexists(path) and not (path.is_file() and _is_onnx(path)):
-        raise FileExistsError(
-            f"`path` must be free or an ONNX file, which is replaced. Received: path={str(path)!r}, where "
-            "there is something else; move it away or choose another path"
         )
 
 

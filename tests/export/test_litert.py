@@ -377,9 +377,11 @@ def test_bad_paths(tmp_path):
     model = sparse_layer(0.9, 4)
     with pytest.raises(ValueError, match=r"`path` must end in \.tflite"):
         litert(model, tmp_path / "model.bin")
+    with pytest.raises(FileNotFoundError, match="`path` must be in a folder that exists"):
+        litert(model, tmp_path / "no" / "model.tflite")
     other = tmp_path / "notes.tflite"
     other.write_text("mine")
-    with pytest.raises(FileExistsError, match="`path` must be free or a LiteRT file"):
+    with pytest.raises(FileExistsError, match="`path` must be free or a file of LiteRT"):
         litert(model, other)
     assert other.read_text() == "mine"
 

@@ -176,7 +176,7 @@ def test_a_file_of_onnx_is_replaced_and_anything_else_is_not(exported, tmp_path)
     text.write_text("no model at all")
     empty.touch()
     for taken in (folder, text, empty):
-        with pytest.raises(FileExistsError, match=r"`path` must be free or an ONNX file.* Received: path="):
+        with pytest.raises(FileExistsError, match=r"`path` must be free or a file of ONNX.* Received: path="):
             onnx(model, taken)
     with pytest.raises(
         FileNotFoundError, match=r"in a folder that exists\. Received: path='.*absent/model\.onnx'"
