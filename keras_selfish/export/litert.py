@@ -126,7 +126,10 @@ def _written(plain, quantize, time_steps, is_language_model, described, vocabula
     from keras_selfish.litert.lowering import Lowering
     from keras_selfish.litert.matrices import Matrices
 
-    written, matrices = File(f"{plain.name}, by keras_selfish {__version__}"), Matrices(quantize)
+    written, matrices = (
+        File(f"{plain.name}, by keras_selfish {__version__}"),
+        Matrices(quantize, _multiplied_tables(plain)),
+    )
     graph = written.graph("main")
     inputs = {
         tensor.name: graph.tensor(_shape(tensor, time_steps), _dtype(tensor), tensor.name)
@@ -156,6 +159,13 @@ def _written(plain, quantize, time_steps, is_language_model, described, vocabula
         "matrices": matrices.report,
     }
     return _with_files(written.to_bytes(), about, vocabulary), about
+
+
+def _multiplied_tables(plain):
+    """The paths of embeddings that are decoders, too."""
+    embeddings = [getattr(layer, "embedding", None) for layer in plain.layers]
+    embeddings += [layer for layer in plain.layers if isinstance(layer, keras.layers.ReversibleEmbedding)]
+    return {layer.embeddings.path for layer in embeddings if isinstance(layer, keras.layers.Embedding)}
 
 
 def _shape(tensor, time_steps):

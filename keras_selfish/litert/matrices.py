@@ -18,8 +18,9 @@ from keras_selfish.litert.graph import schema
 SPARSE_VERSION = 8
 INT8_VERSION = 12  # weights of a scale for each output
 INT8_BLOCK = 16
-# The int8 kernel counts the blocks of a row, and numbers them, in a byte.
-INT8_WIDTH = 255 * INT8_BLOCK
+# The most columns of a matrix for a kernel, wider ones being split. The int8 kernel counts the blocks of a
+# row, and numbers them, in a byte; of the other the files are smaller so.
+WIDTHS = {"int8_sparse16": 255 * INT8_BLOCK, "sparse4": 256 * 4}
 # Time for each weight that a kernel reads, as a multiple of the dense float32 kernel's, between what
 # processors with AVX2 and those with AVX-512 and int8 products take (one token, one thread; docs/serving.md).
 COSTS = {"dense": 1.0, "sparse1": 5.5, "sparse4": 1.9, "int8": 0.25, "int8_sparse16": 0.4}
@@ -49,13 +50,15 @@ class Matrices:
 
     Args:
         quantize: None, "int8" or "float16".
+        multiplied: Names of tables that are multiplied by as well, and so stored in one piece for both.
 
     Attributes:
         report: A list of dicts, one for each matrix: its name, shape, sparsity, form, and bytes.
     """
 
-    def __init__(self, quantize=None):
+    def __init__(self, quantize=None, multiplied=()):
         self.quantize = quantize
+        self.multiplied = multiplied
         self.report = []
         self._reported = set()
         self._made = {}
@@ -75,12 +78,11 @@ class Matrices:
         """
         form = self.form(weight)
         self._note(name, weight, form)
-        if form.kernel != "int8_sparse16":
-            weights, version = self._stored(graph, weight, form, name)
-            return _fully_connected(graph, inputs, weights, bias, version)
-        inputs, weight = _padded(graph, inputs, weight)
-        parts = math.ceil(weight.shape[1] / INT8_WIDTH)
-        ends = INT8_BLOCK * np.round(np.linspace(0, weight.shape[1] // INT8_BLOCK, parts + 1)).astype(int)
+        if form.kernel == "int8_sparse16":
+            inputs, weight = _padded(graph, inputs, weight)
+        parts = math.ceil(weight.shape[1] / WIDTHS.get(form.kernel, math.inf)) or 1
+        block = form.block or 1
+        ends = block * np.round(np.linspace(0, weight.shape[1] // block, parts + 1)).astype(int)
         total = None
         for part, piece in zip(_split(graph, inputs, np.diff(ends)), itertools.pairwise(ends), strict=True):
             columns = weight[:, slice(*piece)]
@@ -101,25 +103,49 @@ class Matrices:
         Returns:
             Float32 `Tensor` (*indices' shape, features).
         """
-        shape = (*indices.shape, table.shape[1])
-        if self.quantize != "int8":
-            dtype = "float16" if self.quantize == "float16" else "float32"
-            form = _smallest(table, np.dtype(dtype).itemsize)
-            self._note(name, table, form)
-            stored = self._expanded(graph, table.astype(dtype), form, name)
-            values = graph.apply("GATHER", [stored, indices], shape, dtype=stored.dtype, axis=0)
-            return values if dtype == "float32" else graph.apply("DEQUANTIZE", [values], shape)
-        values, scales = quantized(table)
-        form = _smallest(table, 1)
+        itemsize = {"int8": 1, "float16": 2}.get(self.quantize, 4)
+        scales = None
+        if self.quantize == "int8":
+            table, scales = quantized(table)
+        form, parts = _smallest(table, itemsize), 1
+        if name not in self.multiplied:
+            form, parts = min(
+                (
+                    (_smallest(table.reshape(-1, width), itemsize), table.shape[1] // width)
+                    for width in _widths(table)
+                ),
+                key=lambda option: option[0].bytes,
+            )
         self._note(name, table, form)
-        unit = _quantization(np.ones(1, np.float32))
-        stored = self._expanded(graph, values, form, name, unit)
-        rows = graph.apply("GATHER", [stored, indices], shape, dtype="int8", axis=0)
-        graph.subgraph.tensors[rows.index].quantization = unit
-        rows = graph.apply("DEQUANTIZE", [rows], shape, version=2)
+        values = self._looked_up(graph, table, indices, form, parts, name)
+        if scales is None:
+            return values
         scales = graph.constant(scales[:, None], f"{name}/scales")
         scales = graph.apply("GATHER", [scales, indices], (*indices.shape, 1), axis=0)
-        return graph.apply("MUL", [rows, scales], shape)
+        return graph.apply("MUL", [values, scales], values.shape)
+
+    def _looked_up(self, graph, table, indices, form, parts, name):
+        """Float32 rows of a table, each stored in several parts, that is as several rows."""
+        width = table.shape[1] // parts
+        shape = indices.shape
+        if parts > 1:
+            shape = (*shape, parts)
+            indices = _reshape(graph, indices, (*indices.shape, 1))
+            indices = graph.apply(
+                "MUL", [indices, graph.constant(np.int32(parts))], indices.shape, dtype="int32"
+            )
+            each = graph.constant(np.arange(parts, dtype=np.int32))
+            indices = graph.apply("ADD", [indices, each], shape, dtype="int32")
+        unit = _quantization(np.ones(1, np.float32)) if self.quantize == "int8" else None
+        dtype = {"int8": "int8", "float16": "float16"}.get(self.quantize, "float32")
+        stored = self._expanded(graph, table.reshape(-1, width).astype(dtype), form, name, unit)
+        values = graph.apply("GATHER", [stored, indices], (*shape, width), dtype=dtype, axis=0)
+        graph.subgraph.tensors[values.index].quantization = unit
+        if parts > 1:
+            values = _reshape(graph, values, (*shape[:-1], table.shape[1]), unit)
+        if dtype == "float32":
+            return values
+        return graph.apply("DEQUANTIZE", [values], values.shape, version=2 if dtype == "int8" else 1)
 
     def form(self, weight):
         """The `Form` in which a matrix (outputs, inputs) is multiplied by soonest."""
@@ -222,6 +248,21 @@ def _padded(graph, inputs, weight):
     shape = (*inputs.shape[:-1], inputs.shape[-1] + missing)
     inputs = graph.apply("PAD", [inputs, graph.constant(amounts)], shape)
     return inputs, np.pad(weight, [[0, 0], [0, missing]])
+
+
+def _reshape(graph, tensor, shape, quantization=None):
+    sizes = np.array([-1 if size is None else size for size in shape], np.int32)
+    inputs = [tensor, graph.constant(sizes)]
+    reshaped = graph.apply("RESHAPE", inputs, shape, dtype=tensor.dtype, newShape=sizes)
+    graph.subgraph.tensors[reshaped.index].quantization = quantization
+    return reshaped
+
+
+def _widths(table):
+    """Its number of columns, and the largest part of it whose columns a byte can number."""
+    columns = table.shape[1]
+    parts = next((parts for parts in range(1, 33) if columns % parts == 0 and columns // parts <= 256), 1)
+    return sorted({columns, columns // parts})
 
 
 def _split(graph, inputs, widths):

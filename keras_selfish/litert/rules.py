@@ -105,9 +105,10 @@ def _relu(lowering, operation, x):
     slope, most = getattr(operation, "negative_slope", 0.0), getattr(operation, "max_value", None)
     if getattr(operation, "threshold", 0.0):
         raise lowering.refusal("a ReLU with a threshold")
-    outputs = lowering.graph.apply(
-        "LEAKY_RELU" if slope else "RELU", [x], x.shape, **({"alpha": slope} if slope else {})
-    )
+    if slope:
+        outputs = lowering.graph.apply("LEAKY_RELU", [x], x.shape, alpha=float(slope))
+    else:
+        outputs = lowering.graph.apply("RELU", [x], x.shape)
     if most is None:
         return outputs
     return lowering.graph.apply("MINIMUM", [outputs, lowering.constant(np.float32(most))], x.shape)

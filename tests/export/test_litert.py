@@ -235,15 +235,39 @@ def test_kernels(sparsity, block, quantize, kernel, tmp_path):
     assert np.abs(next(iter(received.values())) - expected).max() <= tolerance * np.abs(expected).max()
 
 
-def test_int8_of_any_width(tmp_path):
-    """Widths that blocks of 16 do not divide are padded, those that the kernel cannot count are split."""
-    for width in (5, 18, 4100):
-        model = sequential(SparseDense(8, sparsity=0.98, mask_seed=3), shape=(width,))
-        path = litert(model, tmp_path / "model.tflite", "int8")
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_any_width(quantize, tmp_path):
+    """Widths that blocks of 16 do not divide are padded, those that a kernel cannot count are split."""
+    for width, block in ((5, 1), (18, 1), (1500, 4), (4100, 4)):
+        model = sequential(SparseDense(8, sparsity=0.98, block_shape=(block, 1), mask_seed=3), shape=(width,))
+        path = litert(model, tmp_path / "model.tflite", quantize)
         inputs = {"x": example(model.inputs[0], 2)}
         (received,) = run(path, [inputs])
         (expected,) = outputs_of(model, inputs).values()
-        assert np.abs(next(iter(received.values())) - expected).max() <= 0.05 * np.abs(expected).max() + 1e-6
+        tolerance = 0.05 if quantize else 1e-5
+        assert (
+            np.abs(next(iter(received.values())) - expected).max()
+            <= tolerance * np.abs(expected).max() + 1e-6
+        )
+
+
+@pytest.mark.parametrize("quantize", [None, "int8", "float16"])
+@pytest.mark.parametrize("features", [256, 263, 600])
+def test_tables_of_any_width(features, quantize, tmp_path):
+    """Rows are stored in parts whose columns a byte can number, if they can be cut into equal ones."""
+    embedding = SparseEmbedding(20, features, sparsity=0.9, mask_seed=1)
+    model = sequential(embedding, shape=(5,), dtype="int32")
+    path = litert(model, tmp_path / "model.tflite", quantize)
+    inputs = {"x": example(model.inputs[0])}
+    (received,) = run(path, [inputs])
+    (expected,) = outputs_of(model, inputs).values()
+    tolerance = {None: 0, "int8": 1 / 250, "float16": 1e-3}[quantize]
+    assert np.abs(next(iter(received.values())) - expected).max() <= tolerance * np.abs(expected).max()
+    place = 2 if features == 263 else 1
+    assert (
+        about(path)["matrices"][0]["bytes"]
+        < 20 * features * 0.1 * ({None: 4, "int8": 1}.get(quantize, 2) + place) + 300
+    )
 
 
 def test_quantized_by_hand():
