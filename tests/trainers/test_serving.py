@@ -136,12 +136,18 @@ def text_file(path, workdir):
     path.write_text("not a model")
 
 
+def damaged_folder(path, workdir):
+    path.mkdir()
+    text_file(path / "saved_model.pb", workdir)
+
+
 BAD_MODELS = {
     "nothing.tflite": (None, "nothing is there"),
     "notes.txt": (text_file, "which is something else"),
     "broken.tflite": (truncated, "must be a whole LiteRT model"),
     "text.tflite": (text_file, "must be a whole LiteRT model"),
     "text.keras": (text_file, "must be a whole Keras model"),
+    "folder": (damaged_folder, "must be a whole SavedModel model"),
 }
 
 
