@@ -1,5 +1,7 @@
 """What all exports ask of a model and its vocabulary."""
 
+import keras
+
 from keras_selfish.layers import CarriedState
 
 
@@ -42,3 +44,13 @@ def checked_vocabulary(vocabulary, size):
                 f"{first[token]} and {index}"
             )
     return tokens
+
+
+def output_names(plain):
+    """A name for each output tensor of a model, in Keras's order: its key in a dict, or that of its layer."""
+    if isinstance(plain, keras.Sequential):
+        return [plain.layers[-1].name]
+    if isinstance(plain.output, dict) and len(plain.output) == len(plain.outputs):
+        return [str(name) for name in sorted(plain.output)]
+    names = plain.output_names
+    return [name if names.count(name) == 1 else f"{name}_{index}" for index, name in enumerate(names)]

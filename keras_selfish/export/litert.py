@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from keras_selfish.export import file
-from keras_selfish.export.checks import check_forward, checked_vocabulary
+from keras_selfish.export.checks import check_forward, checked_vocabulary, output_names
 from keras_selfish.export.metadata import metadata
 from keras_selfish.export.strip import strip
 from keras_selfish.version import __version__
@@ -140,7 +140,7 @@ def _written(plain, quantize, time_steps, is_language_model, described, vocabula
     if is_language_model:
         names = ["logits", *list(inputs)[1:]]
     else:
-        names = _output_names(plain)
+        names = output_names(plain)
     outputs = {}
     for output_name, tensor in zip(names, tensors, strict=True):
         shape = tensor.shape
@@ -189,17 +189,6 @@ def _dtype(tensor):
     if dtype != "bool":
         raise ValueError(f"`model` must have inputs of numbers. Received: input {tensor.name!r} of {dtype}")
     return dtype
-
-
-def _output_names(plain):
-    if isinstance(plain, keras.Sequential):
-        return [plain.layers[-1].name]
-    if isinstance(plain.output, dict):
-        names = [str(name) for name in sorted(plain.output)]
-        if len(names) == len(plain.outputs):
-            return names
-    names = list(plain.output_names)
-    return [name if names.count(name) == 1 else f"{name}_{index}" for index, name in enumerate(names)]
 
 
 def _described(tensors):

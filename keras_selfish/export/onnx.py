@@ -13,7 +13,7 @@ from keras import ops
 from keras_selfish.backend import BACKEND
 from keras_selfish.cloning import with_inner
 from keras_selfish.export import file
-from keras_selfish.export.checks import check_forward
+from keras_selfish.export.checks import check_forward, output_names
 from keras_selfish.export.strip import strip
 
 # How far the outputs of the file and of Keras may lie apart, absolutely and relatively.
@@ -138,17 +138,11 @@ def _check_numbers(plain):
 
 def _with_named_outputs(plain, is_language_model):
     """The same model, whose outputs are a dict: tf2onnx calls them by its keys."""
-    if isinstance(plain, keras.Sequential):
-        plain = keras.Model(plain.inputs[0], {plain.layers[-1].name: plain.outputs[0]}, name=plain.name)
-    outputs = keras.tree.flatten(plain.output)
+    names = output_names(plain)
     if is_language_model:
         names = ["logits", *(f"next_{state.name}" for state in plain.inputs[1:])]
-    elif isinstance(plain.output, dict) and len(plain.output) == len(outputs):
-        return plain
-    else:
-        names = plain.output_names
-        names = names if len(set(names)) == len(names) else [f"{n}_{i}" for i, n in enumerate(names)]
-    return keras.Model(plain.input, dict(zip(names, outputs, strict=True)), name=plain.name)
+    inputs = plain.inputs[0] if isinstance(plain, keras.Sequential) else plain.input
+    return keras.Model(inputs, dict(zip(names, plain.outputs, strict=True)), name=plain.name)
 
 
 def _convert(plain, part):
