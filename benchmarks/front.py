@@ -6,7 +6,6 @@ Each WORKDIR is the folder of a run of trainers.language_model that has finished
 exported and tested one format after the other, each in a process of its own, on one thread.
 """
 
-import argparse
 import json
 import pathlib
 import statistics
@@ -14,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 
-from benchmarks.options import parse, positive
+from benchmarks.options import bare_parser, parse
 from benchmarks.output import print_table, write_figures
 from benchmarks.processes import machine
 
@@ -73,15 +72,11 @@ def draw(figure, rows):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bare_parser(__doc__)
     parser.add_argument("workdirs", nargs="+", type=pathlib.Path, metavar="WORKDIR")
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--data_dir")
     parser.add_argument("--most_tokens", type=int, default=0, help="of the test split; 0 for all (default)")
-    parser.add_argument("--rounds", type=positive, default=3, help="(default: %(default)s)")
-    parser.add_argument("--output", type=pathlib.Path, metavar="FOLDER", help="where CSV and plot go")
     options = parse(parser)
     where = machine()
     with tempfile.TemporaryDirectory() as folder:

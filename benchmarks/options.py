@@ -7,6 +7,23 @@ import pathlib
 from benchmarks.task import Sizes
 
 
+def bare_parser(description, rounds=3):
+    """An `argparse.ArgumentParser` with `--rounds` and `--output`, for a benchmark with sizes of its own."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--rounds", type=positive, default=rounds, help=_with_default("how often each is measured")
+    )
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        metavar="FOLDER",
+        help="write the figures there, as CSV and, with the extra `plot`, as PNG (default: nowhere)",
+    )
+    return parser
+
+
 def make_parser(description, rounds=3, steps=None, **sizes):
     """An `argparse.ArgumentParser` with the options that all benchmarks have.
 
@@ -16,9 +33,7 @@ def make_parser(description, rounds=3, steps=None, **sizes):
         steps: Default number of training steps of a round, of which the first two are not counted.
         **sizes: Defaults of sizes other than those of `Sizes`.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bare_parser(description, rounds)
     defaults = Sizes(**sizes)
     for name, text in {
         "units": "units of each LSTM layer",
@@ -39,15 +54,6 @@ def make_parser(description, rounds=3, steps=None, **sizes):
                 "training steps of a process; the first two compile and are not in the median"
             ),
         )
-    parser.add_argument(
-        "--rounds", type=positive, default=rounds, help=_with_default("how often each is measured")
-    )
-    parser.add_argument(
-        "--output",
-        type=pathlib.Path,
-        metavar="FOLDER",
-        help="write the figures there, as CSV and, with the extra `plot`, as PNG (default: nowhere)",
-    )
     return parser
 
 

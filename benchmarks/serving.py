@@ -19,7 +19,7 @@ import time
 
 import numpy as np
 
-from benchmarks.options import names_among, numbers, parse, positive
+from benchmarks.options import bare_parser, fraction, names_among, numbers, parse, positive
 from benchmarks.output import print_table, write_figures
 from benchmarks.processes import alternate, extremes, machine, median, peak_memory
 
@@ -156,10 +156,7 @@ def measure(name, path, vocabulary, seconds):
 
 def fractions(text):
     """The type of an argument that lists numbers in (0, 1)."""
-    values = [float(word) for word in text.split(",")]
-    if not all(0 < value < 1 for value in values):
-        raise argparse.ArgumentTypeError(f"must be numbers in (0, 1), separated by commas. Received: {text}")
-    return values
+    return [fraction(word) for word in text.split(",")]
 
 
 def cases(options):
@@ -174,9 +171,7 @@ def cases(options):
 
 
 def parse_arguments(arguments=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bare_parser(__doc__)
     parser.add_argument("--units", type=numbers, default="656,1504", help="(default: %(default)s)")
     parser.add_argument("--vocabulary", type=positive, default=10_000, help="(default: %(default)s)")
     parser.add_argument(
@@ -185,9 +180,7 @@ def parse_arguments(arguments=None):
     parser.add_argument(
         "--variants", type=names_among(VARIANTS), default=",".join(VARIANTS), help="(default: all)"
     )
-    parser.add_argument("--rounds", type=positive, default=3, help="(default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=2.0, help="of a measurement (default: %(default)s)")
-    parser.add_argument("--output", type=pathlib.Path, metavar="FOLDER", help="where CSV and plot go")
     parser.add_argument("--prepare", type=pathlib.Path, help=argparse.SUPPRESS)
     parser.add_argument("--measure", type=pathlib.Path, help=argparse.SUPPRESS)
     return parse(parser, arguments)

@@ -3,6 +3,7 @@
 Each format needs its runtime only. `open_artifact` finds the format by what stands at a path.
 """
 
+import abc
 import importlib.util
 import json
 import pathlib
@@ -17,7 +18,7 @@ from trainers.workdir import RunError
 FORMATS = "a SavedModel folder, or a file that ends in .tflite, .onnx or .keras"
 
 
-class Artifact:
+class Artifact(abc.ABC):
     """A language model that was written to disk.
 
     Args:
@@ -54,6 +55,15 @@ class Artifact:
         """The zero states that texts begin with, a dict from name to float32 array (batch, units)."""
         return {name: np.zeros((batch_size, width), np.float32) for name, width in self.widths.items()}
 
+    @abc.abstractmethod
+    def _import(self):
+        """Imports the runtime, which is not counted as loading."""
+
+    @abc.abstractmethod
+    def _load(self):
+        """Loads the model and returns the width of each state by name, a dict."""
+
+    @abc.abstractmethod
     def step(self, tokens, states):
         """Reads a token of each text.
 
@@ -64,7 +74,6 @@ class Artifact:
         Returns:
             Logits (batch, vocabulary) of the next token, and the new states.
         """
-        raise NotImplementedError
 
     def log_probabilities(self, columns, progress=None):
         """The sum of the log-probabilities of all tokens of texts but the first ones, in nats.

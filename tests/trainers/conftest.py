@@ -110,3 +110,14 @@ def trainer():
         return Trainer(of_name(run_here), of_name(run_alone), of_name(command), settings)
 
     return named
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A little English: part of the text that Python carries."""
+    import pydoc_data.topics
+
+    folder = tmp_path_factory.mktemp("corpus")
+    text = "\n".join(pydoc_data.topics.topics[name] for name in ("assert", "while", "with", "del", "pass"))
+    (folder / "text.txt").write_text(text, encoding="utf-8")
+    return folder

@@ -29,17 +29,6 @@ DENSITY_COLUMNS = 2 + 4 * 4  # embedding, decoder; two layers of two kernels wit
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    """A little English: part of the text that Python carries."""
-    import pydoc_data.topics
-
-    folder = tmp_path_factory.mktemp("corpus")
-    text = "\n".join(pydoc_data.topics.topics[name] for name in ("assert", "while", "with", "del", "pass"))
-    (folder / "text.txt").write_text(text, encoding="utf-8")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def run(trainer):
     """A function that runs the trainer in this process on a folder, with flags."""
     return trainer("language_model").run

@@ -19,17 +19,6 @@ BLOCKS = ("--sparsity=0.8", "--block_shape=16,1", "--noexport")
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    """A little English: part of the text that Python carries."""
-    import pydoc_data.topics
-
-    folder = tmp_path_factory.mktemp("corpus")
-    text = "\n".join(pydoc_data.topics.topics[name] for name in ("assert", "while", "with", "del", "pass"))
-    (folder / "text.txt").write_text(text, encoding="utf-8")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def workdir(trainer, corpus, tmp_path_factory):
     """A finished run."""
     folder = tmp_path_factory.mktemp("run")
