@@ -5,7 +5,6 @@ Each format needs its runtime only. `open_artifact` finds the format by what sta
 
 import abc
 import importlib.util
-import json
 import pathlib
 import time
 import zipfile
@@ -304,19 +303,6 @@ def sample(logits, generator, temperature=1.0, top_k=0, top_p=1.0):
     kept = np.cumsum(probabilities) - probabilities < top_p
     probabilities = probabilities[kept] / probabilities[kept].sum()
     return int(generator.choice(order[kept], p=probabilities))
-
-
-def about(path):
-    """What `model.json` says in a LiteRT file or SavedModel, a dict; empty where there is none."""
-    path = pathlib.Path(path)
-    if path.is_dir():
-        file = path / "assets" / "model.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if "model.json" in archive.namelist():
-                return json.loads(archive.read("model.json"))
-    return {}
 
 
 def _lines(text):

@@ -197,6 +197,14 @@ class Graph:
         self.subgraph.operators.append(operator)
         return outputs[0] if len(outputs) == 1 else outputs
 
+    def reshape(self, tensor, shape, quantization=None):
+        """A tensor in another shape, of which one size may be None."""
+        sizes = np.array([-1 if size is None else size for size in shape], np.int32)
+        inputs = [tensor, self.constant(sizes)]
+        reshaped = self.apply("RESHAPE", inputs, tuple(shape), dtype=tensor.dtype, newShape=sizes)
+        self.subgraph.tensors[reshaped.index].quantization = quantization
+        return reshaped
+
 
 class _Buffer(schema.BufferT):
     """A buffer whose data is aligned: the generated class aligns it to a byte."""

@@ -117,10 +117,7 @@ class Lowering:
         tensor = self.constant(value)
         if tensor.shape == tuple(shape) and not any(tensor.index == other.index for other in taken):
             return tensor
-        sizes = np.array([-1 if size is None else size for size in shape], np.int32)
-        return self.graph.apply(
-            "RESHAPE", [tensor, self.constant(sizes)], shape, dtype=tensor.dtype, newShape=sizes
-        )
+        return self.graph.reshape(tensor, shape)
 
     def refusal(self, what):
         """The error about something that has no rule."""

@@ -130,7 +130,7 @@ class Matrices:
         shape = indices.shape
         if parts > 1:
             shape = (*shape, parts)
-            indices = _reshape(graph, indices, (*indices.shape, 1))
+            indices = graph.reshape(indices, (*indices.shape, 1))
             indices = graph.apply(
                 "MUL", [indices, graph.constant(np.int32(parts))], indices.shape, dtype="int32"
             )
@@ -142,7 +142,7 @@ class Matrices:
         values = graph.apply("GATHER", [stored, indices], (*shape, width), dtype=dtype, axis=0)
         graph.subgraph.tensors[values.index].quantization = unit
         if parts > 1:
-            values = _reshape(graph, values, (*shape[:-1], table.shape[1]), unit)
+            values = graph.reshape(values, (*shape[:-1], table.shape[1]), unit)
         if dtype == "float32":
             return values
         return graph.apply("DEQUANTIZE", [values], values.shape, version=2 if dtype == "int8" else 1)
@@ -248,14 +248,6 @@ def _padded(graph, inputs, weight):
     shape = (*inputs.shape[:-1], inputs.shape[-1] + missing)
     inputs = graph.apply("PAD", [inputs, graph.constant(amounts)], shape)
     return inputs, np.pad(weight, [[0, 0], [0, missing]])
-
-
-def _reshape(graph, tensor, shape, quantization=None):
-    sizes = np.array([-1 if size is None else size for size in shape], np.int32)
-    inputs = [tensor, graph.constant(sizes)]
-    reshaped = graph.apply("RESHAPE", inputs, shape, dtype=tensor.dtype, newShape=sizes)
-    graph.subgraph.tensors[reshaped.index].quantization = quantization
-    return reshaped
 
 
 def _widths(table):

@@ -695,10 +695,7 @@ def _reshape(lowering, x, shape):
         return x
     if sum(size is None for size in shape) > 1:
         raise lowering.refusal(f"a tensor of the shape {shape}, with several sizes that are not known")
-    sizes = np.array([-1 if size is None else size for size in shape], np.int32)
-    return lowering.graph.apply(
-        "RESHAPE", [x, lowering.constant(sizes)], shape, dtype=x.dtype, newShape=sizes
-    )
+    return lowering.graph.reshape(x, shape)
 
 
 def _transpose(lowering, x, axes):
