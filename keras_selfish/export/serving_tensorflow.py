@@ -137,11 +137,11 @@ def _step(reader):
     def step_int64(tokens, states):
         columns = tf.shape(tokens)[1]
         some = require(columns > 0, "`tokens` must have at least one column. Received: {}", columns)
-        with tf.control_dependencies([some]):
+        fitting = [_same_rows(tokens, name, state) for name, state in states.items()]
+        with tf.control_dependencies([some, *fitting]):
             tokens = checked_ids(tokens, reader.vocabulary_size)
-        # Without a column TensorFlow would refuse the graph before it could run into the sentence above.
-        tokens = tf.pad(tokens, [[0, 0], [0, tf.cast(columns == 0, tf.int32)]])
-        logits, states = reader.run(tokens, states)
+        states = {name: _of_open_shape(state) for name, state in states.items()}
+        logits, states = reader.run(_of_open_shape(tokens), states)
         return {"logits": logits[:, -1], **states}
 
     widths = {name: tf.TensorSpec((None, width)) for name, width in reader.widths.items()}
@@ -152,6 +152,26 @@ def _step(reader):
         return once(tf.cast(tokens, tf.int64), states)
 
     return step
+
+
+def _of_open_shape(tensor):
+    """The same matrix, of whose shape TensorFlow knows the width of a state only.
+
+    Where it knows shapes that do not fit, it refuses the graph before that could run into a sentence of ours.
+    """
+    width = tensor.shape[1] if tensor.dtype.is_floating else None
+    return tf.compat.v1.placeholder_with_default(tensor, (None, width))
+
+
+def _same_rows(tokens, name, state):
+    rows, others = tf.shape(tokens)[0], tf.shape(state)[0]
+    return require(
+        rows == others,
+        f"`{name}` must have a row for each row of `tokens`. Received: {{}} for {{}}; begin a batch of "
+        "texts with `initial_state(batch_size)`",
+        others,
+        rows,
+    )
 
 
 def _at_least_float32(tensor):

@@ -260,6 +260,18 @@ def test_step_refuses_what_is_no_id(served):
         served.step(np.zeros((1, 0), "int32"), **states)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_step_refuses_states_of_another_batch(rows, served):
+    tokens, states = tf.zeros((3, 2), tf.int32), served.initial_state(3)
+    for name in states:
+        others = states | {name: states[name][:1] if rows == 1 else tf.zeros((rows, states[name].shape[1]))}
+        with pytest.raises(
+            tf.errors.InvalidArgumentError,
+            match=rf"\[.*`{name}` must have a row for each row of `tokens`. Received: {rows} for 3; .*\]",
+        ):
+            served.step(tokens, **others)
+
+
 def test_signatures_have_dynamic_sizes_and_a_default(served):
     signatures = served.signatures
     assert set(signatures) == {"score", "score_lengths", "step", "initial_state", "serving_default"}
