@@ -106,6 +106,11 @@ def fraction(text):
     return number
 
 
+def fractions(text):
+    """The type of an argument that lists numbers over 0 and under 1."""
+    return [fraction(word) for word in text.split(",")]
+
+
 def names_among(known):
     """The type of an argument that lists some of the known names, separated by commas."""
 

@@ -19,7 +19,7 @@ import time
 
 import numpy as np
 
-from benchmarks.options import bare_parser, fraction, names_among, numbers, parse, positive
+from benchmarks.options import bare_parser, fractions, names_among, numbers, parse, positive
 from benchmarks.output import print_table, write_figures
 from benchmarks.processes import alternate, extremes, machine, median, peak_memory
 
@@ -152,11 +152,6 @@ def measure(name, path, vocabulary, seconds):
         "bytes": size,
         "peak_bytes": peak_memory(),
     }
-
-
-def fractions(text):
-    """The type of an argument that lists numbers in (0, 1)."""
-    return [fraction(word) for word in text.split(",")]
 
 
 def cases(options):

@@ -162,6 +162,17 @@ def test_front(tmp_path):
     assert float(rows[1]["bytes"]) < float(rows[0]["bytes"])
 
 
+@pytest.mark.slow
+def test_files(tmp_path):
+    """Masks as bits and the weights that exist, and no more, in each form."""
+    sizes = ("--units=200", "--vocabulary=500", "--rounds=1", "--sparsities=0.8")
+    printed, rows = figures("files", tmp_path, sizes=sizes)
+    assert [row["form"] for row in rows[:4]] == [".weights.h5", ".keras", ".keras, optimizer", "checkpoint"]
+    of_arrays = [float(row["file_mb"]) / float(row["arrays_mb"]) for row in rows]
+    assert of_arrays == pytest.approx([1.0] * 4 + [0.22] * 4, abs=0.04)
+    assert all(row["form"] in printed for row in rows)
+
+
 def test_pytorch_is_left_out_where_it_is_missing(monkeypatch, capsys):
     monkeypatch.setattr(training_step.importlib.util, "find_spec", lambda name: None)
     assert training_step.available(["keras", "torch"]) == ["keras"]
