@@ -22,6 +22,9 @@ TOLERANCE = 1e-5
 # A file of ONNX is one message of protobuf, which has no more bytes.
 MOST_BYTES = 2**31 - 1
 
+# Entries of a matrix that is worth a node to be stored once.
+LARGE = 1024
+
 # Sizes of the examples that the file is checked with where the model leaves them open.
 BATCH, STEPS, PIXELS = 2, 16, 64
 
@@ -221,7 +224,27 @@ def _tidy(part, names, axes):
                 dimension.dim_param = name
     del model.graph.output[:]
     model.graph.output.extend(outputs)
+    _share_transposed(model.graph)
     save(model, part)
+
+
+def _share_transposed(graph):
+    """Leaves one of two matrices that are each other's transposes, such as a tied embedding.
+
+    tf2onnx transposes constants when it writes them. Runtimes do so when they load a file.
+    """
+    from onnx import helper, numpy_helper
+
+    large = [one for one in graph.initializer if len(one.dims) == 2 and np.prod(one.dims) >= LARGE]
+    kept = []
+    for one in large:
+        matrix = numpy_helper.to_array(one)
+        twin = next((name for name, other in kept if np.array_equal(other.T, matrix)), None)
+        if twin is None:
+            kept.append((one.name, matrix))
+            continue
+        graph.node.insert(0, helper.make_node("Transpose", [twin], [one.name], perm=[1, 0]))
+        graph.initializer.remove(one)
 
 
 def _check_outputs(plain, part):

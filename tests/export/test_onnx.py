@@ -67,6 +67,13 @@ def test_a_language_model_takes_tokens_and_states_by_name(exported):
 
 
 @needs_extra
+def test_a_tied_embedding_is_stored_once(tmp_path):
+    model = LanguageModel(2000, units=16, layers=1, tied=True, batch_size=1, seed=3)
+    size = onnx(model, tmp_path / "model.onnx").stat().st_size
+    assert size < 1.4 * 4 * 2000 * 16  # the LSTM, the biases and the graph are a tenth of the table
+
+
+@needs_extra
 def test_step_by_step_it_says_what_the_model_says(exported, run_python, tmp_path):
     """Where neither Keras nor this package can be imported."""
     model, path = exported
