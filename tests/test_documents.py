@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 
+import keras_selfish
 from keras_selfish.masks import masked_weights
 from keras_selfish.rewiring import METHODS
 
@@ -21,6 +22,14 @@ def blocks(name, chapter=0):
     text = (DOCUMENTS / name).read_text(encoding="utf-8")
     chapters = re.split(r"^# ", text, flags=re.MULTILINE)[1:]
     return re.findall(r"^```python\n(.*?)^```", chapters[chapter], re.MULTILINE | re.DOTALL)
+
+
+def rows(name, chapter=0):
+    """The code in each cell of the table of one of a document's chapters, a pair of lists a row."""
+    text = (DOCUMENTS / name).read_text(encoding="utf-8")
+    lines = re.split(r"^# ", text, flags=re.MULTILINE)[1:][chapter].splitlines()
+    cells = [line.strip("|").split(" | ") for line in lines if line.startswith("|")][2:]
+    return [tuple(re.findall(r"`([^`]+)`", cell) for cell in row) for row in cells]
 
 
 def test_blocks_run(monkeypatch):
@@ -83,3 +92,53 @@ def test_a_cell_of_ones_own_has_its_gradient():
     for by_hand, automatic in zip(*losses, strict=True):
         np.testing.assert_allclose(by_hand, automatic, rtol=1e-4, atol=1e-6)
     assert [weight.active for weight in masked_weights(model)] == [24, 32, 32]
+
+
+NOT_CODE = ('block_pooling_type="AVG"', '"constant"', "sparsity", "trainers.language_model --preset ptb_lstm")
+
+
+def run_each(codes, namespace):
+    """Runs each piece of code by itself; a keyword argument, an option or a bare name is none."""
+    for code in codes:
+        if code not in NOT_CODE and not re.fullmatch(r"\w+", code):
+            exec(compile(code, code, "exec"), dict(namespace))
+
+
+@pytest.mark.parametrize("chapter", [0, 1])
+def test_each_call_of_ours_that_a_table_names_runs(chapter, tfmot, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    layers = [keras.Input((16,)), keras.layers.Dense(32, name="dense"), keras.layers.Dense(8, name="last")]
+    x, y = np.zeros((8, 16)), np.zeros((8, 8))
+    schedule = keras_selfish.PolynomialDecay(0.0, 0.8, begin_step=0, end_step=400)
+    given = {"model": keras.Sequential(layers), "x": x, "y": y, "schedule": schedule}
+    given |= {"keras": keras, "tfmot": tfmot, "pruned": None}
+    names = {name: getattr(keras_selfish, name) for name in keras_selfish.__all__}
+    monkeypatch.setitem(names, "from_tfmot", lambda pruned: pruned)  # tests/conversion runs it
+    for _, ours in rows("coming_from.md", chapter):
+        run_each(ours, names | given)
+
+
+def test_each_call_of_tfmot_that_the_table_names_exists(tfmot):
+    import tf_keras
+
+    def prune_some(layer):
+        return tfmot.prune_low_magnitude(layer, schedule) if layer.name == "dense" else layer
+
+    schedule = tfmot.PolynomialDecay(0.0, 0.8, begin_step=0, end_step=400)
+    found = rows("coming_from.md")
+    assert len(found) == 12
+    for theirs, _ in found:
+        layers = [tf_keras.Input((16,)), tf_keras.layers.Dense(32, name="dense")]
+        model = tf_keras.Sequential([*layers, tf_keras.layers.Dense(8, name="last")])
+        names = {"tf_keras": tf_keras, "tfmot": tfmot, "schedule": schedule, "prune_some": prune_some}
+        run_each(theirs, names | {"model": model})
+
+
+def test_programs_that_come_from_elsewhere_run(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "document"}
+    found = blocks("coming_from.md")
+    assert len(found) == 2
+    for block in found:
+        exec(compile(block, "coming_from.md", "exec"), namespace)
+    assert (tmp_path / "pruned.keras").exists()
