@@ -1,5 +1,7 @@
 """The Python in the documents runs as it stands there."""
 
+import ast
+import importlib
 import os
 import pathlib
 import re
@@ -94,7 +96,7 @@ def test_a_cell_of_ones_own_has_its_gradient():
     assert [weight.active for weight in masked_weights(model)] == [24, 32, 32]
 
 
-NOT_CODE = ('block_pooling_type="AVG"', '"constant"', "sparsity", "trainers.language_model --preset ptb_lstm")
+NOT_CODE = ('"constant"', "trainers.language_model --preset ptb_lstm")
 
 
 def run_each(codes, namespace):
@@ -118,8 +120,10 @@ def test_each_call_of_ours_that_a_table_names_runs(chapter, tfmot, monkeypatch, 
         run_each(ours, names | given)
 
 
-def test_each_call_of_tfmot_that_the_table_names_exists(tfmot):
+def test_each_call_of_tfmot_that_the_table_names_exists(tfmot, monkeypatch, tmp_path):
     import tf_keras
+
+    monkeypatch.chdir(tmp_path)
 
     def prune_some(layer):
         return tfmot.prune_low_magnitude(layer, schedule) if layer.name == "dense" else layer
@@ -142,3 +146,43 @@ def test_programs_that_come_from_elsewhere_run(monkeypatch, tmp_path):
     for block in found:
         exec(compile(block, "coming_from.md", "exec"), namespace)
     assert (tmp_path / "pruned.keras").exists()
+
+
+def imports():
+    """Which packages of ours each package imports."""
+    found = {}
+    for file in (DOCUMENTS.parent / "keras_selfish").rglob("*.py"):
+        place = file.relative_to(DOCUMENTS.parent / "keras_selfish").parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("keras_selfish"):
+                _, _, inside = node.module.partition(".")
+                names = [inside] if inside else [alias.name for alias in node.names]
+                found.setdefault(place, set()).update(name.partition(".")[0] for name in names)
+    return found
+
+
+def test_the_picture_of_the_architecture_shows_what_imports_what():
+    text = (DOCUMENTS / "architecture.md").read_text(encoding="utf-8")
+    nodes = set(re.findall(r"^    (\w+)\[", text, re.MULTILINE))
+    arrows = {
+        source: set(targets.split(" & "))
+        for source, targets in re.findall(r"^    (\w+) --> (.*)", text, re.MULTILINE)
+    }
+    del arrows["trainers"]
+    actual = {place: (names & nodes) - {place} for place, names in imports().items() if place in nodes}
+    assert arrows == {place: names for place, names in actual.items() if names}
+    folders = {path.parent.name for path in (DOCUMENTS.parent / "keras_selfish").glob("*/__init__.py")}
+    assert nodes == folders | {"masks", "trainers"}
+
+
+def test_what_the_glossary_names_is_there():
+    text = (DOCUMENTS / "architecture.md").read_text(encoding="utf-8")
+    package = DOCUMENTS.parent / "keras_selfish"
+    for code in re.findall(r"`([\w./]+)`", text):
+        if code.endswith((".py", "/")):
+            assert list(package.rglob(code.rstrip("/"))), code
+        elif re.fullmatch(r"[a-z]+(\.\w+)+", code) and (package / code.partition(".")[0]).exists():
+            module, *names = code.split(".")
+            thing = importlib.import_module(f"keras_selfish.{module}")
+            for name in names:
+                thing = getattr(thing, name)

@@ -42,6 +42,7 @@ def command(kind, settings_from_flags, train, errors=()):
             sys.exit(f"error: {error}")
         logging.info("Finished in %.0f s", time.perf_counter() - began)
 
+    main.__module__ = train.__module__
     return main
 
 
@@ -49,8 +50,7 @@ def run(main):
     """Runs the main function of a trainer as a program: parses the command line, logs, exits."""
     keep_memory()
     flags.mark_flag_as_required("workdir")
-    logging.set_verbosity(logging.INFO)
-    app.run(main)
+    _start(main)
 
 
 def tool(function):
@@ -70,12 +70,21 @@ def tool(function):
                 raise
             sys.exit(f"error: {error}")
 
+    main.__module__ = function.__module__
     return main
 
 
 def run_tool(main):
     """Runs the main function of a program that trains nothing: parses the command line, logs, exits."""
+    _start(main)
+
+
+def _start(main):
     logging.set_verbosity(logging.INFO)
+    if main.__module__ != "__main__":  # a console script: --help is of the module that it calls
+        sys.modules["__main__"].__doc__ = sys.modules[main.__module__].__doc__
+        for flag in flags.FLAGS.get_key_flags_for_module(main.__module__):
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(main)
 
 
