@@ -186,3 +186,34 @@ def test_what_the_glossary_names_is_there():
             thing = importlib.import_module(f"keras_selfish.{module}")
             for name in names:
                 thing = getattr(thing, name)
+
+
+def test_the_notebook_is_the_tutorial():
+    subprocess.run([sys.executable, "-m", "tools.notebook", "--check"], cwd=DOCUMENTS.parent, check=True)
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs(tmp_path):
+    """Every block, in order, in a process of its own, and what the text says of it."""
+    pytest.importorskip("ai_edge_litert")
+    pytest.importorskip("matplotlib")
+    program = tmp_path / "tutorial.py"
+    program.write_text("\n\n".join(blocks("tutorial.md")), encoding="utf-8")
+    result = subprocess.run(
+        [sys.executable, str(program)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(DOCUMENTS.parent), "KERAS_BACKEND": "tensorflow"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    of = dict(re.findall(r"^(static|selfish|rigl|ours) +([\d.]+)$", result.stdout, re.MULTILINE))
+    static, *moving = (float(of[name]) for name in ("static", "selfish", "rigl", "ours"))
+    assert max(moving) < static
+    c, f = (
+        float(re.search(rf"/kernel/{gate} .* ([\d.]+)$", result.stdout, re.MULTILINE)[1]) for gate in "cf"
+    )
+    assert c > 0.4 > 0.3 > f
+    assert float(re.search(r"^([\d.]+) MB", result.stdout, re.MULTILINE)[1]) < 0.5
+    assert {"history.png", "model.tflite", "plain.keras"} <= {path.name for path in tmp_path.iterdir()}
