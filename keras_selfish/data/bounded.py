@@ -1,0 +1,96 @@
+"""Reading no more of a file than is asked for, whatever the file says of itself."""
+
+import io
+import zlib
+
+__all__ = ["Bounded", "Inflated", "fill"]
+
+CHUNK = 1 << 18  # bytes
+
+
+def fill(file, buffer):
+    """Reads from a file until a buffer is full, without holding any of it twice.
+
+    Args:
+        file: An open binary file with `readinto`.
+        buffer: What to fill, one-dimensional, of bytes: a `bytearray` or an array of uint8.
+
+    Raises:
+        EOFError: If the file ends before.
+    """
+    view = memoryview(buffer)
+    start = 0
+    while start < len(view):
+        count = file.readinto(view[start : start + CHUNK])
+        if not count:
+            raise EOFError(f"it ends after {start:,} bytes of a part of {len(view):,}")
+        start += count
+
+
+class Bounded(io.RawIOBase):
+    """A binary file of which `left` bytes may be read; reading further raises `ValueError`.
+
+    Bytes that are skipped do not count. One call of `read` reserves no more memory than is left.
+
+    Args:
+        file: The open file.
+        left: Number of bytes. May be set anew at any time.
+    """
+
+    def __init__(self, file, left):
+        self._file = file
+        self.left = left
+
+    def readable(self):
+        return True
+
+    def seekable(self):
+        return self._file.seekable()
+
+    def seek(self, offset, whence=io.SEEK_SET):
+        return self._file.seek(offset, whence)
+
+    def tell(self):
+        return self._file.tell()
+
+    def read(self, size=-1):
+        content = self._file.read(self.left + 1 if size is None or size < 0 else min(size, self.left + 1))
+        self.left -= len(content)
+        if self.left < 0:
+            raise ValueError("it asks for more to be read than any such file holds")
+        return content
+
+    def readinto(self, buffer):
+        content = self.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+
+class Inflated(io.RawIOBase):
+    """The content of a gzip file of one member, whose checksum is checked at its end.
+
+    Unlike `gzip.GzipFile` it reads the header in C, which may be as long as the file.
+
+    Args:
+        file: The open compressed file.
+    """
+
+    def __init__(self, file):
+        self._file = file
+        self._inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        while not self._inflater.eof:
+            compressed = self._inflater.unconsumed_tail or self._file.read(CHUNK)
+            if not compressed:
+                raise EOFError("the compressed file ends early")
+            content = self._inflater.decompress(compressed, len(buffer))
+            if content:
+                buffer[: len(content)] = content
+                return len(content)
+        if self._inflater.unused_data or self._file.read(1):
+            raise ValueError("the compressed file goes on after its end")
+        return 0
