@@ -41,6 +41,7 @@ if "--atheris" in sys.argv:
     with atheris.instrument_imports(include=["keras_selfish.data"]):
         import keras_selfish.data  # noqa: F401
 
+import absl.logging
 import numpy as np
 
 from keras_selfish.data import DownloadError, Vocabulary, download, load_corpus, load_images
@@ -132,15 +133,13 @@ def tar():
     return content.getvalue()
 
 
-BODY = bytes(range(256)) * 8
+BODY = bytes(range(200))
 SHA256 = hashlib.sha256(BODY).hexdigest()
 
 
 def answers():
     length = b"Content-Length: %d\r\n" % len(BODY)
-    chunks = (
-        b"".join(b"200\r\n" + BODY[i : i + 512] + b"\r\n" for i in range(0, len(BODY), 512)) + b"0\r\n\r\n"
-    )
+    chunks = b"".join(b"32\r\n" + BODY[i : i + 50] + b"\r\n" for i in range(0, len(BODY), 50)) + b"0\r\n\r\n"
     ok = b"HTTP/1.1 200 OK\r\nServer: a\r\n"
     part = b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 100-%d/%d\r\n" % (len(BODY) - 1, len(BODY))
     return [
@@ -153,7 +152,7 @@ def answers():
         b"HTTP/1.1 301 Moved\r\nLocation: /other\r\n\r\n",
         b"HTTP/1.1 100 Continue\r\n\r\n" + ok + length + b"\r\n" + BODY,
         b"HTTP/1.0 503 Busy\r\n\r\n",
-        b"HTTP/1.1 416 Range\r\nContent-Range: bytes */2048\r\n\r\n",
+        b"HTTP/1.1 416 Range\r\nContent-Range: bytes */200\r\n\r\n",
         b"HTTP/1.1 404 Not Found\r\n\r\n",
     ]
 
@@ -473,6 +472,7 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
 
     signal.signal(signal.SIGALRM, overdue)
+    absl.logging.set_verbosity(absl.logging.ERROR)
     result = {"seed": options.seed, "atheris": options.atheris, "readers": {}}
     start = time.monotonic()
     for name in options.readers.split(","):

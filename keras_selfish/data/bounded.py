@@ -1,11 +1,39 @@
 """Reading no more of a file than is asked for, whatever the file says of itself."""
 
+import errno
 import io
+import os
+import stat
+import zipfile
 import zlib
 
-__all__ = ["Bounded", "Inflated", "fill"]
+__all__ = ["Bounded", "Inflated", "fill", "open_file", "open_member"]
 
 CHUNK = 1 << 18  # bytes
+
+
+def open_file(path):
+    """Opens a file for reading its bytes, unless it is a pipe, a device or a folder.
+
+    Args:
+        path: The path.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If there is something else, which might never end.
+        OSError: If it cannot be read.
+    """
+    try:
+        # A pipe would wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise FileNotFoundError(f"There is no file {path}") from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError(f"File {path} must be a file. Received: a folder, a pipe or a device")
+    return open(descriptor, "rb")
 
 
 def fill(file, buffer):
@@ -94,3 +122,17 @@ class Inflated(io.RawIOBase):
         if self._inflater.unused_data or self._file.read(1):
             raise ValueError("the compressed file goes on after its end")
         return 0
+
+
+def open_member(archive, name):
+    """Opens a member of a `zipfile.ZipFile` whose content can be read piece by piece.
+
+    Raises:
+        KeyError: If there is none.
+        ValueError: If it is packed in another way than a published file: of those that remain, a piece of
+            4 kB may become gigabytes at once.
+    """
+    member = archive.getinfo(name)
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{name} is packed in an unknown way")
+    return archive.open(member)

@@ -11,7 +11,7 @@ import zipfile
 
 import numpy as np
 
-from keras_selfish.data.bounded import CHUNK, Bounded, Inflated, fill
+from keras_selfish.data.bounded import CHUNK, Bounded, Inflated, fill, open_member
 from keras_selfish.data.pickled import PickledArray, read_pickle
 
 __all__ = ["DamagedFile", "read_archive", "read_batch_file", "read_idx", "read_npz", "reading"]
@@ -70,11 +70,8 @@ def read_npz(path, most):
         with zipfile.ZipFile(bounded) as archive:
             for name, size in most.items():
                 member = archive.getinfo(f"{name}.npy")
-                # Others are unpacked without a bound, a piece of 4 kB to gigabytes.
-                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                    raise ValueError(f"{name} is compressed in an unknown way")
-                bounded.left = max(member.compress_size, 0) + _DIRECTORY
-                with reading(f"{path}, {name}"), archive.open(member) as content:
+                bounded.left = member.compress_size + _DIRECTORY
+                with reading(f"{path}, {name}"), open_member(archive, member.filename) as content:
                     arrays.append(_read_npy(content, "u" if name.startswith("x") else "iu", size))
     return arrays
 

@@ -49,6 +49,8 @@ _PUBLISHED = {
     "cifar10": (50_000, 10_000, 32 * 32 * 3),
     "cifar100": (50_000, 10_000, 32 * 32 * 3),
 }
+# Bytes of the published files.
+_DOWNLOADS = {"mnist": 11_490_434, "cifar10": 170_498_071, "cifar100": 169_001_437}
 # The key of the classes, and the number of images in each batch; the last is for testing.
 _BATCHES = {
     "cifar10": (
@@ -107,7 +109,8 @@ def load_images(name, data_dir=None):
     if name == "digits":
         return _digits()
     if data_dir is None:
-        path = download(url, cache_folder() / name / url.rpartition("/")[2], sha256)
+        path = cache_folder() / name / url.rpartition("/")[2]
+        download(url, path, sha256, max_bytes=_DOWNLOADS[name])
     else:
         path = pathlib.Path(data_dir)
     try:
