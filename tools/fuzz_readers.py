@@ -14,6 +14,7 @@ import argparse
 import atexit
 import collections
 import dataclasses
+import functools
 import gzip
 import hashlib
 import io
@@ -254,20 +255,27 @@ class AnswerServer:
                 except OSError:
                     continue  # the client has gone: what it makes of that is the subject
 
-    def read(self, content, folder):
-        """Downloads anew where the input has an even length, else the end of a file that began to arrive."""
-        self.answer = content
-        path = folder / "file"
-        path.unlink(missing_ok=True)
-        path.with_name("file.part").unlink(missing_ok=True)
-        if len(content) % 2:
-            (folder / "file.part").write_bytes(BODY[:100])
-        try:
-            download(self.url, path, SHA256, timeout=1.0, attempts=2, pause=0.0, max_bytes=1 << 20)
-        except DownloadError:
-            assert not path.exists()
-            raise
-        assert path.read_bytes() == BODY
+
+@functools.cache
+def answer_server():
+    return AnswerServer()
+
+
+def read_answer(content, folder):
+    """Downloads anew where the input has an even length, else the end of a file that began to arrive."""
+    server = answer_server()
+    server.answer = content
+    path = folder / "file"
+    path.unlink(missing_ok=True)
+    path.with_name("file.part").unlink(missing_ok=True)
+    if len(content) % 2:
+        (folder / "file.part").write_bytes(BODY[:100])
+    try:
+        download(server.url, path, SHA256, timeout=1.0, attempts=2, pause=0.0, max_bytes=1 << 20)
+    except DownloadError:
+        assert not path.exists()
+        raise
+    assert path.read_bytes() == BODY
 
 
 def repacked(content):
@@ -294,7 +302,7 @@ def readers():
         Reader("text", read_text, [TEXT], text),
         Reader("tokens", read_tokens, [TEXT, b" a <unk> b \n \n"], text),
         Reader("vocabulary", read_vocabulary, [b"<eos>\n<unk>\nthe\n\xc3\xa9\n", TEXT], text),
-        Reader("download", AnswerServer().read, answers(), (DownloadError,)),
+        Reader("download", read_answer, answers(), (DownloadError,)),
     ]
     return {reader.name: reader for reader in listed}
 
@@ -364,6 +372,7 @@ class Tally:
     def feed(self, content):
         """Reads one input, counts how it ended and keeps it if it should not have ended so."""
         before, start = peak_memory(), time.perf_counter()
+        signal.signal(signal.SIGALRM, overdue)
         signal.setitimer(signal.ITIMER_REAL, self.longest)
         try:
             outcome = self._outcome(content, pathlib.Path(self._folder.name))
@@ -471,7 +480,6 @@ def main(arguments=None):
     parser.add_argument("--json", type=pathlib.Path, default=None, help="file for the counts")
     options = parser.parse_args(arguments)
 
-    signal.signal(signal.SIGALRM, overdue)
     absl.logging.set_verbosity(absl.logging.ERROR)
     result = {"seed": options.seed, "atheris": options.atheris, "readers": {}}
     start = time.monotonic()

@@ -1,9 +1,9 @@
 """Text corpora for language models: published ones, a folder of files, and an embedded one."""
 
+import io
 import os
 import re
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from absl import logging
 
 from keras_selfish.data.bounded import CHUNK, open_member
 from keras_selfish.data.download import DownloadError, cache_folder, download, file_sha256
+from keras_selfish.data.http_client import plain
 from keras_selfish.data.tokenization import EOS, TOKENIZATIONS, read_text
 from keras_selfish.data.vocabulary import Vocabulary
 
@@ -292,38 +293,51 @@ def _download_archive(name, folder, url, sha256):
         )
     archive = download(url, folder / Path(published.url).name, sha256, max_bytes=published.max_bytes)
     try:
-        with zipfile.ZipFile(archive) as file:
-            members = {Path(member).name: member for member in file.namelist()}
-            for file_name in wanted:
-                _extract(file, members, file_name, folder, published)
-    except (zipfile.BadZipFile, NotImplementedError):
+        # In memory, where a place that is none is no error of the disk.
+        file = zipfile.ZipFile(io.BytesIO(archive.read_bytes()))
+    except OSError:
+        raise
+    except Exception:  # of half a dozen kinds
         raise ValueError(f"`url` must be the address of a zip archive. Received: {url!r}") from None
+    members = {Path(member).name: member for member in file.namelist()}
+    for file_name in wanted:
+        if file_name not in members:
+            raise FileNotFoundError(f"The archive {archive} must hold {file_name}, it does not")
+        _extract(file, members[file_name], folder / file_name, published)
     archive.unlink()
 
 
-def _extract(archive, members, file_name, folder, published):
-    if file_name not in members:
-        raise FileNotFoundError(f"The archive {archive.filename} must hold {file_name}, it does not")
-    part = folder / (file_name + ".part")
+def _extract(archive, member, path, published):
+    part = path.with_name(path.name + ".part")
+    origin = path.with_name(Path(published.url).name)
     try:
-        with open_member(archive, members[file_name]) as source, open(part, "wb") as target:
-            while chunk := source.read(CHUNK):
+        with open(part, "wb") as target:
+            for chunk in _unpacked(archive, member, origin, published.max_bytes):
                 target.write(chunk)
-                if target.tell() > published.max_bytes:
-                    raise ValueError(f"it has more than {published.max_bytes:,} bytes")
-    # What the module for zip files raises for one that is damaged.
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+        received, checksum = file_sha256(part), published.sha256.get(path.name)
+        if checksum is not None and received != checksum:
+            raise ValueError(
+                f"{path.name} in {origin} must have the SHA-256 {checksum}. Received: {received}"
+            )
+        os.replace(part, path)
+    finally:
         part.unlink(missing_ok=True)
+
+
+def _unpacked(archive, member, path, max_bytes):
+    size = 0
+    try:
+        with open_member(archive, member) as source:
+            while chunk := source.read(CHUNK):
+                size += len(chunk)
+                if size > max_bytes:
+                    raise ValueError(f"it has more than {max_bytes:,} bytes")
+                yield chunk
+    except Exception as error:  # of half a dozen kinds
         raise ValueError(
-            f"{file_name} in {archive.filename} cannot be unpacked ({error}); fetch the archive again"
+            f"{Path(member).name} in {path} must be possible to unpack. Received: {plain(error)}; fetch the "
+            "archive again"
         ) from None
-    received, checksum = file_sha256(part), published.sha256.get(file_name)
-    if checksum is not None and received != checksum:
-        part.unlink()
-        raise ValueError(
-            f"{file_name} in {archive.filename} must have the SHA-256 {checksum}. Received: {received}"
-        )
-    os.replace(part, folder / file_name)
 
 
 # A folder of files
