@@ -178,7 +178,7 @@ def load_corpus(
 
     Raises:
         ValueError: for an unknown name, an argument the corpus has no use for, text that is empty,
-            too short to split or not UTF-8.
+            too short to split, not UTF-8 or with zero bytes; for an archive that cannot be unpacked.
         FileNotFoundError: if the folder, or a file in it, is missing.
         DownloadError: if a download fails.
 

@@ -74,7 +74,10 @@ class _Line(io.RawIOBase):
                 raise TimeoutError("the answer timed out")
             self._connection.settimeout(self._timeout - self._waited)
         start = time.monotonic()
-        count = self._arriving.readinto(memoryview(buffer)[: self._left])
+        try:
+            count = self._arriving.readinto(memoryview(buffer)[: self._left])
+        finally:
+            self._connection.settimeout(self._timeout)
         self._waited += time.monotonic() - start
         self._left -= count
         if self._since is not None:

@@ -14,7 +14,7 @@ import numpy as np
 from keras_selfish.data.bounded import CHUNK, Bounded, Inflated, fill, open_member
 from keras_selfish.data.pickled import PickledArray, read_pickle
 
-__all__ = ["DamagedFile", "read_archive", "read_batch_file", "read_idx", "read_npz", "reading"]
+__all__ = ["DamagedFile", "damaged", "read_archive", "read_batch_file", "read_idx", "read_npz", "reading"]
 
 CIFAR_IMAGE = (3, 32, 32)
 _CIFAR_PIXELS = math.prod(CIFAR_IMAGE)
@@ -26,13 +26,14 @@ _DIRECTORY = 1 << 18  # bytes at most of what a zip file says of its members
 class DamagedFile(ValueError):
     """A file of images cannot be read; the message names it."""
 
-    def __init__(self, path, why):
-        # What a file holds may stand in the reason, in any length and with any characters.
-        why = " ".join((str(why) or type(why).__name__).split())
-        why = "".join(character if character.isprintable() else "?" for character in why[:200])
-        super().__init__(
-            f"A file of images is damaged or no such file. Received: {path} ({why}); fetch it again"
-        )
+
+def damaged(path, why):
+    """The error for a file, with a reason that may hold what stands in the file."""
+    why = " ".join((str(why) or type(why).__name__).split())
+    why = "".join(character if character.isprintable() else "?" for character in why[:200])
+    return DamagedFile(
+        f"A file of images is damaged or no such file. Received: {path} ({why}); fetch it again"
+    )
 
 
 @contextlib.contextmanager
@@ -47,7 +48,7 @@ def reading(path):
     except DamagedFile:
         raise
     except Exception as error:
-        raise DamagedFile(path, error) from error
+        raise damaged(path, error) from error
 
 
 def read_npz(path, most):
@@ -83,9 +84,8 @@ def _read_npy(file, kinds, most):
     shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
     if dtype.kind not in kinds or (kinds == "u" and dtype.itemsize != 1):
         raise ValueError(f"numbers of type {dtype}")
-    return (
-        _read_array(file, shape[::-1], dtype, most).T if by_columns else _read_array(file, shape, dtype, most)
-    )
+    array = _read_array(file, shape[::-1] if by_columns else shape, dtype, most)
+    return array.T if by_columns else array
 
 
 def _read_array(file, shape, dtype, most):
@@ -180,7 +180,7 @@ def read_archive(path, key, most):
             pass
     missing = [part for part in most if part not in batches]
     if missing:
-        raise DamagedFile(path, f"no {', '.join(missing)} in it")
+        raise damaged(path, f"no {', '.join(missing)} in it")
     return batches
 
 

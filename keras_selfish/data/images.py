@@ -7,7 +7,7 @@ import numpy as np
 
 from keras_selfish.data.download import cache_folder, download
 from keras_selfish.data.image_files import (
-    DamagedFile,
+    damaged,
     read_archive,
     read_batch_file,
     read_idx,
@@ -109,14 +109,14 @@ def load_images(name, data_dir=None):
     if name == "digits":
         return _digits()
     if data_dir is None:
-        path = cache_folder() / name / url.rpartition("/")[2]
+        path = cache_folder() / name / _file_name(name)
         download(url, path, sha256, max_bytes=_DOWNLOADS[name])
     else:
         path = pathlib.Path(data_dir)
     try:
         arrays, source = _read(name, path)
     except OSError as error:
-        raise DamagedFile(path, error) from error
+        raise damaged(path, error) from error
     return _checked(name, arrays, classes, source)
 
 
@@ -140,7 +140,7 @@ def _read(name, path):
         return (_read_npz(name, path) if path.suffix == ".npz" else _read_archive(name, path)), path
     if not path.is_dir():
         raise ValueError(f"`data_dir` must be a folder or an .npz file. Received: data_dir={str(path)!r}")
-    files = {file.name: file for file in path.rglob("*") if file.is_file()}
+    files = _published_files(name, path)
     if f"{name}.npz" in files:
         return _read_npz(name, files[f"{name}.npz"]), files[f"{name}.npz"]
     if name == "mnist":
@@ -153,7 +153,7 @@ def _read(name, path):
         if all(part in files for part in parts):
             batches = {part: read_batch_file(files[part], key, most) for part, most in parts.items()}
             return _joined(name, batches), path
-        archive = IMAGE_DATASETS[name][1].rpartition("/")[2]
+        archive = _file_name(name)
         if archive in files:
             return _read_archive(name, files[archive]), files[archive]
         missing = ", ".join(part for part in parts if part not in files)
@@ -161,6 +161,17 @@ def _read(name, path):
         f"`data_dir` must hold {name}.npz or the published files. Received: data_dir={str(path)!r}, which "
         f"lacks {missing}"
     )
+
+
+def _published_files(name, folder):
+    """Paths by name of the files in a folder, and below it, that a data set may be read from."""
+    names = {f"{name}.npz", _file_name(name), *(_BATCHES[name][1] if name in _BATCHES else _IDX)}
+    names |= {f"{part}.gz" for part in _IDX}
+    return {file.name: file for file in folder.rglob("*") if file.name in names and file.is_file()}
+
+
+def _file_name(name):
+    return IMAGE_DATASETS[name][1].rpartition("/")[2]
 
 
 def _read_npz(name, path):
@@ -179,7 +190,7 @@ def _read_idx(files):
 
 def _read_archive(name, path):
     if name not in _BATCHES:
-        raise DamagedFile(path, f"no file of {name}")
+        raise damaged(path, f"no file of {name}")
     return _joined(name, read_archive(path, *_BATCHES[name]))
 
 
@@ -202,12 +213,12 @@ def _checked(name, arrays, classes, source):
         labels = labels.reshape(-1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
         channels = 3 if name.startswith("cifar") else 1
         if images.ndim != 4 or images.shape[-1] != channels or images.dtype != np.uint8:
-            raise DamagedFile(source, f"images of shape {images.shape} and type {images.dtype}")
+            raise damaged(source, f"images of shape {images.shape} and type {images.dtype}")
         if labels.shape != images.shape[:1] or not labels.size:
-            raise DamagedFile(source, f"{labels.size} classes for {len(images)} images")
+            raise damaged(source, f"{labels.size} classes for {len(images)} images")
         if labels.min() < 0 or labels.max() >= classes:
-            raise DamagedFile(source, f"classes from {labels.min()} to {labels.max()}")
+            raise damaged(source, f"classes from {labels.min()} to {labels.max()}")
         result += [images, labels.astype(np.int32)]
     if result[0].shape[1:] != result[2].shape[1:]:
-        raise DamagedFile(source, "images of two sizes")
+        raise damaged(source, "images of two sizes")
     return ImageDataset(name, *result, classes)
