@@ -58,7 +58,8 @@ def fill(file, buffer):
 class Bounded(io.RawIOBase):
     """A binary file of which `left` bytes may be read; reading further raises `ValueError`.
 
-    Bytes that are skipped do not count. One call of `read` reserves no more memory than is left.
+    Bytes that are skipped do not count. It has what `zipfile` needs; one call of `read` reserves no more
+    memory than is left.
 
     Args:
         file: The open file.
@@ -68,9 +69,6 @@ class Bounded(io.RawIOBase):
     def __init__(self, file, left):
         self._file = file
         self.left = left
-
-    def readable(self):
-        return True
 
     def seekable(self):
         return self._file.seekable()
@@ -87,11 +85,6 @@ class Bounded(io.RawIOBase):
         if self.left < 0:
             raise ValueError("it asks for more to be read than any such file holds")
         return content
-
-    def readinto(self, buffer):
-        content = self.read(len(buffer))
-        buffer[: len(content)] = content
-        return len(content)
 
 
 class Inflated(io.RawIOBase):

@@ -7,9 +7,11 @@ import hashlib
 import io
 import lzma
 import os
+import pathlib
 import pickle
 import struct
 import tarfile
+import tempfile
 import time
 import tracemalloc
 import zipfile
@@ -355,6 +357,19 @@ HARMFUL = {
     "array that is too small": {
         b"data": reduced(RECONSTRUCT, (np.ndarray, (0,), b"b"), (1, (9, 3072), np.dtype("u1"), False, b"8"))
     },
+    "array of many axes": {
+        b"data": reduced(
+            RECONSTRUCT, (np.ndarray, (0,), b"b"), (1, (1, 1, 2, 1, 3072), np.dtype("u1"), False, bytes(6144))
+        )
+    },
+    "array of a negative size": {
+        b"data": reduced(
+            RECONSTRUCT, (np.ndarray, (0,), b"b"), (1, (-2, -3072), np.dtype("u1"), False, bytes(6144))
+        )
+    },
+    "more labels than images": {b"data": PIXELS, b"labels": [1, 1, 1]},
+    "no images": {b"data": PIXELS[:0], b"labels": []},
+    "large labels": {b"data": PIXELS, b"labels": [2**31, 2**100]},
     "array of numbers with a fraction": {b"data": PIXELS, b"labels": np.array([0.2, np.nan])},
     "images of large numbers": {b"data": PIXELS.astype(int) + 300, b"labels": [1, 1]},
     "array by columns": {b"data": np.asfortranarray(PIXELS + np.arange(2, dtype="u1")[:, None])},
@@ -394,6 +409,11 @@ def test_a_pickle_makes_arrays_of_bytes_and_integers_only(tmp_path, name):
         b"I" + b"9" * 10_000_000 + b"\n.",
         b"c" + b"a" * 10_000_000,
         b"\x80\x02)\x81.",
+        b"\x80\x02\x86.",
+        b"\x80\x02)K\x01a.",
+        b"\x80\x02K\x01)R.",
+        b"\x80\x02U\xffabc.",
+        b"\x80\x02}.trailing",
         b"\x80\x02K\x01Q.",
         b"0.",
         b"(0t.",
@@ -428,6 +448,16 @@ def test_a_pickle_of_many_steps_is_given_up(tmp_path):
         load_images("cifar10", tmp_path)
 
 
+def test_a_batch_beyond_the_published_size(tmp_path):
+    for file, content in cifar_batches().items():
+        (tmp_path / file).write_bytes(content)
+    os.truncate(tmp_path / "data_batch_3", 2**33)
+    with pytest.raises(
+        ValueError, match=r"data_batch_3 \(8,589,934,592 bytes, of which at most 61,505,536 are read"
+    ):
+        load_images("cifar10", tmp_path)
+
+
 def packed_members(path, *members):
     with tarfile.open(path, "w:gz", format=tarfile.PAX_FORMAT) as archive:
         for member, content in members:
@@ -442,12 +472,18 @@ def member(name, kind=tarfile.REGTYPE, **headers):
     return result
 
 
+def tar_of_batches():
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "a")
+        packed_members(path, *((member(name), content) for name, content in cifar_batches().items()))
+        return gzip.decompress(path.read_bytes())
+
+
 def damaged_member(offset, value):
     """Changes the header of an archive's first member, with the right checksum."""
 
     def write(path):
-        packed_members(path, *((member(name), content) for name, content in cifar_batches().items()))
-        content = bytearray(gzip.decompress(path.read_bytes()))
+        content = bytearray(tar_of_batches())
         content[offset : offset + len(value)] = value
         content[148:156] = b" " * 8
         content[148:156] = b"%06o\0 " % sum(content[:512])
@@ -467,6 +503,9 @@ def damaged_member(offset, value):
         lambda path: packed_members(path, *[(member(f"{i}"), b"") for i in range(2000)]),
         lambda path: packed_members(path, (member("a", tarfile.XHDTYPE), b"1" * 2**18)),
         lambda path: packed_members(path, (member("a", tarfile.GNUTYPE_LONGNAME), bytes(2**24))),
+        lambda path: path.write_bytes(gzip.compress(tar_of_batches()[:700])),
+        lambda path: path.write_bytes(gzip.compress(tar_of_batches()[:3000])),
+        lambda path: path.write_bytes(gzip.compress(tar_of_batches()[:-40_000])),
         damaged_member(124, b"77777777777\0"),
         damaged_member(124, b"\xff" * 12),
         damaged_member(124, b"\x80" + b"\xff" * 11),
