@@ -113,7 +113,7 @@ def _check_arguments(url, sha256, attempts, max_bytes):
         raise ValueError(f"`url` must begin with http:// or https://. Received: url={url!r}")
     if not _is_well_formed(url):
         raise ValueError(
-            "`url` must be the address of a host, with other than ASCII characters and spaces in the form "
+            "`url` must be the address of a host, with spaces and characters that are not ASCII in the form "
             f"%20. Received: url={url!r}"
         )
     if not re.fullmatch("[0-9a-f]{64}", sha256):
@@ -124,15 +124,19 @@ def _check_arguments(url, sha256, attempts, max_bytes):
 
 
 def _is_well_formed(url):
-    """Whether an absolute URL has a host, no user, a possible port, and visible ASCII characters only."""
+    """Whether an absolute URL has a host, no user, a possible port, and the characters of RFC 3986 only."""
     try:
         parts = urllib.parse.urlsplit(url)
-        _ = parts.port  # raises an error for one that cannot be
+        port = parts.port  # raises an error for one that cannot be
     except ValueError:
         return False
-    host = parts.netloc.removesuffix(f":{parts.port}")
-    labels = r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?"
-    return re.fullmatch("[!-~]+", url) and re.fullmatch(rf"{labels}|\[[0-9A-Fa-f:.]+\]", host) is not None
+    label = "[A-Za-z0-9_-]{1,63}"
+    host = rf"{label}(\.{label})*\.?|\[[0-9A-Fa-f:.]+\]"
+    return _visible(url) and re.fullmatch(host, parts.netloc.removesuffix(f":{port}")) is not None
+
+
+def _visible(url):
+    return re.fullmatch(r"([A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+", url) is not None
 
 
 def _make_folder(folder):
@@ -213,26 +217,25 @@ def _answer(source, headers):
             if error.code not in (301, 302, 303, 307, 308):
                 raise
             with error:
-                url = _redirected(source, url, error.headers.get("Location"))
+                url = _redirected(source, url, error.headers.get_all("Location", []))
         except NETWORK_ERRORS as error:
             raise _Interrupted(told(error)) from None
     raise _refusal(source, f"it is redirected more than {_MOST_REDIRECTS} times")
 
 
-def _redirected(source, url, location):
-    if location is None:
-        raise _refusal(source, "the server redirects to no address")
+def _redirected(source, url, locations):
+    if len(locations) != 1:
+        raise _refusal(source, f"the server redirects to {len(locations)} addresses")
     try:
-        target = urllib.parse.urljoin(url, location)
+        target = urllib.parse.urlsplit(urllib.parse.urljoin(url, locations[0])).geturl()
     except ValueError:
         target = ""
     # Joining drops spaces and line ends, so the original is looked at as well.
-    visible = re.fullmatch("[!-~]+", location)
-    if not (visible and target.startswith("https://") and _is_well_formed(target)):
+    if not (_visible(locations[0]) and target.startswith("https://") and _is_well_formed(target)):
         raise _refusal(
             source,
-            f"the server redirects to '{plain(location)}', where only well-formed addresses that begin with "
-            "https:// are followed",
+            f"the server redirects to '{plain(locations[0])}', where only well-formed addresses that begin "
+            "with https:// are followed",
         )
     return target
 

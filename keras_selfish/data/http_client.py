@@ -103,6 +103,12 @@ class _Response(http.client.HTTPResponse):
         self._line = _Line(sock, self.fp.detach())
         self.fp = io.BufferedReader(self._line)
 
+    def begin(self):
+        # Which http.client takes for HTTP/1.0.
+        if self.headers is None and self.fp.peek().startswith(b"HTTP/0.9"):
+            raise http.client.UnknownProtocol("HTTP/0.9")
+        super().begin()
+
     def allow(self, size):
         """Lets a body of `size` bytes be read; as much again may be how it is cut into parts."""
         self._line.allow(2 * size + _MOST_OF_HEAD)

@@ -207,6 +207,7 @@ ODD = {
     "nothing": (b"", "closed connection"),
     "no status": (b"\r\n\r\n", "did not answer in HTTP"),
     "HTTP/0.9": (CONTENT, "did not answer in HTTP"),
+    "HTTP/0.9 with a status": (b"HTTP/0.9 200 OK\r\n" + LENGTH + CONTENT, "HTTP/0.9"),
     "escape sequences": (b"\x1b[2J\x1b[31mevil\r\n\r\n", r"with '\?\[2J\?\[31mevil'"),
     "another protocol": (b"HTTP/9.9 200 OK\r\n" + LENGTH + CONTENT, "HTTP/9.9"),
     "a long status": (b"HTTP/1.1 200 " + b"a" * 70_000, "more than belongs"),
@@ -263,7 +264,14 @@ ODD = {
     "a redirect to ftp": (redirected(b"ftp://example.org/a"), "where only"),
     "a redirect to a file": (redirected(b"file:///etc/passwd"), "where only"),
     "a redirect to data": (redirected(b"data:text/plain,a"), "where only"),
-    "a redirect nowhere": (b"HTTP/1.1 301 Moved\r\n\r\n", "redirects to no address"),
+    "a redirect nowhere": (b"HTTP/1.1 301 Moved\r\n\r\n", "redirects to 0 addresses"),
+    "two redirects": (
+        b"HTTP/1.1 301 Moved\r\nLocation: https://a/\r\nLocation: https://b/\r\n\r\n",
+        "redirects to 2 addresses",
+    ),
+    "a redirect with half a code": (redirected(b"https://example.org/%2"), "where only"),
+    "a redirect with brackets": (redirected(b"https://example.org/<a>"), "where only"),
+    "a redirect with a backslash": (redirected(b"https://example.org\\\\@a"), "where only"),
     "a redirect to nothing": (redirected(b""), "where only"),
     "a redirect to no host": (redirected(b"https://"), "where only"),
     "a redirect to half a host": (redirected(b"https://[::1/a"), "where only"),
@@ -318,9 +326,8 @@ def test_a_beginning_that_is_too_large(get, server, part):
 
 
 def test_redirects_to_https_are_followed(answer_server, secure_server, tmp_path):
-    answer_server.answers = [redirected(secure_server.url("a/b").encode(), 301)]
-    secure_server.answers = [redirected(b"../c?d=e#f", 308), redirected(b"//127.0.0.1:1/x")]
-    secure_server.answers[1:] = [OK + LENGTH + CONTENT]
+    answer_server.answers = [redirected(secure_server.url("a/b").replace("https", "HTTPS").encode(), 301)]
+    secure_server.answers = [redirected(b"../c?d=e#f", 308), OK + LENGTH + CONTENT]
     download(answer_server.url(), tmp_path / "file", SHA256)
     assert (tmp_path / "file").read_bytes() == CONTENT
     assert secure_server.asked == ["GET /a/b HTTP/1.1", "GET /c?d=e HTTP/1.1"]
