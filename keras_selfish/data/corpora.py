@@ -1,8 +1,8 @@
 """Text corpora for language models: published ones, a folder of files, and an embedded one."""
 
+import io
 import os
 import re
-import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
+from keras_selfish.data.bounded import CHUNK, open_member
 from keras_selfish.data.download import DownloadError, cache_folder, download, file_sha256
+from keras_selfish.data.http_client import plain
 from keras_selfish.data.tokenization import EOS, TOKENIZATIONS, read_text
 from keras_selfish.data.vocabulary import Vocabulary
 
@@ -72,12 +74,15 @@ class _Published:
         folders: sub-folders of `data_dir` that are searched, in this order.
         files: for each split the accepted file names; the first is the one at `url`.
         sha256: SHA-256 by file name.
+        max_bytes: size of each file at most, that of the largest one or, where that is not known
+            from the file itself, above it.
     """
 
     url: str
     folders: tuple[str, ...]
     files: _Texts
     sha256: dict[str, str]
+    max_bytes: int
 
 
 # Every SHA-256 here was computed from the file itself. The PTB files also have the MD5 that
@@ -97,6 +102,7 @@ _PUBLISHED = {
             "ptb.valid.txt": "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2",
             "ptb.test.txt": "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
         },
+        max_bytes=5_101_618,
     ),
     "wikitext2": _Published(
         url="https://wikitext.smerity.com/wikitext-2-v1.zip",
@@ -110,6 +116,7 @@ _PUBLISHED = {
             "wiki.valid.tokens": "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8",
             "wiki.test.tokens": "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0",
         },
+        max_bytes=2**26,
     ),
 }
 DATASETS = (*_PUBLISHED, "text", "python_docs")
@@ -171,7 +178,7 @@ def load_corpus(
 
     Raises:
         ValueError: for an unknown name, an argument the corpus has no use for, text that is empty,
-            too short to split or not UTF-8.
+            too short to split, not UTF-8 or with zero bytes; for an archive that cannot be unpacked.
         FileNotFoundError: if the folder, or a file in it, is missing.
         DownloadError: if a download fails.
 
@@ -248,7 +255,8 @@ def _published_texts(name, data_dir, cache_dir, url, sha256):
             _download_archive(name, folder, url, sha256)
         else:
             for file_name, checksum in published.sha256.items():
-                download(f"{url.rstrip('/')}/{file_name}", folder / file_name, checksum)
+                address = f"{url.rstrip('/')}/{file_name}"
+                download(address, folder / file_name, checksum, max_bytes=published.max_bytes)
     except DownloadError as error:
         raise DownloadError(f"{error}; or name a folder with the files as `data_dir`") from None
     return _Texts(*map(read_text, _find_files(name, folder)))
@@ -283,30 +291,53 @@ def _download_archive(name, folder, url, sha256):
             f"could be verified for this package; or name the folder of {', '.join(wanted)} as "
             "`data_dir`. Received: sha256=None"
         )
-    archive = download(url, folder / Path(published.url).name, sha256)
+    archive = download(url, folder / Path(published.url).name, sha256, max_bytes=published.max_bytes)
     try:
-        with zipfile.ZipFile(archive) as file:
-            members = {Path(member).name: member for member in file.namelist()}
-            for file_name in wanted:
-                _extract(file, members, file_name, folder, published.sha256.get(file_name))
-    except zipfile.BadZipFile:
+        # In memory, where a place that is none is no error of the disk.
+        file = zipfile.ZipFile(io.BytesIO(archive.read_bytes()))
+    except OSError:
+        raise
+    except Exception:  # of half a dozen kinds
         raise ValueError(f"`url` must be the address of a zip archive. Received: {url!r}") from None
+    members = {Path(member).name: member for member in file.namelist()}
+    for file_name in wanted:
+        if file_name not in members:
+            raise FileNotFoundError(f"The archive {archive} must hold {file_name}, it does not")
+        _extract(file, members[file_name], folder / file_name, published)
     archive.unlink()
 
 
-def _extract(archive, members, file_name, folder, checksum):
-    if file_name not in members:
-        raise FileNotFoundError(f"The archive {archive.filename} must hold {file_name}, it does not")
-    part = folder / (file_name + ".part")
-    with archive.open(members[file_name]) as source, open(part, "wb") as target:
-        shutil.copyfileobj(source, target)
-    received = file_sha256(part)
-    if checksum is not None and received != checksum:
-        part.unlink()
+def _extract(archive, member, path, published):
+    part = path.with_name(path.name + ".part")
+    origin = path.with_name(Path(published.url).name)
+    try:
+        with open(part, "wb") as target:
+            for chunk in _unpacked(archive, member, origin, published.max_bytes):
+                target.write(chunk)
+        received, checksum = file_sha256(part), published.sha256.get(path.name)
+        if checksum is not None and received != checksum:
+            raise ValueError(
+                f"{path.name} in {origin} must have the SHA-256 {checksum}. Received: {received}"
+            )
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _unpacked(archive, member, path, max_bytes):
+    size = 0
+    try:
+        with open_member(archive, member) as source:
+            while chunk := source.read(CHUNK):
+                size += len(chunk)
+                if size > max_bytes:
+                    raise ValueError(f"it has more than {max_bytes:,} bytes")
+                yield chunk
+    except Exception as error:  # of half a dozen kinds
         raise ValueError(
-            f"{file_name} in {archive.filename} must have the SHA-256 {checksum}. Received: {received}"
-        )
-    os.replace(part, folder / file_name)
+            f"{Path(member).name} in {path} must be possible to unpack. Received: {plain(error)}; fetch the "
+            "archive again"
+        ) from None
 
 
 # A folder of files

@@ -1,7 +1,10 @@
 """Text from files, and the two ways of cutting it into tokens."""
 
+import os
 import re
 from pathlib import Path
+
+from keras_selfish.data.bounded import open_file
 
 EOS = "<eos>"
 UNK = "<unk>"
@@ -12,22 +15,31 @@ _WORD_OR_MARK = re.compile(r"\n|<unk>|\w+(?:['’]\w+)*|([^\w\s])\1*")
 LONGEST_RUN = 3
 
 
-def read_text(path, keep_byte_order_mark=False):
+def read_text(path, keep_byte_order_mark=False, max_bytes=None):
     r"""Reads a whole UTF-8 file, with every line ended by `\n`.
 
     Args:
         path: the file.
         keep_byte_order_mark: whether a leading U+FEFF is part of the text. Default False.
+        max_bytes: size of the file at most. Default None: no limit.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not UTF-8; the message names the first offending byte.
+        ValueError: if it is larger, no regular file, not UTF-8, or has a zero byte, which tells of other
+            encodings and of what is no text; the message names the file and the first offending byte.
+        OSError: if it cannot be read.
     """
     path = Path(path)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"There is no file {path}") from None
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if max_bytes is not None and size > max_bytes:
+            raise ValueError(f"File {path} must have at most {max_bytes:,} bytes. Received: {size:,}")
+        data = file.read()
+    if (zero := data.find(0)) >= 0:
+        raise ValueError(
+            f"File {path} must be UTF-8 text; if it is text, convert it first, for example with "
+            f"`iconv -f utf-16 -t utf-8`. Received: byte 0x00 at byte offset {zero}"
+        )
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -9,6 +9,13 @@ import numpy as np
 
 from keras_selfish.data.tokenization import EOS, UNK, read_text
 
+_LARGEST_FILE = 1 << 28  # bytes
+
+
+def _shown(token):
+    """A token for a message, cut if it is long."""
+    return repr(token[:100]) if isinstance(token, str) else repr(token)
+
 
 class Vocabulary:
     """The tokens a model knows; the id of a token is its place in the list.
@@ -23,7 +30,7 @@ class Vocabulary:
 
     Raises:
         ValueError: if `tokens` is empty, holds a token twice, or holds one that a text file with
-            one token a line could not give back (empty, or with whitespace in it).
+            one token a line could not give back (empty, or with whitespace or a zero character in it).
 
     Example:
         >>> vocabulary = Vocabulary.build("the cat saw the dog <eos>".split())
@@ -39,14 +46,15 @@ class Vocabulary:
             raise ValueError("`tokens` must hold at least one token. Received: tokens=()")
         self._ids = {}
         for index, token in enumerate(self.tokens):
-            if not isinstance(token, str) or token.split() != [token]:
+            if not isinstance(token, str) or token.split() != [token] or "\0" in token:
                 raise ValueError(
-                    "`tokens` must be non-empty strings without whitespace. "
-                    f"Received: {token!r} as token {index}"
+                    "`tokens` must be non-empty strings without whitespace and zero characters. "
+                    f"Received: {_shown(token)} as token {index}"
                 )
             if token in self._ids:
                 raise ValueError(
-                    f"`tokens` must be distinct. Received: {token!r} as tokens {self._ids[token]} and {index}"
+                    f"`tokens` must be distinct. Received: {_shown(token)} as tokens {self._ids[token]} "
+                    f"and {index}"
                 )
             self._ids[token] = index
         self.eos_id = self._ids.get(EOS)
@@ -95,9 +103,11 @@ class Vocabulary:
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if the file is not UTF-8, is empty, has a blank line or a token twice.
+            ValueError: if the file is not UTF-8, is empty, has a blank line, a zero byte, a token twice or
+                more than 256 MiB, or is no regular file.
+            OSError: if it cannot be read.
         """
-        lines = read_text(path, keep_byte_order_mark=True).split("\n")[:-1]
+        lines = read_text(path, keep_byte_order_mark=True, max_bytes=_LARGEST_FILE).split("\n")[:-1]
         try:
             return cls(lines)
         except ValueError as error:
@@ -132,7 +142,7 @@ class Vocabulary:
             raise ValueError(
                 f"`tokens` must all be in the vocabulary, which has no {UNK!r} to stand for "
                 "others; build it with `min_count=2` to have one. "
-                f"Received: {error.args[0]!r} at position {tokens.index(error.args[0])}"
+                f"Received: {_shown(error.args[0])} at position {tokens.index(error.args[0])}"
             ) from None
 
     def decode(self, ids):
