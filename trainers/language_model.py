@@ -37,6 +37,9 @@ flags.DEFINE_enum(
     "Corpus; text is all UTF-8 files in --data_dir, python_docs needs none.",
 )
 flags.DEFINE_string("data_dir", None, "Folder with the corpus's files; without it, they are downloaded.")
+flags.DEFINE_string(
+    "cache_dir", None, "Folder of downloads and of the token ids of large corpora; by default Keras's."
+)
 flags.DEFINE_list(
     "units", None, "Units of each recurrent layer, one number or one for each, such as 256,200."
 )
@@ -418,7 +421,7 @@ def make_callbacks(settings, workdir, train, checkpoint):
 def train(settings, workdir):
     """Runs a whole training, from wherever it stands, and returns the results as a dict."""
     # Data and checkpoint first: what is wrong with them is said before a backend is loaded.
-    corpus = load_corpus(settings["dataset"], data_dir=settings["data_dir"])
+    corpus = load_corpus(settings["dataset"], data_dir=settings["data_dir"], cache_dir=FLAGS.cache_dir)
     windows = all_windows(corpus, settings)
     _check_memory(settings, len(corpus.vocabulary), windows["train"])
     checkpoint = workdir.checkpoint()

@@ -17,7 +17,7 @@ from keras_selfish.data.reading import Text, read_corpus
 from keras_selfish.data.tokenization import read_pieces
 from keras_selfish.data.vocabulary import Vocabulary, check_limits
 
-_BLOCK = 1 << 22  # tokens that are handled at a time
+_BLOCK = 1 << 20  # tokens that are handled at a time
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -16,7 +16,7 @@ from keras_selfish.data.vocabulary import Vocabulary
 
 MOST_TOKENS, MOST_CHARACTERS = 1 << 20, 1 << 26  # that are numbered in memory
 _PARTS = 256
-_BLOCK = 1 << 22  # ids that are handled at a time
+_BLOCK = 1 << 20  # ids that are handled at a time
 
 
 class TokenNumbers:
