@@ -135,22 +135,38 @@ def check_memory(
     """
     parts = _bytes_by_part(architecture, batch_size, time_steps, precision)
     needs = {part: sum(sizes.get(kind, 0) for kind in held) for part, sizes in parts.items()}
-    needed = sum(needs.values())
+    large = _what_is_large(max(needs, key=needs.get), architecture, batch_size, time_steps, name)
+    check_bytes(
+        sum(needs.values()), *large, what=f"{', '.join(held[:-1])} and {held[-1]}", available=available
+    )
+
+
+def check_bytes(needed, name, received, *, what="weights", available=None):
+    """Refuses what takes more memory than there is.
+
+    Args:
+        needed: Bytes.
+        name: Setting that is to blame.
+        received: It and others, with their values.
+        what: What takes the memory, in the plural. Default "weights".
+        available: As in `check_memory`.
+
+    Raises:
+        ValueError: if more is needed than is available.
+    """
     if needed <= (host_memory() if available is None else available):
         return
     if available is None:
         available = max([host_memory(), *gpu_memory()])
-    if needed <= available:
-        return
-    large = _what_is_large(max(needs, key=needs.get), architecture, batch_size, time_steps, name)
-    raise ValueError(
-        f"{large}, for which {', '.join(held[:-1])} and {held[-1]} alone take {_size(needed)} of the "
-        f"{_size(available)} of memory; take less"
-    )
+    if needed > available:
+        raise ValueError(
+            f"{name} must fit into memory. Received: {received}, for which {what} alone take {_size(needed)} "
+            f"of the {_size(available)} of memory; take less"
+        )
 
 
 def _what_is_large(part, architecture, batch_size, time_steps, name):
-    """The beginning of a sentence about the settings that take most of the memory."""
+    """The name of the setting that takes most of the memory, and what is to be said of it and others."""
     units, features = architecture.layer_units, architecture.embedding_units or 0
     if part == "batch":
         given = {"batch_size": batch_size}
@@ -166,7 +182,7 @@ def _what_is_large(part, architecture, batch_size, time_steps, name):
         settings.append(f"windows of {time_steps:,} time steps")
     if architecture.vocabulary_size > 1:
         settings.append(f"a vocabulary of {architecture.vocabulary_size:,}")
-    return f"{name.format(culprit)} must fit into memory. Received: {', '.join(settings)}"
+    return name.format(culprit), ", ".join(settings)
 
 
 def _listed(value):
