@@ -1,5 +1,6 @@
 """Text corpora for language models: published ones, a folder of files, and an embedded one."""
 
+import functools
 import itertools
 import os
 import re
@@ -166,7 +167,8 @@ def load_corpus(
 
     Text is read in pieces and may be larger than memory. Token ids of 64 MiB of text or more, or of any
     files where `cache_dir` is given, are written into the cache once and mapped into memory from then on.
-    They are verified when they are opened, and made anew when a file's size or time has changed.
+    They are verified when they are opened, and made anew when a file's size or time has changed; what is in
+    the cache may be removed at any time.
 
     Args:
         name: one of the above.
@@ -222,7 +224,7 @@ def load_corpus(
 
 def _of_files(*splits):
     """A `Text` of files, lists of paths, for each split."""
-    pieces = _Splits(*(lambda paths=paths: _pieces(paths) for paths in splits))
+    pieces = _Splits(*(functools.partial(_pieces, paths) for paths in splits))
     return Text(pieces._asdict(), _Splits(*splits)._asdict())
 
 
@@ -376,17 +378,26 @@ def _folder_text(folder):
 
 def _cut_folder(folder, files):
     """A `Text` of all files together, split by lines."""
-    length = sum(piece.count("\n") for piece in _pieces(files))
+    begins = [0, *itertools.accumulate(_count_lines(read_pieces(path)) for path in files)]
+    length = begins.pop()
     if length < 10:
         raise ValueError(
             "`data_dir` must hold text of at least 10 lines to be split 80/10/10 by lines, or "
             f"files train.txt, valid.txt and test.txt. Received: {length} lines in {folder}"
         )
-    ends = [0, *_ends(length), length]
-    pieces = _Splits(
-        *(lambda span=span: _between(_pieces(files), *span) for span in itertools.pairwise(ends))
-    )
+
+    def lines(first, end):
+        for path, begin, next_begin in zip(files, begins, [*begins[1:], length], strict=True):
+            if begin < end and next_begin > first:
+                yield from _between(read_pieces(path), first - begin, end - begin)
+
+    spans = itertools.pairwise([0, *_ends(length), length])
+    pieces = _Splits(*(functools.partial(lines, *span) for span in spans))
     return Text(pieces._asdict(), {"all": files})
+
+
+def _count_lines(pieces):
+    return sum(piece.count("\n") for piece in pieces)
 
 
 def _between(pieces, first, end):

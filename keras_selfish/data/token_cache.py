@@ -15,6 +15,7 @@ from absl import logging
 from keras_selfish.data.download import file_sha256
 from keras_selfish.data.vocabulary import Vocabulary
 
+# Another one where the ids of the same text become others.
 FORMAT = "keras_selfish token ids, version 1"
 _DESCRIPTION, _VOCABULARY = "tokens.json", "vocabulary.txt"
 _PARTIAL = ".partial-"
@@ -61,6 +62,7 @@ def open_or_make(folder, name, key, splits, make):
         _make(part, key, splits, make)
         with contextlib.suppress(FileExistsError):
             _rename(part, path)
+        logging.info("The token ids are kept in %s", path)
         return _open(path, key, splits)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
