@@ -8,6 +8,9 @@ test files. What is measured, each in a process of its own:
     cached   these ids, verified and mapped
     feed     a pass over the windows of the mapped ids, as Keras's backend gets them
     feed, in memory  the same of an array
+
+Example:
+    python -m benchmarks.corpus --megabytes 1000 --words 500000
 """
 
 import itertools
@@ -25,7 +28,7 @@ from benchmarks.output import draw_bars, print_table, write_figures
 from benchmarks.processes import alternate, median, peak_memory
 
 MODULE = "benchmarks.corpus"
-WORDS_A_LINE, LINES = 20, 20_000  # that are made at a time
+WORDS_A_LINE, LINES = 20, 1_000  # that are made at a time
 SPLITS = {"train": 0.9, "valid": 0.05, "test": 0.05}
 BATCH, TIME_STEPS = 20, 35
 
