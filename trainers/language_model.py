@@ -19,6 +19,7 @@ from absl import flags, logging
 from keras_selfish import masks
 from keras_selfish.data import DATASETS, RandomWindows, Windows, load_corpus
 from keras_selfish.models.architecture import CELLS, KERNEL_LIMITS, Architecture
+from keras_selfish.models.memory import check_memory
 from keras_selfish.models.presets import PRESETS, preset
 from keras_selfish.rewiring.registry import METHODS, REWIRING_OPTIONS
 from keras_selfish.rewiring.rules import REDISTRIBUTION_RULES
@@ -36,6 +37,9 @@ flags.DEFINE_enum(
     "Corpus; text is all UTF-8 files in --data_dir, python_docs needs none.",
 )
 flags.DEFINE_string("data_dir", None, "Folder with the corpus's files; without it, they are downloaded.")
+flags.DEFINE_string(
+    "cache_dir", None, "Folder of downloads and of the token ids of large corpora; by default Keras's."
+)
 flags.DEFINE_list(
     "units", None, "Units of each recurrent layer, one number or one for each, such as 256,200."
 )
@@ -282,7 +286,7 @@ def _check(settings):
     masks.check_sparsity(settings["sparsity"], "--sparsity")
     # Any number of tokens that blocks divide: how many there are is not known yet.
     tokens = settings["block_shape"][1]
-    Architecture(vocabulary_size=tokens, **{name: settings[name] for name in _MODEL_FLAGS})
+    check_memory(_architecture(settings, tokens), name="--{}")
     if settings["method"] != "dense" and not settings["sparsity"]:
         raise ValueError(
             f"--sparsity must be over 0 with --method={settings['method']}. Received: --sparsity=0.0; "
@@ -297,6 +301,19 @@ def _check(settings):
         raise ValueError(
             f"--cpu_replicas needs --strategy=mirrored. Received: --strategy={settings['strategy']}"
         )
+
+
+def _architecture(settings, vocabulary_size):
+    return Architecture(vocabulary_size, **{name: settings[name] for name in _MODEL_FLAGS})
+
+
+def _check_memory(settings, vocabulary_size, train):
+    """Refuses a model that cannot fit, now that all sizes but the number of GPUs are known."""
+    sizes = {"precision": settings["precision"], "name": "--{}"}
+    if settings["strategy"] == "none":
+        sizes["batch_size"] = settings["batch_size"]
+        sizes["time_steps"] = min(settings["bptt"], train.columns.shape[1] - 1)
+    check_memory(_architecture(settings, vocabulary_size), **sizes)
 
 
 def make_strategy(settings):
@@ -404,8 +421,9 @@ def make_callbacks(settings, workdir, train, checkpoint):
 def train(settings, workdir):
     """Runs a whole training, from wherever it stands, and returns the results as a dict."""
     # Data and checkpoint first: what is wrong with them is said before a backend is loaded.
-    corpus = load_corpus(settings["dataset"], data_dir=settings["data_dir"])
+    corpus = load_corpus(settings["dataset"], data_dir=settings["data_dir"], cache_dir=FLAGS.cache_dir)
     windows = all_windows(corpus, settings)
+    _check_memory(settings, len(corpus.vocabulary), windows["train"])
     checkpoint = workdir.checkpoint()
     program.check_backend(FLAGS.export)
 

