@@ -282,7 +282,7 @@ def check_epochs(settings):
     """Refuses to end a run before its schedules do."""
     if settings["epochs"] < settings["schedule_epochs"]:
         raise ValueError(
-            f"--epochs must be at least {settings['schedule_epochs']}, with which the run in --workdir began, "
+            f"--epochs must be at least {settings['schedule_epochs']}, as when the run in --workdir began, "
             f"and more of them add to --finetune_epochs. Received: --epochs={settings['epochs']}"
         )
 
