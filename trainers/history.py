@@ -17,7 +17,7 @@ def from_csv(text):
     """The rows of `to_csv`, dicts of strings.
 
     Raises:
-        ValueError: if there is anything but a header and a row of numbers for each epoch from 1 on.
+        ValueError: if there is anything but a header and a row of numbers for each of successive epochs.
     """
     try:
         header, *lines = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -27,19 +27,20 @@ def from_csv(text):
         raise ValueError("it is empty") from error
     if header[:1] != ["epoch"] or len(set(header)) < len(header):
         raise ValueError("its first line does not name the columns, epoch first")
-    for epoch, line in enumerate(lines, 1):
+    for index, line in enumerate(lines):
         if len(line) != len(header):
-            raise ValueError(f"row {epoch} has {len(line)} values in {len(header)} columns")
-        if line[0] != str(epoch):
-            raise ValueError(f"row {epoch} is of epoch {line[0]!r}")
+            raise ValueError(f"row {index + 1} has {len(line)} values in {len(header)} columns")
         for value in line:
             if value:  # what an epoch does not have is left out
-                _check_number(value, epoch)
+                _check_number(value, index + 1)
+        # Not from 1 where an earlier version went on without its history.
+        if not line[0].isdecimal() or int(line[0]) != int(lines[0][0]) + index:
+            raise ValueError(f"row {index + 1} is of epoch {line[0]!r}")
     return [dict(zip(header, line, strict=True)) for line in lines]
 
 
-def _check_number(value, epoch):
+def _check_number(value, row):
     try:
         float(value)
     except ValueError:
-        raise ValueError(f"row {epoch} has {value[:20]!r} for a number") from None
+        raise ValueError(f"row {row} has {value[:20]!r} for a number") from None

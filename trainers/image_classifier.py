@@ -17,7 +17,7 @@ from keras_selfish.data import IMAGE_DATASETS, load_images
 from trainers import fingerprints, program
 from trainers.files import replace, write_json, writing
 from trainers.image_methods import METHODS
-from trainers.mask_updates import check_distribution, check_options
+from trainers.mask_updates import check_distribution, check_options, check_steps
 
 FLAGS = flags.FLAGS
 _NETWORKS = ("lenet_300_100", "lenet_5", "vgg_16", "resnet_18", "resnet_34", "mobilenet")
@@ -45,7 +45,12 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_integer("finetune_epochs", 2, "Epochs with a fixed structure after them.", lower_bound=0)
 flags.DEFINE_integer("batch_size", None, "Images of a step; by default 128, of digits 32.", lower_bound=1)
-flags.DEFINE_float("learning_rate", 2e-3, "Initial rate of AdamW; it falls to a hundredth along a cosine.")
+flags.DEFINE_float(
+    "learning_rate",
+    2e-3,
+    "Initial rate of AdamW; it falls to a hundredth along a cosine.",
+    lower_bound=0.0,
+)
 flags.DEFINE_float("weight_decay", 0.02, "Weight decay of AdamW.", lower_bound=0.0)
 flags.DEFINE_float("switcher_learning_rate", 1e-3, "Learning rate of the switcher's Adam.", lower_bound=0.0)
 flags.DEFINE_integer("task_steps", 40, "Steps of a turn of the network.", lower_bound=1)
@@ -229,6 +234,10 @@ def train(settings, workdir):
     workdir.check_data(fingerprints.of_images(images), settings)
     check_epochs(settings)
     training, validation = split(images, settings)
+    steps_per_epoch = -(-len(training[0]) // settings["batch_size"])
+    switched = METHODS[settings["method"]].switched
+    turn = settings["task_steps"] + settings["switcher_steps"] if switched else 0
+    check_steps(settings, settings["schedule_epochs"] * steps_per_epoch, turn)
     checkpoint = workdir.checkpoint()
     program.check_backend(FLAGS.export)
 
@@ -237,10 +246,8 @@ def train(settings, workdir):
     from trainers.callbacks import ClassifierRecorder, RemainingTime, StopOnNaN, tensorboard
 
     keras.utils.set_random_seed(settings["seed"])
-    steps_per_epoch = -(-len(training[0]) // settings["batch_size"])
     model = make_model(settings, images, steps_per_epoch)
     done = checkpoint["epochs_done"] if checkpoint else 0
-    switched = METHODS[settings["method"]].switched
     structured = settings["schedule_epochs"]
     if done > structured and switched:
         model.freeze()

@@ -25,7 +25,7 @@ from keras_selfish.rewiring.registry import METHODS, REWIRING_OPTIONS
 from keras_selfish.rewiring.rules import REDISTRIBUTION_RULES
 from trainers import fingerprints, program
 from trainers.files import replace, write_json, writing
-from trainers.mask_updates import check_distribution, check_options, mask_updates
+from trainers.mask_updates import check_distribution, check_options, check_steps, mask_updates
 
 FLAGS = flags.FLAGS
 
@@ -265,7 +265,7 @@ def _cell_options(options):
     if not isinstance(options, str):
         return options
     try:
-        options = json.loads(options)
+        options = json.loads(options, parse_constant=_no_number)
         if not isinstance(options, dict):
             raise TypeError("no dict")
     except (ValueError, TypeError) as error:
@@ -274,6 +274,10 @@ def _cell_options(options):
             f"Received: --cell_options={options}"
         ) from error
     return options
+
+
+def _no_number(word):
+    raise ValueError(f"{word} is no number")
 
 
 def _pair(flag, words):
@@ -416,6 +420,7 @@ def train(settings, workdir):
     check_words(corpus, settings)
     workdir.check_data(fingerprints.of_corpus(corpus), settings)
     windows = all_windows(corpus, settings)
+    check_steps(settings, settings["schedule_epochs"] * len(windows["train"]))
     checkpoint = workdir.checkpoint(FLAGS.best_from_checkpoint)
     program.check_backend(FLAGS.export)
 

@@ -12,6 +12,7 @@ import zipfile
 import zlib
 
 import numpy as np
+from absl import logging
 
 from keras_selfish.packing import pack, unpacked
 from trainers import history
@@ -76,6 +77,7 @@ class Workdir:
         self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing = None
         self._data = None  # fingerprints that the run began with
+        self._schedule = None  # epochs of its schedules
         self._best = None  # SHA-256 of best.keras
         self._staged = False  # whether a new best.keras waits for its checkpoint
         self._unplaced = []  # what a killed run has written, but not moved to its place
@@ -132,13 +134,14 @@ class Workdir:
             RunError: if the folder belongs to a run with other settings or to something else.
         """
         settings = json.loads(json.dumps(settings))
+        self._schedule = settings.get(SCHEDULE)
         if not self.config.exists():
             self._refuse_remains(self.config)
             return settings
         begun = self._read(self.config)
         self._data = begun.pop(DATA, None)
-        if self.state.exists():  # schedules have begun
-            settings[SCHEDULE] = self._begun_schedule(begun, settings)
+        if self._schedule is not None and self.state.exists():  # it has begun
+            self._schedule = settings[SCHEDULE] = self._begun_schedule(begun, settings)
         begun[SCHEDULE] = settings.get(SCHEDULE)
         differing = [
             f"{name}={settings.get(name)!r} (was {begun.get(name)!r})"
@@ -155,8 +158,6 @@ class Workdir:
     def _begun_schedule(self, begun, settings):
         # Earlier versions of the trainer of image classifiers knew --epochs only.
         epochs = begun.get(SCHEDULE, begun.get("epochs"))
-        if epochs is None and SCHEDULE not in settings:
-            return None
         if type(epochs) is not int or epochs < 1:
             raise self._damaged(self.config, f"its {SCHEDULE} is {_shown(epochs)}")
         return epochs
@@ -264,6 +265,8 @@ class Workdir:
             self._refuse_remains(self.state)
             return None
         state = self._checked_state(self._read(self.state))
+        if state.get(SCHEDULE, self._schedule) != self._schedule:
+            raise self._damaged(self.config, f"its {SCHEDULE} is not the checkpoint's {state[SCHEDULE]}")
         rows = self._checked_rows(state)
         weights = self._whole(self.path / state["weights"], state["sha256"])
         if weights is None:
@@ -308,20 +311,23 @@ class Workdir:
         epochs = state["epochs_done"]
         if "history" not in state:
             rows = self._earlier_rows()
-            if self.history.exists() and len(rows) < epochs:
+            last = int(rows[-1]["epoch"]) if rows else 0
+            if not self.history.exists():
+                logging.warning("history.csv is missing and begins anew, after epoch %d", epochs)
+            elif last < epochs:
                 raise RunError(
                     "history.csv in --workdir must have a row for each epoch of the checkpoint. Received: "
-                    f"{self.history} with {len(rows)} rows for {epochs} epochs; restore that file, or move "
+                    f"{self.history}, which ends with epoch {last} of {epochs}; restore that file, or move "
                     "it away to begin a new one"
                 )
-            return rows[:epochs]
+            return [row for row in rows if int(row["epoch"]) <= epochs]
         self._rows_text = state["history"]
         try:
             rows = history.from_csv(self._rows_text)
         except ValueError as error:
             raise self._damaged(self.state, f"of its history, {error}") from error
-        if len(rows) != epochs:
-            raise self._damaged(self.state, f"its history has {len(rows)} rows for {epochs} epochs")
+        if not rows or rows[-1]["epoch"] != str(epochs):
+            raise self._damaged(self.state, f"its history does not end with epoch {epochs}")
         found = _bytes(self.history)
         # A run that was killed has not written the last rows yet.
         if found is not None and not self._rows_text.encode().startswith(found):
@@ -392,6 +398,8 @@ class Workdir:
         # A view would show what training makes of the variable while it is written.
         arrays = {str(i): np.array(_to_numpy(variable)) for i, variable in enumerate(_variables(model))}
         state = {"epochs_done": epochs_done, **extra}
+        if self._schedule is not None:
+            state[SCHEDULE] = self._schedule
         if rows:
             state["history"] = history.to_csv(rows)
         self._writing = self._writer.submit(self._write_checkpoint, arrays, state)
