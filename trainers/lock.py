@@ -1,5 +1,6 @@
 """The lock of a run's folder, which the operating system releases however the process ends."""
 
+import contextlib
 import json
 import os
 import socket
@@ -55,17 +56,22 @@ class Lock:
                 break
             file.close()  # its holder has just removed it
         self._file = file
-        with writing(self.path):
-            file.truncate(0)
-            file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
-            file.flush()
+        try:
+            with writing(self.path):
+                file.truncate(0)
+                file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
+                file.flush()
+        except RunError:
+            self.release()
+            raise
 
     def release(self):
         """Removes the file and gives the lock back, if it was taken."""
         file, self._file = self._file, None
         if file is not None:
             self.path.unlink(missing_ok=True)  # while it is held: who opens it anew makes a new one
-            file.close()
+            with contextlib.suppress(OSError):  # of what could not be written
+                file.close()
 
     def _is_at_path(self, file):
         try:

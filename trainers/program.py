@@ -96,12 +96,13 @@ def end(error, for_user, workdir=None):
         raise error
     reason = None if isinstance(error, RunError) else no_room(error)
     if reason is not None:
-        name = getattr(error, "filename", None) or (workdir.path / "a file" if workdir else "a file")
+        name = getattr(error, "filename", None) or (workdir.path if workdir else "a file")
         error = WriteError(pathlib.Path(name), reason)
     if isinstance(error, WriteError) and workdir is not None:
-        error = WriteError(
-            error.path, error.reason, f"{workdir.kept()}; make room and start again with the same --workdir"
-        )
+        done = workdir.epochs_done
+        kept = f"the last checkpoint is whole, after epoch {done}" if done else "nothing was saved yet"
+        advice = f"{kept}, so make room and start again with the same --workdir"
+        error = WriteError(error.path, error.reason, advice)
     if not isinstance(error, for_user):
         raise error
     sys.exit(f"error: {error}")

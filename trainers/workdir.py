@@ -115,6 +115,8 @@ class Workdir:
         except BaseException:
             with contextlib.suppress(WriteError):  # the first error is the one to tell
                 self.wait()
+            if self._staged:  # for a checkpoint that does not come, and in the way of making room
+                beside(self.best).unlink(missing_ok=True)
             self._lock.release()
             raise
         self.close()
@@ -434,9 +436,9 @@ class Workdir:
         if self._best is not None:
             state["best_sha256"] = self._best
         write_json(self.state, {"format": self.format, CHECKSUM: _checksum(state), **state})
+        self._staged = False
         for path in placed:
             take_place(path)
-        self._staged = False
         self.epochs_done = state["epochs_done"]
         if "history" in state:
             write_text(self.history, state["history"])
