@@ -5,9 +5,9 @@ Usage: python -m tools.kills FOLDER [--kinds tensorflow jax image] [--kills 10] 
 
 For each kind, one run is left in peace. Others are started again and again in the same --workdir, each
 process killed at a moment drawn uniformly from the time that the first run took, until one process ends by
-itself; then what is in the two folders is compared bit for bit, times of day and durations apart. When all kills
-are spent, the last run is left to finish. A killed process is held to its exit status: none of its own after
-SIGKILL, 143 and 130 after SIGTERM and SIGINT, with one line and no traceback.
+itself; then what is in the two folders is compared bit for bit, times of day and durations apart. When all
+kills are spent, the last run is left to finish. A killed process is held to its exit status, 143 and 130
+after SIGTERM and SIGINT, with one line and no traceback.
 """
 
 import argparse
@@ -33,7 +33,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 Kind = collections.namedtuple("Kind", "backend trainer flags")
 
 LANGUAGE_MODEL = (
-    *("--dataset=text", "--units=16", "--batch_size=4", "--bptt=10", "--sparsity=0.5", "--epochs=12"),
+    *("--dataset=text", "--units=16", "--batch_size=4", "--bptt=10", "--sparsity=0.5", "--epochs=40"),
     *("--learning_rate=5", "--locked", "--random_lengths", "--patience=2"),
 )
 KINDS = {
@@ -194,9 +194,18 @@ def state_of(folder):
     for path in folder.glob("checkpoint-*.npz"):
         with np.load(path) as stored:
             found |= {f"{path.name}: {key}": digest(stored[key].tobytes()) for key in stored}
-    for path in folder.glob("saved_model/variables/variables.data*"):
-        found[f"saved_model: {path.name}"] = digest(path.read_bytes())
+    if (folder / "saved_model").exists():
+        found["saved_model"] = tensors_of(folder / "saved_model")
     return found
+
+
+def tensors_of(saved_model):
+    """Digests of the values in a SavedModel, which TensorFlow writes in no certain order."""
+    import tensorflow as tf
+
+    stored = tf.train.load_checkpoint(str(saved_model / "variables" / "variables"))
+    values = (stored.get_tensor(name) for name in stored.get_variable_to_dtype_map() if name[0] != "_")
+    return sorted(digest(value.tobytes()) for value in values)
 
 
 def digest(content):

@@ -33,7 +33,7 @@ def of_array(array, chunk=CHUNK):
 
 
 def of_tokens(tokens):
-    """The SHA-256 of a vocabulary's tokens in their order."""
+    """The SHA-256 of the file that `Vocabulary.save` writes of these tokens."""
     digest = hashlib.sha256()
     for token in tokens:
         digest.update(f"{token}\n".encode())

@@ -168,13 +168,17 @@ class Workdir:
         """Compares the data with those that the run began with; writes nothing.
 
         Args:
-            fingerprints: SHA-256 by what it is of. A run of an earlier version has none, and gets these.
+            fingerprints: SHA-256 by what it is of; that of a vocabulary is that of its file. A run of an
+                earlier version has none, and gets these.
             settings: The settled settings, for the message.
 
         Raises:
             RunError: if the run began with other data.
         """
         begun, self._data = self._data, fingerprints
+        vocabulary = self.path / "vocabulary.txt"
+        if begun is None and self.state.exists() and vocabulary.exists():
+            begun = {**fingerprints, "vocabulary": sha256(vocabulary)}
         if begun is None or begun == fingerprints:
             return
         if not isinstance(begun, dict) or begun.keys() != fingerprints.keys():

@@ -258,3 +258,32 @@ def test_the_checkpoint_takes_the_place_of_a_lost_best_model(run, corpus, whole,
     assert (tmp_path / "run" / "results.json").read_bytes() == (whole / "results.json").read_bytes()
     again = run(tmp_path / "run", f"--data_dir={corpus}", *FLAGS)
     assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.parametrize("changed", ["train split", "test split", "vocabulary"])
+def test_another_corpus_of_as_many_words_is_refused(run, corpus, whole, tmp_path, changed):
+    text, word = (corpus / "text.txt").read_text(), "statement"
+    place = text.index(word) if changed == "train split" else text.rindex(word)
+    other = text[:place] + "assert" + text[place + len(word) :]
+    if changed == "vocabulary":
+        other = text.replace(word, "phrase")
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "text.txt").write_text(other)
+    before = damaged(whole, tmp_path / "run", "results.json", b"{}")
+    result = run(tmp_path / "run", f"--data_dir={tmp_path / 'corpus'}", *FLAGS)
+    assert result.returncode == 1
+    message = "The data must be those that the run in --workdir began with. Received: --data_dir="
+    assert message + str(tmp_path / "corpus") in result.stderr
+    assert changed in result.stderr
+    assert content_of(tmp_path / "run") == before
+
+
+def test_another_corpus_in_the_folder_of_an_earlier_version(run, corpus, earlier, tmp_path):
+    text = (corpus / "text.txt").read_text().replace("statement", "phrase")
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "text.txt").write_text(text)
+    before = damaged(earlier, tmp_path / "run", "results.json", b"{}")
+    result = run(tmp_path / "run", f"--data_dir={tmp_path / 'corpus'}", *FLAGS)
+    assert result.returncode == 1
+    assert "the vocabulary changed" in result.stderr
+    assert content_of(tmp_path / "run") == before
