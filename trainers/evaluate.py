@@ -13,7 +13,7 @@ from keras_selfish.data import DATASETS, load_corpus
 from keras_selfish.data.windows import batch_columns
 from trainers import program
 from trainers.artifacts import FORMATS, open_artifact
-from trainers.workdir import RunError, write_json
+from trainers.files import RunError, write_json
 
 FLAGS = flags.FLAGS
 WARM_UP, STEPS = 20, 500

@@ -268,6 +268,19 @@ def test_a_full_disk_is_one_sentence(tmp_path):
     [
         (("--sparsity=1.2",), "Received: --sparsity=1.2"),
         (("--sparsity=nan",), "Received: --sparsity=nan"),
+        *(
+            ((f"--{name}={value}",), f"--{name} must be a finite number. Received: --{name}={value}")
+            for name, value in {
+                "learning_rate": "inf",
+                "clipnorm": "nan",
+                "dropout": "nan",
+                "tar": "inf",
+            }.items()
+        ),
+        (("--seed=4294967296",), "seed=4294967296"),
+        (('--cell_options={"weight_drop": NaN}',), "--cell_options must be a JSON object"),
+        (("--method=gmp", "--bptt=1000", "--epochs=1"), "--epochs must make at least 2 training steps"),
+        (("--workdir=",), "--workdir must name a folder. Received: --workdir=''"),
         (("--distribution=gaussian",), "gaussian"),
         (("--distribution=erk", "--method=gmp"), "--distribution needs a method that begins sparse"),
         (("--block_shape=3,1",), "take 15 or 18"),
@@ -346,6 +359,16 @@ def test_other_settings_in_a_used_workdir(run, whole_run, corpus):
     assert result.returncode == 1
     assert "units=32 (was 16)" in result.stderr
     assert (workdir / "config.json").read_text() == before
+
+
+def test_a_corpus_of_unknown_words(run, tmp_path):
+    (tmp_path / "text").mkdir()
+    for name, text in {"train": "the cat sat\n", "valid": "x y z\n", "test": "the cat\n"}.items():
+        (tmp_path / "text" / f"{name}.txt").write_text(text * 50)
+    result = run(tmp_path / "run", f"--data_dir={tmp_path / 'text'}", *TINY)
+    assert result.returncode == 1
+    assert "whose validation split has unknown words only; take a longer text" in result.stderr
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_non_utf8_text(run, tmp_path):
