@@ -8,8 +8,8 @@ import urllib.request
 __all__ = ["NETWORK_ERRORS", "open_url", "plain", "told"]
 
 # What `open_url` and reading its answer raise apart from `urllib.error.HTTPError`, whose answer is whole:
-# the network's errors, and those of a server that does not keep to HTTP.
-NETWORK_ERRORS = (OSError, http.client.HTTPException, ValueError)
+# the network's errors, and those of a server that does not keep to HTTP, the last for a length below any int.
+NETWORK_ERRORS = (OSError, http.client.HTTPException, ValueError, OverflowError)
 
 _MOST_OF_HEAD = 1 << 16  # bytes before the body
 _SLOWEST = 1 << 10  # bytes of the body in the seconds of a timeout
@@ -48,6 +48,8 @@ def told(error):
         return f"the server did not answer in HTTP but with '{plain(error.line)[:50]}'"
     if isinstance(error, http.client.IncompleteRead):
         return "the connection was cut, or the server sent something else than parts with their lengths"
+    if isinstance(error, (ValueError, OverflowError)):
+        return f"the server does not keep to HTTP ({plain(error)})"
     return plain(error) or type(error).__name__
 
 

@@ -2,7 +2,6 @@
 
 import codecs
 import math
-import re
 import struct
 from typing import NamedTuple
 
@@ -12,21 +11,20 @@ from keras_selfish.data.bounded import CHUNK, fill
 
 __all__ = ["PickledArray", "read_pickle"]
 
-# CIFAR's longest batch, 50,000 images, has 500,000 as Python 3 writes it again: ten for a name and a label.
-_MOST_STEPS = 750_000
 _LONGEST_NAME = 200  # bytes, of a function
 
 
-def read_pickle(file, size):
+def read_pickle(file, size, most_steps):
     """Reads a pickle of protocol 2 to 4 without running it.
 
     Python's unpickler calls what a file names, and the classes of NumPy take bytes of the file for pointers.
     Here what makes an array or a type is noted, and everything else refused. Time and memory are bounded by
-    the size and by a number of steps: text counts no more than once, and only text can be a key.
+    the size and by a number of steps: text is decoded no more than once, and only text can be a key.
 
     Args:
         file: An open binary file with `read`, `readinto` and `readline`.
         size: Number of bytes of the pickle, which must end there.
+        most_steps: Number of operations at most; two make a number in a list, ten a text.
 
     Returns:
         What the pickle holds. Text and bytes are both `bytes` (`bytearray` if they are long), arrays
@@ -38,11 +36,11 @@ def read_pickle(file, size):
     Example:
         >>> import io, pickle
         >>> content = pickle.dumps({"labels": [6, 9]})
-        >>> read_pickle(io.BytesIO(content), len(content))
+        >>> read_pickle(io.BytesIO(content), len(content), most_steps=100)
         {b'labels': [6, 9]}
     """
     reader = _Reader(file, size)
-    value = reader.run()
+    value = reader.run(most_steps)
     if reader.left:
         raise ValueError(f"it goes on for {reader.left:,} bytes after its end")
     return value
@@ -65,6 +63,10 @@ class _PickledType:
 
     def set(self, state):
         self.order = state[1]
+
+
+class _LongText(bytearray):
+    """A long text, whose characters are in Latin 1, in that encoding."""
 
 
 class PickledArray:
@@ -102,8 +104,8 @@ class _Reader:
         self.left = self._text_left = size
         self._stack, self._marks, self._memo = [], [], {}
 
-    def run(self):
-        for _ in range(_MOST_STEPS):
+    def run(self, most_steps):
+        for _ in range(most_steps):
             code = self._bytes(1)
             if code == b".":
                 return self._stack.pop()
@@ -111,7 +113,7 @@ class _Reader:
             if operation is None:
                 raise ValueError(f"it has the operation {bytes(code)!r}, which no pickled array needs")
             operation(self)
-        raise ValueError(f"it has more than {_MOST_STEPS:,} steps")
+        raise ValueError(f"it has more than {most_steps:,} steps")
 
     # What stands in the file
 
@@ -151,6 +153,20 @@ class _Reader:
 
     def push_bytes(self, form):
         self.push(self._bytes(self._number(form)))
+
+    def push_text(self, form):
+        count = self._number(form)
+        self.push(self._bytes(count) if count <= CHUNK else self._long_text(count))
+
+    def _long_text(self, count):
+        """A text beyond all names: bytes in an old protocol, a character each, and not kept twice."""
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        content = _LongText()
+        while count:
+            piece = self._bytes(min(count, CHUNK))
+            count -= len(piece)
+            content += decoder.decode(piece, final=not count).encode("latin1")
+        return content
 
     def push_name(self):
         self.push(_Name(self._line(), self._line()))
@@ -214,17 +230,14 @@ class _Reader:
 
     def _latin(self, text, encoding):
         """What Python 3 writes for bytes in old protocols; in all no more than the file has."""
-        self._text_left -= len(text)
-        # From the byte C4 on, UTF-8 stands for characters that are not in Latin 1 and take more memory.
-        if encoding != b"latin1" or self._text_left < 0 or re.search(rb"[\xc4-\xff]", text):
+        if encoding != b"latin1":
             raise ValueError("it encodes text in an unknown way")
-        decoder = codecs.getincrementaldecoder("utf-8")()
-        content = bytearray()
-        for start in range(0, len(text), CHUNK):  # so that no third copy of a long text is made
-            content += decoder.decode(text[start : start + CHUNK], start + CHUNK >= len(text)).encode(
-                "latin1"
-            )
-        return bytes(content) if len(content) <= CHUNK else content
+        if isinstance(text, _LongText):
+            return text
+        self._text_left -= len(text)
+        if self._text_left < 0:
+            raise ValueError("it is larger than its file")
+        return text.decode("utf-8").encode("latin1")
 
     def build(self):
         (state,) = self._last(1)
@@ -245,9 +258,9 @@ _OPERATIONS = {
     b"\x8a": _Reader.push_long,
     b"U": lambda reader: reader.push_bytes("<B"),  # text of Python 2
     b"T": lambda reader: reader.push_bytes("<I"),
-    b"\x8c": lambda reader: reader.push_bytes("<B"),  # text
-    b"X": lambda reader: reader.push_bytes("<I"),
-    b"\x8d": lambda reader: reader.push_bytes("<Q"),
+    b"\x8c": lambda reader: reader.push_text("<B"),  # text
+    b"X": lambda reader: reader.push_text("<I"),
+    b"\x8d": lambda reader: reader.push_text("<Q"),
     b"C": lambda reader: reader.push_bytes("<B"),  # bytes
     b"B": lambda reader: reader.push_bytes("<I"),
     b"\x8e": lambda reader: reader.push_bytes("<Q"),

@@ -250,7 +250,12 @@ ODD = {
     "parts that are cut": (OK + CHUNKED + b"10000\r\n" + CONTENT[:4096], "connection was cut"),
     "parts without lengths": (OK + CHUNKED + CONTENT, "something else than parts"),
     "a part of length -1": (forever(OK + CHUNKED + b"-1\r\n", CONTENT), "part of unknown length"),
-    "a part of length -5": (OK + CHUNKED + b"-5\r\n" + CONTENT, "non-negative|parts"),
+    "a part of length -5": (OK + CHUNKED + b"-5\r\n" + CONTENT, "does not keep to HTTP"),
+    "a part of a long negative length": (
+        OK + CHUNKED + b"-ffffffffffffffffff\r\n" + CONTENT,
+        "does not keep to HTTP",
+    ),
+    "a part of a long length": (OK + CHUNKED + b"f" * 200 + b"\r\n" + CONTENT, "cut"),
     "wrong gzip": (OK + b"Content-Encoding: gzip\r\n" + LENGTH + CONTENT[:-4] + b"oops", "must have the SHA"),
     "a reset": (reset(OK + LENGTH + CONTENT[:5000]), "reset|cut"),
     "a reset at once": (reset(b""), "reset|closed"),
