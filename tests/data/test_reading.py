@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -145,6 +146,23 @@ def test_ids_are_written_once_and_mapped(folder, tmp_path):
         for split in SPLITS:
             np.testing.assert_array_equal(getattr(corpus, split), getattr(in_memory, split))
         np.testing.assert_allclose(corpus.unigram_perplexity(), in_memory.unigram_perplexity())
+
+
+def test_large_texts_go_to_the_cache_of_downloads_and_tell_how_far_they_are(
+    folder, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("keras_selfish.data.reading.CACHED_FROM", 5_000)
+    monkeypatch.setattr("keras_selfish.data.reading._SECONDS_BETWEEN_REPORTS", 0.0)
+    with caplog.at_level(logging.INFO, logger="absl"):
+        corpus = load_corpus("text", folder)
+    (cache,) = (tmp_path / "home" / "datasets" / "keras_selfish" / "tokens").iterdir()
+    assert cache == pathlib.Path(corpus.train.filename).parent
+    length = sum(len(getattr(corpus, split)) for split in SPLITS)
+    assert re.search(
+        r"Read \d+% of the 0 MB of dataset 'text' \([\d,]+ tokens a second\), about 0 s", caplog.text
+    )
+    assert f"dataset 'text', {length:,} tokens, in 0 s (" in caplog.text
 
 
 def test_large_vocabularies_have_wide_ids(tmp_path):
