@@ -17,6 +17,7 @@ from keras_selfish.data.bounded import CHUNK, open_member
 from keras_selfish.data.download import DownloadError, cache_folder, download, file_sha256
 from keras_selfish.data.http_client import plain
 from keras_selfish.data.reading import Text, read_corpus
+from keras_selfish.data.token_cache import release
 from keras_selfish.data.tokenization import read_pieces
 from keras_selfish.data.vocabulary import Vocabulary, check_limits
 
@@ -61,6 +62,7 @@ class Corpus:
         tokens, counts = getattr(self, split), np.zeros(len(self.vocabulary), np.int64)
         for begin in range(0, len(tokens), _BLOCK):
             counts += np.bincount(tokens[begin : begin + _BLOCK], minlength=len(counts))
+            release(tokens)
         return counts
 
     def __repr__(self):
@@ -409,21 +411,24 @@ def _folder_text(folder):
 
 def _cut_folder(folder, files):
     """A `Text` of all files together, split by lines."""
-    begins = [0, *itertools.accumulate(_count_lines(read_pieces(path)) for path in files)]
-    length = begins.pop()
-    if length < 10:
-        raise ValueError(
-            "`data_dir` must hold text of at least 10 lines to be split 80/10/10 by lines, or "
-            f"files train.txt, valid.txt and test.txt. Received: {length} lines in {folder}"
-        )
 
-    def lines(first, end):
-        for path, begin, next_begin in zip(files, begins, [*begins[1:], length], strict=True):
+    @functools.cache
+    def begins():  # of the files and, last, how many lines there are: not known before somebody reads
+        counted = [0, *itertools.accumulate(_count_lines(read_pieces(path)) for path in files)]
+        if counted[-1] < 10:
+            raise ValueError(
+                "`data_dir` must hold text of at least 10 lines to be split 80/10/10 by lines, or "
+                f"files train.txt, valid.txt and test.txt. Received: {counted[-1]} lines in {folder}"
+            )
+        return counted
+
+    def lines(split):
+        first, end = list(itertools.pairwise([0, *_ends(begins()[-1]), begins()[-1]]))[split]
+        for path, (begin, next_begin) in zip(files, itertools.pairwise(begins()), strict=True):
             if begin < end and next_begin > first:
                 yield from _between(read_pieces(path), first - begin, end - begin)
 
-    spans = itertools.pairwise([0, *_ends(length), length])
-    pieces = _Splits(*(functools.partial(lines, *span) for span in spans))
+    pieces = _Splits(*(functools.partial(lines, split) for split in range(3)))
     return Text(pieces._asdict(), {"all": files})
 
 

@@ -6,7 +6,6 @@ each occurrence waits on disk, in one of many files by its hash, so that a singl
 counted at a time.
 """
 
-import heapq
 import zlib
 
 import numpy as np
@@ -149,6 +148,6 @@ class _Overflow:
             first = dict(zip(numbers, places[first].tolist(), strict=True))
             for token, count in _frequent(numbers, counts, min_count):
                 (special if token in (EOS, UNK) else found).append((-count, first[token], token))
-            if max_size is not None:
-                found = heapq.nsmallest(max_size, found)
+            if max_size is not None and len(found) > 2 * max_size + MOST_TOKENS:
+                found = sorted(found)[:max_size]  # the commonest, of equally common ones the earlier
         return {token: -count for count, _, token in sorted(found + special, key=lambda entry: entry[1])}

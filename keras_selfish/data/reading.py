@@ -73,8 +73,8 @@ def read_corpus(name, text, tokenization, *, max_size, min_count, cache_dir=None
     key = {
         "files": text.state(),
         "tokenization": tokenization,
-        "max_size": max_size,
-        "min_count": min_count,
+        "max_size": None if max_size is None else int(max_size),
+        "min_count": int(min_count),
         "unicode": unicodedata.unidata_version,  # of which letters and lower case depend
     }
     folder = cache_folder(cache_dir) / "tokens"

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import time
@@ -162,6 +163,18 @@ def _clear(folder):
             newest = max(file.stat().st_mtime for file in (part, *part.rglob("*")))
             if time.time() - newest > _DAY:
                 shutil.rmtree(part, ignore_errors=True)
+
+
+def release(array):
+    """Takes the pages of a memory map out of this process's memory; the system's cache may still have them.
+
+    Args:
+        array: an `np.memmap` that is not written, or a view of one; of any other array nothing is done.
+    """
+    while isinstance(array, np.ndarray):
+        array = array.base
+    if isinstance(array, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        array.madvise(mmap.MADV_DONTNEED)
 
 
 def digest(key):

@@ -9,9 +9,12 @@ import operator
 
 import numpy as np
 
+from keras_selfish.data.token_cache import release
+
 # How `RandomWindows` draws its lengths.
 HALVED, DEVIATION, SHORTEST = 0.05, 5.0, 5
-_BLOCK = 1 << 17  # tokens that are read from a memory map at once
+# Tokens that are read from a memory map at once, and before what was read need not stay in memory.
+_BLOCK, _RESIDENT = 1 << 17, 1 << 22
 
 
 def batch_columns(tokens, batch_size):
@@ -94,7 +97,7 @@ class Windows:
 
     def __init__(self, tokens, batch_size, time_steps):
         self.time_steps = _at_least_one("time_steps", time_steps)
-        self._mapped = isinstance(tokens, np.memmap)
+        self._mapped, self._resident = isinstance(tokens, np.memmap) and tokens.mode == "r", 0
         self.columns = (_columns if self._mapped else batch_columns)(tokens, batch_size)
         self.batch_size = len(self.columns)
         self._steps = self.columns.shape[1] - 1  # predictions in one column
@@ -111,10 +114,20 @@ class Windows:
     def __getitem__(self, index):
         start, stop = self.bounds(index)
         inputs = {
-            "tokens": np.array(self.columns[:, start:stop], np.int32),
+            "tokens": self._read(start, stop),
             "first": np.full(self.batch_size, start == 0, np.int32),
         }
-        return inputs, np.array(self.columns[:, start + 1 : stop + 1], np.int32)
+        return inputs, self._read(start + 1, stop + 1)
+
+    def _read(self, start, stop):
+        """Some time steps of the columns, int32."""
+        found = np.array(self.columns[:, start:stop], np.int32)
+        if self._mapped:
+            self._resident += found.size
+            if self._resident > _RESIDENT:
+                release(self.columns)
+                self._resident = 0
+        return found
 
     def __iter__(self):
         return (self[index] for index in range(len(self)))
@@ -158,7 +171,7 @@ class Windows:
 
         def blocks():
             for begin in range(0, self._steps, steps):
-                yield np.array(self.columns[:, begin : begin + steps + 1], np.int32), begin == 0
+                yield self._read(begin, begin + steps + 1), begin == 0
 
         def windows(columns, is_first):
             number = -(-(tf.shape(columns, tf.int64)[1] - 1) // self.time_steps)

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 from keras_selfish.data import CacheError, RandomWindows, Vocabulary, Windows, load_corpus, tokenization
 from keras_selfish.data.counting import TokenNumbers
+from keras_selfish.data.token_cache import release
 from keras_selfish.data.tokenization import TOKENIZATIONS, read_pieces, read_text
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
@@ -90,6 +92,12 @@ LIMITS = st.sampled_from([(None, 1), (None, 2), (None, 3), (3, 1), (4, 1), (6, 2
 @settings(max_examples=200)
 @given(tokens=TOKENS, limits=LIMITS, most=st.integers(1, 12), size=st.integers(1, 20))
 def test_numbers_end_as_the_ids_of_a_vocabulary(tokens, limits, most, size):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("keras_selfish.data.counting.MOST_TOKENS", 0)  # prunes what waits on disk early
+        check_numbers(tokens, limits, most, size)
+
+
+def check_numbers(tokens, limits, most, size):
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as ids:
         numbers, read = TokenNumbers(pathlib.Path(folder), most), io.BytesIO()
         for begin in range(0, len(tokens), size):
@@ -149,6 +157,24 @@ def test_ids_are_written_once_and_mapped(folder, tmp_path):
         for split in SPLITS:
             np.testing.assert_array_equal(getattr(corpus, split), getattr(in_memory, split))
         np.testing.assert_allclose(corpus.unigram_perplexity(), in_memory.unigram_perplexity())
+
+
+def test_large_texts_go_to_the_cache_of_downloads_and_tell_how_far_they_are(
+    folder, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("keras_selfish.data.reading.CACHED_FROM", 5_000)
+    monkeypatch.setattr("keras_selfish.data.reading._SECONDS_BETWEEN_REPORTS", 0.0)
+    with caplog.at_level(logging.INFO, logger="absl"):
+        corpus = load_corpus("text", folder)
+    (cache,) = (tmp_path / "home" / "datasets" / "keras_selfish" / "tokens").iterdir()
+    assert cache == pathlib.Path(corpus.train.filename).parent
+    length = sum(len(getattr(corpus, split)) for split in SPLITS)
+    for pattern in (
+        r"Read \d+% of the 0 MB of dataset 'text' \([\d,]+ tokens a second\), about \d+ s left",
+        rf"Read the 0 MB of dataset 'text', {length:,} tokens, in \d+ s \([\d,]+ tokens a second\)",
+    ):
+        assert re.search(pattern, caplog.text)
 
 
 def test_large_vocabularies_have_wide_ids(tmp_path):
@@ -314,6 +340,7 @@ def test_a_split_without_words_is_not_kept(tmp_path, text):
 @pytest.mark.parametrize(("columns", "steps"), [(1, 3), (3, 7), (4, 5000)])
 def test_windows_of_mapped_ids(tmp_path, monkeypatch, make, columns, steps):
     monkeypatch.setattr("keras_selfish.data.windows._BLOCK", 100)
+    monkeypatch.setattr("keras_selfish.data.windows._RESIDENT", 200)
     ids = np.random.default_rng(0).integers(0, 60_000, 2011).astype(np.uint16)
     ids.tofile(tmp_path / "ids")
     mapped = np.memmap(tmp_path / "ids", np.uint16, "r")
@@ -333,6 +360,33 @@ def test_windows_of_mapped_ids(tmp_path, monkeypatch, make, columns, steps):
 
 
 # Memory
+
+
+def resident(array):
+    """Bytes of an array's memory map that are in this process's memory."""
+    address, found = array.ctypes.data, False
+    for line in pathlib.Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split(" ")[0]:
+            begin, end = (int(number, 16) for number in line.split(" ")[0].split("-"))
+            found = begin <= address < end
+        elif found and line.startswith("Rss:"):
+            return 1024 * int(line.split()[1])
+    raise AssertionError("no such map")
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/smaps").exists(), reason="needs Linux")
+@pytest.mark.parametrize("make", [Windows, RandomWindows])
+def test_a_pass_over_mapped_ids_holds_little_of_them(tmp_path, monkeypatch, make):
+    monkeypatch.setattr("keras_selfish.data.windows._RESIDENT", 1 << 18)
+    np.zeros(1 << 23, np.uint16).tofile(tmp_path / "ids")
+    mapped = np.memmap(tmp_path / "ids", np.uint16, "r")
+    assert mapped.sum() == 0
+    assert resident(mapped) == 2 << 23
+    release(mapped[5:])
+    assert resident(mapped) == 0
+    found = [resident(mapped) for index, _ in enumerate(make(mapped, 4, 5000)) if index % 40 == 7]
+    assert len(found) > 8
+    assert 0 < max(found) < 4 << 20
 
 
 GROWTH = """
