@@ -422,7 +422,8 @@ def train(settings, workdir):
     windows = all_windows(corpus, settings)
     check_steps(settings, settings["schedule_epochs"] * len(windows["train"]))
     checkpoint = workdir.checkpoint(FLAGS.best_from_checkpoint)
-    program.check_backend(FLAGS.export)
+    exports = [workdir.saved_model, workdir.text_model][: 1 + FLAGS.export_text]
+    program.check_backend(FLAGS.export, *exports)
 
     import keras
 

@@ -242,6 +242,14 @@ def test_the_trainer_says_so(run, corpus, whole, tmp_path, name, content, messag
     assert content_of(tmp_path / "run") == before
 
 
+def test_an_export_that_cannot_take_its_place_is_refused_before_all_else(run, corpus, whole, tmp_path):
+    before = damaged(whole, tmp_path / "run", "saved_model", b"a file of somebody")
+    result = run(tmp_path / "run", f"--data_dir={corpus}", *FLAGS, "--export")
+    assert result.returncode == 1
+    assert "`path` must be free or a SavedModel, which is replaced. Received: " in result.stderr
+    assert content_of(tmp_path / "run") == before
+
+
 def test_a_lost_history_is_written_anew(run, corpus, whole, tmp_path):
     damaged(whole, tmp_path / "run", "history.csv", None)
     result = run(tmp_path / "run", f"--data_dir={corpus}", *FLAGS)
