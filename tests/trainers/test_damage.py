@@ -250,6 +250,15 @@ def test_an_export_that_cannot_take_its_place_is_refused_before_all_else(run, co
     assert content_of(tmp_path / "run") == before
 
 
+def test_a_damaged_model_is_not_exported(trainer, whole, tmp_path):
+    content = (whole / "final.keras").read_bytes()
+    before = damaged(whole, tmp_path / "run", "final.keras", content[:-100])
+    result = trainer("export").run(tmp_path / "run")
+    assert result.returncode == 1
+    assert "final.keras, which is damaged; start the trainer again with the same --workdir" in result.stderr
+    assert content_of(tmp_path / "run") == before
+
+
 def test_a_lost_history_is_written_anew(run, corpus, whole, tmp_path):
     damaged(whole, tmp_path / "run", "history.csv", None)
     result = run(tmp_path / "run", f"--data_dir={corpus}", *FLAGS)
