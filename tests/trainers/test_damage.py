@@ -47,6 +47,12 @@ def settings(trainer, corpus):
 
 
 @pytest.fixture(scope="module")
+def data(whole):
+    """The fingerprints of the corpus."""
+    return json.loads((whole / "config.json").read_text())["data_sha256"]
+
+
+@pytest.fixture(scope="module")
 def earlier(whole, tmp_path_factory):
     """The same folder as an earlier version has left it."""
     folder = tmp_path_factory.mktemp("earlier") / "run"
@@ -66,13 +72,11 @@ def content_of(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def opened(folder, settings):
+def opened(folder, settings, data):
     """What a trainer finds in a folder, up to the moment at which it begins to write."""
     workdir = Workdir(folder, "language model")
     with workdir.open():
         settled = workdir.settle(settings)
-        # As in the file: that other data are refused is tested with real ones.
-        data = json.loads((folder / "config.json").read_text()).get("data_sha256")
         workdir.check_data(data, settled)
         found = workdir.checkpoint()
         digest = sha256(found.pop("weights"))
@@ -176,15 +180,15 @@ def check_sentence(error):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_damaged_file_is_refused_or_changes_nothing(whole, settings, tmp_path, name):
+def test_a_damaged_file_is_refused_or_changes_nothing(whole, settings, data, tmp_path, name):
     copy = tmp_path / "run"
     damaged(whole, copy, name, (whole / name).read_bytes())
-    expected = opened(copy, settings)
+    expected = opened(copy, settings, data)
     refused = 0
     for content in damages(name, (whole / name).read_bytes()):
         before = damaged(whole, copy, name, content)
         try:
-            found = opened(copy, settings)
+            found = opened(copy, settings, data)
         except RunError as error:
             check_sentence(error)
             assert content_of(copy) == before
@@ -198,13 +202,13 @@ def test_a_damaged_file_is_refused_or_changes_nothing(whole, settings, tmp_path,
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name not in ("results.json", "final.keras")])
-def test_damage_in_the_folder_of_an_earlier_version_is_no_crash(earlier, settings, tmp_path, name):
+def test_damage_in_the_folder_of_an_earlier_version_is_no_crash(earlier, settings, data, tmp_path, name):
     """It has no checksums of all that it says, so that some damage cannot be told."""
     copy = tmp_path / "run"
     for content in damages(name, (earlier / name).read_bytes(), times=10):
         before = damaged(earlier, copy, name, content)
         try:
-            opened(copy, settings)
+            opened(copy, settings, data)
         except RunError as error:
             check_sentence(error)
             assert content_of(copy) == before
