@@ -11,7 +11,7 @@ import pathlib
 from absl import flags, logging
 
 from trainers import program
-from trainers.files import RunError, writing
+from trainers.files import RunError, is_whole_archive, writing
 
 FLAGS = flags.FLAGS
 FORMATS = ("savedmodel", "packed", "litert", "onnx")
@@ -67,8 +67,14 @@ def export():
 def model_file(workdir):
     """The file of the best model of a run: where the run is done the final one, else the best so far."""
     for name in ("final.keras", "best.keras"):
-        if (workdir / name).exists():
-            return workdir / name
+        file = workdir / name
+        if file.exists():
+            if not is_whole_archive(file):
+                raise RunError(
+                    f"--workdir must hold a whole model. Received: {file}, which is damaged; start the "
+                    "trainer again with the same --workdir"
+                )
+            return file
     raise RunError(
         "--workdir must be the folder of a run that has finished an epoch. "
         f"Received: --workdir={workdir}, which has neither final.keras nor best.keras"

@@ -239,7 +239,7 @@ def train(settings, workdir):
     turn = settings["task_steps"] + settings["switcher_steps"] if switched else 0
     check_steps(settings, settings["schedule_epochs"] * steps_per_epoch, turn)
     checkpoint = workdir.checkpoint()
-    program.check_backend(FLAGS.export)
+    program.check_backend(FLAGS.export, workdir.saved_model)
 
     import keras
 

@@ -440,7 +440,8 @@ def train(settings, workdir):
     check_steps(settings, settings["schedule_epochs"] * len(windows["train"]))
     _check_memory(settings, len(corpus.vocabulary), windows["train"])
     checkpoint = workdir.checkpoint(FLAGS.best_from_checkpoint)
-    program.check_backend(FLAGS.export)
+    exports = [workdir.saved_model, workdir.text_model][: 1 + FLAGS.export_text]
+    program.check_backend(FLAGS.export, *exports)
 
     import keras
 

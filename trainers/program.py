@@ -132,8 +132,13 @@ def file_to_write(flag):
     return path
 
 
-def check_backend(export):
-    """Refuses a run that could not be exported at its end: only TensorFlow writes SavedModels."""
+def check_backend(export, *folders):
+    """Refuses a run that could not be exported at its end: only TensorFlow writes SavedModels.
+
+    Args:
+        export: Whether it will be exported.
+        *folders: `pathlib.Path` of each export, where nothing else may stand.
+    """
     import keras
 
     backend = keras.backend.backend()
@@ -142,6 +147,11 @@ def check_backend(export):
             f"--export needs Keras's TensorFlow backend. Received: backend {backend!r}; train with "
             "--noexport, and give the same command with --export and KERAS_BACKEND=tensorflow afterwards"
         )
+    if export:
+        from keras_selfish.export.folder import check_free
+
+        for folder in folders:
+            check_free(folder)
 
 
 def keep_memory():

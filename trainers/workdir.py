@@ -8,8 +8,6 @@ import math
 import pathlib
 import tempfile
 import time
-import zipfile
-import zlib
 
 import numpy as np
 from absl import logging
@@ -22,6 +20,7 @@ from trainers.files import (
     RunError,
     WriteError,
     beside,
+    is_whole_archive,
     read_json,
     replace,
     sha256,
@@ -361,7 +360,7 @@ class Workdir:
             return self._whole(self.best, state["best_sha256"]) is not None
         if not self._is_earlier or state.get("best", math.inf) == math.inf:
             return True
-        return _is_whole_archive(self.best)
+        return is_whole_archive(self.best)
 
     def _whole(self, path, digest):
         """Where a file with this SHA-256 is: in its place or, if the run was killed, beside it; else None."""
@@ -516,14 +515,6 @@ def _checksum(state):
 
 def _bytes(path):
     return path.read_bytes() if path.exists() else None
-
-
-def _is_whole_archive(path):
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error):
-        return False
 
 
 def _shown(value):

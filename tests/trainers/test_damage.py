@@ -47,6 +47,12 @@ def settings(trainer, corpus):
 
 
 @pytest.fixture(scope="module")
+def data(whole):
+    """The fingerprints of the corpus."""
+    return json.loads((whole / "config.json").read_text())["data_sha256"]
+
+
+@pytest.fixture(scope="module")
 def earlier(whole, tmp_path_factory):
     """The same folder as an earlier version has left it."""
     folder = tmp_path_factory.mktemp("earlier") / "run"
@@ -66,13 +72,11 @@ def content_of(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def opened(folder, settings):
+def opened(folder, settings, data):
     """What a trainer finds in a folder, up to the moment at which it begins to write."""
     workdir = Workdir(folder, "language model")
     with workdir.open():
         settled = workdir.settle(settings)
-        # As in the file: that other data are refused is tested with real ones.
-        data = json.loads((folder / "config.json").read_text()).get("data_sha256")
         workdir.check_data(data, settled)
         found = workdir.checkpoint()
         digest = sha256(found.pop("weights"))
@@ -176,15 +180,15 @@ def check_sentence(error):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_damaged_file_is_refused_or_changes_nothing(whole, settings, tmp_path, name):
+def test_a_damaged_file_is_refused_or_changes_nothing(whole, settings, data, tmp_path, name):
     copy = tmp_path / "run"
     damaged(whole, copy, name, (whole / name).read_bytes())
-    expected = opened(copy, settings)
+    expected = opened(copy, settings, data)
     refused = 0
     for content in damages(name, (whole / name).read_bytes()):
         before = damaged(whole, copy, name, content)
         try:
-            found = opened(copy, settings)
+            found = opened(copy, settings, data)
         except RunError as error:
             check_sentence(error)
             assert content_of(copy) == before
@@ -198,13 +202,13 @@ def test_a_damaged_file_is_refused_or_changes_nothing(whole, settings, tmp_path,
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name not in ("results.json", "final.keras")])
-def test_damage_in_the_folder_of_an_earlier_version_is_no_crash(earlier, settings, tmp_path, name):
+def test_damage_in_the_folder_of_an_earlier_version_is_no_crash(earlier, settings, data, tmp_path, name):
     """It has no checksums of all that it says, so that some damage cannot be told."""
     copy = tmp_path / "run"
     for content in damages(name, (earlier / name).read_bytes(), times=10):
         before = damaged(earlier, copy, name, content)
         try:
-            opened(copy, settings)
+            opened(copy, settings, data)
         except RunError as error:
             check_sentence(error)
             assert content_of(copy) == before
@@ -239,6 +243,23 @@ def test_the_trainer_says_so(run, corpus, whole, tmp_path, name, content, messag
     result = run(tmp_path / "run", f"--data_dir={corpus}", *FLAGS)
     assert result.returncode == 1
     assert message in result.stderr
+    assert content_of(tmp_path / "run") == before
+
+
+def test_an_export_that_cannot_take_its_place_is_refused_before_all_else(run, corpus, whole, tmp_path):
+    before = damaged(whole, tmp_path / "run", "saved_model", b"a file of somebody")
+    result = run(tmp_path / "run", f"--data_dir={corpus}", *FLAGS, "--export")
+    assert result.returncode == 1
+    assert "`path` must be free or a SavedModel, which is replaced. Received: " in result.stderr
+    assert content_of(tmp_path / "run") == before
+
+
+def test_a_damaged_model_is_not_exported(trainer, whole, tmp_path):
+    content = (whole / "final.keras").read_bytes()
+    before = damaged(whole, tmp_path / "run", "final.keras", content[:-100])
+    result = trainer("export").run(tmp_path / "run")
+    assert result.returncode == 1
+    assert "final.keras, which is damaged; start the trainer again with the same --workdir" in result.stderr
     assert content_of(tmp_path / "run") == before
 
 
