@@ -55,6 +55,26 @@ class StopOnNaN(keras.callbacks.Callback):
         )
 
 
+class Hearing(keras.callbacks.Callback):
+    """Tells `Workers` that the others are there: each batch needs all of them.
+
+    Args:
+        workers: The `Workers` of the run.
+    """
+
+    async_safe = True
+
+    def __init__(self, workers):
+        super().__init__()
+        self.workers = workers
+
+    def _hear(self, *arguments, **logs):
+        self.workers.hear()
+
+    on_epoch_begin = on_epoch_end = on_train_batch_begin = on_train_batch_end = _hear
+    on_test_begin = on_test_end = on_test_batch_begin = on_test_batch_end = _hear
+
+
 class ProgressBar(keras.callbacks.ProgbarLogger):
     """Keras's progress bar, without the densities per gate: they are for the files.
 

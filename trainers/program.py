@@ -9,6 +9,7 @@ import time
 
 from absl import app, flags, logging
 
+from trainers.distribution import Worker
 from trainers.workdir import RunError, Workdir
 
 # TensorFlow reads these when it is imported, later. Of itself it uses oneDNN's products and convolutions on
@@ -34,7 +35,8 @@ def command(kind, settings_from_flags, train, errors=()):
         try:
             settings = settings_from_flags()
             workdir = Workdir(flags.FLAGS.workdir, kind)
-            workdir.prepare()
+            if Worker.of(settings).is_chief:
+                workdir.prepare()
             train(workdir.settle(settings), workdir)
         except (RunError, ValueError, OSError, *errors) as error:
             if logging.get_verbosity() >= logging.DEBUG:

@@ -22,6 +22,7 @@ from keras_selfish.models.architecture import Architecture
 from keras_selfish.models.biases import BiasVectors, LogitsBias
 from keras_selfish.optimizers import SNTASGD
 from keras_selfish.optimizers.state import innermost
+from keras_selfish.workers import prepare_for_fit
 
 # The recurrent layers by name, and what they are given to begin as published.
 CELLS = {
@@ -66,6 +67,7 @@ class LanguageModel(keras.Model):
     def __init__(
         self, vocabulary_size, units=256, *, batch_size=20, seed=0, dtype=None, name=None, **architecture
     ):
+        prepare_for_fit()
         architecture = Architecture(vocabulary_size, units, **architecture)
         parts = _Parts(architecture, seed, dtype)
         tokens = keras.Input((None,), dtype="int32", name="tokens")
