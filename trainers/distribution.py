@@ -1,7 +1,7 @@
 """Several workers that train one model: which of them this process is, and what becomes of it when one dies.
 
-TensorFlow tells the others at once that a process has ended. One that hangs, or never begins, it may wait
-for without end; so a thread watches how long this process has been waiting.
+TensorFlow tells the others soon that a process has ended. One that hangs, or never begins, it may wait for
+without end; so a process watches how long this one has been waiting (`watcher.py`).
 """
 
 import contextlib
@@ -9,14 +9,19 @@ import dataclasses
 import hashlib
 import json
 import os
+import pathlib
+import subprocess
 import sys
-import threading
-import time
+
+from absl import logging
 
 from trainers.workdir import RunError
 
 # Jobs of TF_CONFIG's cluster, in the order in which TensorFlow numbers their processes.
 JOBS = ("chief", "worker")
+# Without the site-packages that it does not need.
+START_WATCHER = "import sys; sys.path.insert(0, sys.argv.pop(1)); from trainers.watcher import main; main()"
+REPOSITORY = str(pathlib.Path(__file__).resolve().parents[1])
 EXAMPLE = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
 
 
@@ -83,7 +88,7 @@ class Workers:
         self.timeout = timeout
         self.workdir = workdir
         self._strategy = None
-        self._heard = None  # when another worker was last heard of; None while nobody is waited for
+        self._watcher = None  # a process; None while others may take as long as they need
 
     @contextlib.contextmanager
     def together(self):
@@ -97,8 +102,7 @@ class Workers:
             return
         import tensorflow as tf
 
-        self._heard = time.monotonic()
-        threading.Thread(target=self._watch, name="workers", daemon=True).start()
+        self._start_watcher()
         errors = tf.errors
         lost = (
             errors.UnavailableError,
@@ -115,24 +119,29 @@ class Workers:
                 raise
             raise RunError(self._message("one has ended or cannot be reached")) from error
 
+    def _start_watcher(self):
+        message = self._message(f"others took over --worker_timeout={self.timeout:g} seconds")
+        command = [sys.executable, "-S", "-c", START_WATCHER, REPOSITORY, str(os.getpid()), str(self.timeout)]
+        # In a session of its own it does not get a terminal's Ctrl-C.
+        self._watcher = subprocess.Popen(
+            [*command, f"error: {message}"], stdin=subprocess.PIPE, bufsize=0, start_new_session=True
+        )
+
     def hear(self):
         """Says that the others were there just now."""
-        if self._heard is not None:
-            self._heard = time.monotonic()
+        if self._watcher is None:
+            return
+        try:
+            self._watcher.stdin.write(b".")
+        except BrokenPipeError:
+            logging.warning("Nobody watches any more whether other workers hang")
+            self._watcher = None
 
     def wait_patiently(self):
         """From now on others may take as long as they need, as the chief does to export."""
-        self._heard = None
-
-    def _watch(self):
-        while True:
-            time.sleep(min(1.0, self.timeout / 10))
-            heard = self._heard
-            if heard is not None and time.monotonic() - heard > self.timeout:
-                message = self._message(f"others took over --worker_timeout={self.timeout:g} seconds")
-                print(f"error: {message}", file=sys.stderr, flush=True)
-                # The main thread is inside TensorFlow, where no exception reaches it.
-                os._exit(1)
+        if self._watcher is not None:
+            self._watcher.communicate()
+            self._watcher = None
 
     def _message(self, what):
         return (
