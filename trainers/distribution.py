@@ -81,10 +81,12 @@ class Workers:
 
     Attributes:
         worker: The `Worker` that this process is.
+        wanted: Whether the run is to have workers, be it one.
     """
 
     def __init__(self, settings, timeout, workdir):
         self.worker = Worker.of(settings)
+        self.wanted = settings["strategy"] == "multi_worker"
         self.timeout = timeout
         self.workdir = workdir
         self._strategy = None
@@ -97,9 +99,16 @@ class Workers:
         Raises:
             RunError: if another one has ended.
         """
-        if self.worker.number == 1:
+        if not self.wanted:
             yield
             return
+        import keras
+
+        if keras.backend.backend() != "tensorflow":
+            raise RunError(
+                "--strategy=multi_worker needs Keras's TensorFlow backend. Received: backend "
+                f"{keras.backend.backend()!r}; set KERAS_BACKEND=tensorflow"
+            )
         import tensorflow as tf
 
         self._start_watcher()

@@ -44,7 +44,7 @@ def functional():
     tokens = keras.Input((None,), dtype="int32", name="tokens")
     x = SparseEmbedding(30, UNITS, sparsity=0.5, mask_seed=0)(tokens)
     x = SparseLSTM(UNITS, return_sequences=True, sparsity=0.5, mask_seed=1)(x)
-    model = keras.Model({"tokens": tokens}, SparseDense(30, sparsity=0.5, mask_seed=2)(x))
+    model = keras.Model(tokens, SparseDense(30, sparsity=0.5, mask_seed=2)(x))
     compile_(model, keras.optimizers.SGD(1.0, momentum=0.9))
     return model
 
@@ -52,7 +52,7 @@ def functional():
 def switched():
     tokens = keras.Input((None,), dtype="int32", name="tokens")
     x = keras.layers.Embedding(30, UNITS)(tokens)
-    network = keras.Model({"tokens": tokens}, keras.layers.Dense(30)(SwitchedDense(UNITS)(x)))
+    network = keras.Model(tokens, keras.layers.Dense(30)(SwitchedDense(UNITS)(x)))
     model = SwitchedModel(network, task_steps=8, switcher_steps=4)
     compile_(model, "sgd")
     return model
@@ -102,9 +102,15 @@ def train(kind, workers=1):
     elif kind == "rigl":
         callbacks[0] = RigL(gradient_data=windows, pruning_rate=0.5, frequency=5, seed=7)
     recording = Recording()
+    training, validation = windows.dataset(), Windows(VALIDATION, COLUMNS, 7).dataset()
+    if kind in ("functional", "switched"):  # which carry no states
+        training, validation = (
+            dataset.map(lambda inputs, targets: (inputs["tokens"], targets))
+            for dataset in (training, validation)
+        )
     history = model.fit(
-        windows.dataset(),
-        validation_data=Windows(VALIDATION, COLUMNS, 7).dataset(),
+        training,
+        validation_data=validation,
         epochs=EPOCHS,
         shuffle=False,
         verbose=0,

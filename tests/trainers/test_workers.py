@@ -130,6 +130,19 @@ def test_the_chief_is_the_first_worker(cluster, task, index, monkeypatch):
     assert Worker(index, 2).is_chief == (index == 0)
 
 
+@pytest.mark.backends("jax")
+def test_workers_need_tensorflow(trainer, corpus, tmp_path, monkeypatch):
+    config = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+    flags = (f"--data_dir={corpus}", *TINY, "--strategy=multi_worker")
+    refused = trainer("language_model").run(tmp_path / "run", *flags)
+    assert refused.returncode == 1
+    assert (
+        "--strategy=multi_worker needs Keras's TensorFlow backend. Received: backend 'jax'" in refused.stderr
+    )
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture
 def audited(tmp_path):
     """A function that has a process write down what it opens to write, makes, renames and removes."""
