@@ -88,7 +88,7 @@ import sys
 import numpy as np
 
 from keras_selfish.optimizers.averaging import triggers
-from trainers.workdir import write_json
+from trainers.files import write_json
 
 runs, name = pathlib.Path(sys.argv[1]), sys.argv[2]
 source, partial = runs / "second_1111", runs / f".partial-{name}"

@@ -1,10 +1,13 @@
 """What all tests share: a small repeatable machine, shared data, snippets in other processes."""
 
+import contextlib
 import gc
 import importlib.util
+import json
 import os
 import pathlib
 import random
+import socket
 import subprocess
 import sys
 import textwrap
@@ -116,6 +119,24 @@ def two_replicas():
     import tensorflow as tf
 
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], tf.distribute.ReductionToOneDevice())
+
+
+@pytest.fixture
+def cluster():
+    """A function from a number of workers to the environments of their processes, which train together."""
+
+    def environments(number):
+        with contextlib.ExitStack() as stack:
+            sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+            for one in sockets:
+                one.bind(("127.0.0.1", 0))
+            addresses = [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
+        tasks = [{"type": "worker", "index": index} for index in range(number)]
+        configs = [json.dumps({"cluster": {"worker": addresses}, "task": task}) for task in tasks]
+        path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]))
+        return [{**os.environ, "TF_CONFIG": config, "PYTHONPATH": path} for config in configs]
+
+    return environments
 
 
 @pytest.fixture(scope="session")

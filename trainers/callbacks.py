@@ -13,7 +13,7 @@ from absl import logging
 
 from keras_selfish import masks
 from keras_selfish.analysis import training_flops
-from trainers.workdir import RunError
+from trainers.files import RunError
 
 
 class StopOnNaN(keras.callbacks.Callback):
@@ -50,6 +50,26 @@ class StopOnNaN(keras.callbacks.Callback):
             f"The {name} became {float(loss)} at step {step}: {self.workdir.kept()}; "
             f"try {self.advice} in a new --workdir"
         )
+
+
+class Hearing(keras.callbacks.Callback):
+    """Tells `Workers` that the others are there: each batch needs all of them.
+
+    Args:
+        workers: The `Workers` of the run.
+    """
+
+    async_safe = True
+
+    def __init__(self, workers):
+        super().__init__()
+        self.workers = workers
+
+    def _hear(self, *arguments, **logs):
+        self.workers.hear()
+
+    on_epoch_begin = on_epoch_end = on_train_batch_begin = on_train_batch_end = _hear
+    on_test_begin = on_test_end = on_test_batch_begin = on_test_batch_end = _hear
 
 
 class ProgressBar(keras.callbacks.ProgbarLogger):

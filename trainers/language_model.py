@@ -25,6 +25,7 @@ from keras_selfish.models.presets import PRESETS, preset
 from keras_selfish.rewiring.registry import METHODS, REWIRING_OPTIONS
 from keras_selfish.rewiring.rules import REDISTRIBUTION_RULES
 from trainers import fingerprints, program
+from trainers.distribution import Worker, Workers
 from trainers.files import replace, write_json, writing
 from trainers.mask_updates import check_distribution, check_options, check_steps, mask_updates
 
@@ -144,7 +145,22 @@ flags.DEFINE_enum("precision", "float32", ["float32", "mixed_bfloat16"], "Type o
 flags.DEFINE_integer(
     "seed", 0, "Seed of weights, masks, dropout and rewiring.", lower_bound=0, upper_bound=2**32 - 1
 )
-flags.DEFINE_enum("strategy", "none", ["none", "mirrored"], "mirrored: tf.distribute over all visible GPUs.")
+flags.DEFINE_enum(
+    "strategy",
+    "none",
+    ["none", "mirrored", "multi_worker"],
+    "mirrored: tf.distribute over all visible GPUs. multi_worker: over the GPUs, or else CPUs, of all "
+    "processes that the environment variable TF_CONFIG names. They are started with the same flags. "
+    "--workdir must be a folder that all of them see, such as one on a network drive; only the "
+    "first one writes to it.",
+)
+flags.DEFINE_float(
+    "worker_timeout",
+    600.0,
+    "With --strategy multi_worker: seconds that a worker waits for the others, first until they are there, "
+    "then for each step; the first step includes compilation.",
+    lower_bound=1.0,
+)
 flags.DEFINE_integer("cpu_replicas", 0, "With --strategy mirrored: replicas on as many CPU devices.")
 flags.DEFINE_bool("export", True, "Whether to export a SavedModel at the end.")
 flags.DEFINE_bool(
@@ -217,6 +233,8 @@ def settings_from_flags():
         settings["n_of_m"] = list(masks.check_n_of_m(_pair("n_of_m", settings["n_of_m"])))
     _check(settings)
     _check_flags(settings)
+    if settings["strategy"] == "multi_worker":
+        settings["workers"] = Worker.of(settings).number
     return {**settings, "schedule_epochs": settings["epochs"]}
 
 
@@ -329,10 +347,12 @@ def _check_memory(settings, vocabulary_size, train):
     check_memory(_architecture(settings, vocabulary_size), **sizes)
 
 
-def make_strategy(settings):
+def make_strategy(settings, workers):
     """The tf.distribute strategy of the run, or None."""
     if settings["strategy"] == "none":
         return None
+    if settings["strategy"] == "multi_worker":
+        return workers.join()
     import tensorflow as tf
 
     replicas = settings["cpu_replicas"]
@@ -394,12 +414,20 @@ def make_model(settings, vocabulary_size, replicas):
     return model
 
 
-def make_callbacks(settings, workdir, train, checkpoint):
+def make_callbacks(settings, workdir, train, checkpoint, workers):
     """The callbacks of the run; recorder and progress bar stand last and so see all statistics."""
     from keras_selfish.optimizers import NonMonotonicAveraging
-    from trainers.callbacks import LanguageModelRecorder, ProgressBar, RemainingTime, StopOnNaN, tensorboard
+    from trainers.callbacks import (
+        Hearing,
+        LanguageModelRecorder,
+        ProgressBar,
+        RemainingTime,
+        StopOnNaN,
+        tensorboard,
+    )
 
     callbacks = [
+        Hearing(workers),
         StopOnNaN(workdir, "a smaller --learning_rate or --clipnorm"),
         RemainingTime(["perplexity", "val_perplexity"], progress_bar=True),
     ]
@@ -423,6 +451,8 @@ def make_callbacks(settings, workdir, train, checkpoint):
                 restart_epochs=settings["restart_epochs"],
             )
         )
+    if not workers.worker.is_chief:
+        return callbacks
     callbacks += tensorboard(workdir)
     best = checkpoint["best"] if checkpoint else None
     rows = checkpoint["rows"] if checkpoint else ()
@@ -442,13 +472,24 @@ def train(settings, workdir):
     checkpoint = workdir.checkpoint(FLAGS.best_from_checkpoint)
     exports = [workdir.saved_model, workdir.text_model][: 1 + FLAGS.export_text]
     program.check_backend(FLAGS.export, *exports)
+    workers = Workers(settings, FLAGS.worker_timeout, workdir)
+    with workers.together():
+        return _train(settings, workdir, corpus, windows, checkpoint, workers)
 
+
+def _train(settings, workdir, corpus, windows, checkpoint, workers):
     import keras
 
     from keras_selfish.analysis import report
 
     keras.utils.set_random_seed(settings["seed"])
-    strategy = make_strategy(settings)
+    strategy = make_strategy(settings, workers)
+    workers.check_agreement(
+        {name: value for name, value in settings.items() if name != "data_dir"},
+        checkpoint and checkpoint["sha256"],
+        corpus.vocabulary.tokens,
+        windows["train"].columns,
+    )
     if strategy is None:
         model = make_model(settings, len(corpus.vocabulary), 1)
     else:
@@ -462,13 +503,19 @@ def train(settings, workdir):
             checkpoint["weights"],
         )
         workdir.restore(model, checkpoint)
-    workdir.begin(settings)
-    if checkpoint and checkpoint["lost_best"]:
-        replace_best(model, workdir, checkpoint)
-    replace(workdir.path / "vocabulary.txt", corpus.vocabulary.save)
-    logging.info("%r\n%s", corpus, report(model).table())
-    fit(model, windows, settings, workdir, checkpoint)
-    return finish(model, corpus, windows, workdir)
+    if workers.worker.is_chief:
+        workdir.begin(settings)
+        if checkpoint and checkpoint["lost_best"]:
+            replace_best(model, workdir, checkpoint)
+        replace(workdir.path / "vocabulary.txt", corpus.vocabulary.save)
+        logging.info("%r\n%s", corpus, report(model).table())
+    fit(model, windows, settings, workdir, checkpoint, workers)
+    best, results = test(model, windows, workdir, workers)
+    workers.wait_patiently()
+    if workers.worker.is_chief:
+        finish(best, results, corpus, workdir)
+    workers.meet()
+    return results
 
 
 def check_words(corpus, settings):
@@ -520,7 +567,7 @@ def training_windows(tokens, settings):
     return RandomWindows(tokens, settings["batch_size"], settings["bptt"], settings["seed"], multiple)
 
 
-def fit(model, windows, settings, workdir, checkpoint):
+def fit(model, windows, settings, workdir, checkpoint, workers):
     """Trains the epochs that are left."""
     done = checkpoint["epochs_done"] if checkpoint else 0
     if done >= settings["epochs"]:
@@ -531,18 +578,19 @@ def fit(model, windows, settings, workdir, checkpoint):
         validation_data=windows["validation"].batches(),
         epochs=settings["epochs"],
         initial_epoch=done,
-        callbacks=make_callbacks(settings, workdir, windows["train"], checkpoint),
+        callbacks=make_callbacks(settings, workdir, windows["train"], checkpoint, workers),
         shuffle=False,
         verbose=0,  # `ProgressBar` is among the callbacks
     )
 
 
-def finish(model, corpus, windows, workdir):
-    """Tests the best model, saves and exports it, and prints what came out."""
+def test(model, windows, workdir, workers):
+    """Tests the best model; returns it, on one device, and the perplexities as a dict."""
     import keras
 
-    from keras_selfish.analysis import report
+    from trainers.callbacks import Hearing
 
+    workers.meet()  # until the chief has written it
     best = keras.models.load_model(workdir.best)
     model.set_weights(best.get_weights())
     results = {}
@@ -551,8 +599,16 @@ def finish(model, corpus, windows, workdir):
         if name == "train":
             continue
         tested = best if name == "test, one column" else model
-        scores = tested.evaluate(windows[name].batches(), verbose=0, return_dict=True)
+        batches, callbacks = windows[name].batches(), [Hearing(workers)]
+        scores = tested.evaluate(batches, verbose=0, callbacks=callbacks, return_dict=True)
         results[name] = float(scores["perplexity"])
+    return best, results
+
+
+def finish(best, results, corpus, workdir):
+    """Saves and exports the best model, and prints what came out."""
+    from keras_selfish.analysis import report
+
     results["unigram, test"] = corpus.unigram_perplexity("test")
     replace(workdir.final, best.save)
     if FLAGS.export:

@@ -1,5 +1,6 @@
 """The frame of a trainer: from the command line to an exit status, with errors of one sentence."""
 
+import contextlib
 import ctypes
 import os
 import pathlib
@@ -10,6 +11,7 @@ import time
 from absl import app, flags, logging
 
 from trainers import signals
+from trainers.distribution import Worker
 from trainers.files import RunError, WriteError, no_room
 from trainers.workdir import Workdir
 
@@ -40,7 +42,9 @@ def command(kind, settings_from_flags, train, errors=()):
             check_floats()
             settings = settings_from_flags()
             workdir = Workdir(flags.FLAGS.workdir, kind)
-            with workdir.open(), signals.last_words(workdir.last_words):
+            # Of several workers the first one writes; the others read.
+            opened = workdir.open() if Worker.of(settings).is_chief else contextlib.nullcontext()
+            with opened, signals.last_words(workdir.last_words):
                 train(workdir.settle(settings), workdir)
         except Exception as error:
             end(error, (RunError, ValueError, OSError, *errors), workdir)

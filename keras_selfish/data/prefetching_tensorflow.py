@@ -14,4 +14,6 @@ def prefetched(dataset):
     """
     options = tf.data.Options()
     options.autotune.enabled = False
+    # Each of several workers takes its rows of every batch, not some of the files.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return dataset.prefetch(2).with_options(options)

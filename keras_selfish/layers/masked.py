@@ -18,6 +18,7 @@ from keras_selfish.layers.mask_gradient import mask_gradient
 from keras_selfish.layers.masked_variables import make_guarded
 from keras_selfish.layers.plain import PlainForm
 from keras_selfish.packing import pack_masked, unpack_masked
+from keras_selfish.workers import prepare_for_fit
 
 MASK_ARGUMENTS = ("sparsity", "distribution", "block_shape", "n_of_m", "mask_seed")
 
@@ -116,6 +117,7 @@ class MaskedLayer(SparseLayer):
         initial_masks = self.__dict__.get("_initial_masks", {})
         if name not in initial_masks:
             return super().add_weight(*args, name=name, **kwargs)
+        prepare_for_fit()
         initial_mask = initial_masks.pop(name)
         initializer = keras.initializers.get(kwargs.pop("initializer", None) or "glorot_uniform")
         regularizer = keras.regularizers.get(kwargs.pop("regularizer", None))

@@ -23,6 +23,7 @@ from keras_selfish.models.biases import BiasVectors, LogitsBias
 from keras_selfish.models.memory import check_memory
 from keras_selfish.optimizers import SNTASGD
 from keras_selfish.optimizers.state import innermost
+from keras_selfish.workers import prepare_for_fit
 
 # The recurrent layers by name, and what they are given to begin as published.
 CELLS = {
@@ -67,6 +68,7 @@ class LanguageModel(keras.Model):
     def __init__(
         self, vocabulary_size, units=256, *, batch_size=20, seed=0, dtype=None, name=None, **architecture
     ):
+        prepare_for_fit()
         architecture = Architecture(vocabulary_size, units, **architecture)
         if keras.distribution.distribution() is None:  # else machines may share the weights
             check_memory(architecture, batch_size, held=("weights", "masks", "states"))

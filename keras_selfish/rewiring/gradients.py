@@ -24,6 +24,12 @@ def make_gradients(model):
     )
 
 
+@of_backend
+def replicas_of(variable):
+    """The variables that hold a `keras.Variable` on the replicas of this process, as a list."""
+    return [variable]
+
+
 class DenseGradients:
     """The gradients of a model's loss with respect to masked weights, those that do not exist included.
 
@@ -109,6 +115,7 @@ def _not_data(data):
 def _unchanged(model):
     """After the block all that training steps change beside the weights is as it was before it."""
     variables = [*model.non_trainable_variables, *model.metrics_variables]
+    variables = [one for variable in variables for one in replicas_of(variable)]
     before = [ops.copy(ops.convert_to_tensor(variable)) for variable in variables]
     try:
         yield

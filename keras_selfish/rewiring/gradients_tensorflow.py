@@ -38,6 +38,12 @@ def make_gradients(model):
     return compute
 
 
+def replicas_of(variable):
+    """The variables that hold a `keras.Variable` on the replicas of this process, as a list."""
+    inner = variable._value  # which Keras may show in another dtype
+    return list(inner.values) if isinstance(inner, tf.distribute.DistributedValues) else [variable]
+
+
 def _divided(part, strategy, replicas):
     """The rows of each tensor in one part of a batch, in equal numbers for each replica."""
 

@@ -13,6 +13,7 @@ from keras_selfish.switcher.gates import ESTIMATORS
 from keras_selfish.switcher.network import SwitcherNetwork
 from keras_selfish.switcher.optimizer import AlternatingOptimizer
 from keras_selfish.switcher.switching import SWITCHER, Switching
+from keras_selfish.workers import prepare_for_fit
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
@@ -70,6 +71,7 @@ class SwitchedModel(AlternatingTraining, keras.Model):
         seed=0,
         **kwargs,
     ):
+        prepare_for_fit()
         layers = switched_layers(network)
         _check(network, layers, switcher, task_steps, switcher_steps, warmup_steps, estimator)
         # A Sequential has lists only, of one; a Functional keeps its structure, which serving shows.

@@ -13,6 +13,7 @@ from keras_selfish import (
     masked_weights,
 )
 from keras_selfish.data import Windows
+from keras_selfish.rewiring.gradients import DenseGradients
 
 COLUMNS, UNITS, EPOCHS = 4, 16, 4
 TOKENS = np.random.default_rng(0).integers(0, 30, COLUMNS * 52)
@@ -80,6 +81,16 @@ def test_same_masks_weights_and_averages_on_both_replicas(both):
         first, second = replicas(two)
         np.testing.assert_array_equal(first, second)
         np.testing.assert_allclose(first, keras.ops.convert_to_numpy(one), atol=2e-4)
+
+
+def test_gradients_on_demand_leave_each_replica_its_states(both):
+    _, mirrored, *_ = both
+    states = [v for v in mirrored.variables if "_state_" in v.path]
+    before = [replicas(state) for state in states]
+    assert abs(before[0][0] - before[0][1]).max() > 2e-4
+    windows = Windows(TOKENS, COLUMNS, 7)
+    DenseGradients(windows)(mirrored, masked_weights(mirrored), step=3, batches=2)
+    np.testing.assert_array_equal([replicas(state) for state in states], before)
 
 
 def test_each_replica_follows_its_own_columns(both):

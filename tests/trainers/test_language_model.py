@@ -13,7 +13,7 @@ import pytest
 
 from keras_selfish.models.presets import PRESETS
 from keras_selfish.rewiring.registry import METHODS
-from trainers.workdir import RunError, replace
+from trainers.files import RunError, replace
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 TINY = (
