@@ -13,6 +13,7 @@ from absl import logging
 
 from keras_selfish import masks
 from keras_selfish.analysis import training_flops
+from trainers import records
 from trainers.workdir import RunError, replace
 
 
@@ -132,7 +133,7 @@ def tensorboard(workdir):
 
 
 class Recorder(keras.callbacks.Callback):
-    """Writes a run down at the end of each epoch: history, then checkpoint.
+    """Writes a run down: what it runs with, and at the end of each epoch history, masks, then checkpoint.
 
     It stands behind the callbacks whose statistics are to be in the history, and whose changes are to be
     saved. Subclasses say what their kind of run measures and keeps besides.
@@ -146,6 +147,15 @@ class Recorder(keras.callbacks.Callback):
         super().__init__()
         self.workdir = workdir
         self.rows = list(rows)
+        self._recorded = False
+
+    def on_train_begin(self, logs=None):
+        if self._recorded:  # `fit` is called again for another phase
+            return
+        self._recorded = True
+        records.add_session(self.workdir.path, len(self.rows) + 1)
+        if not self.rows:
+            self._write_masks(records.FIRST_MASKS, 0)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._began = time.perf_counter()
@@ -157,10 +167,16 @@ class Recorder(keras.callbacks.Callback):
         logs["seconds"] = time.perf_counter() - self._began
         self.rows.append({"epoch": epoch + 1, **{name: float(value) for name, value in logs.items()}})
         self.workdir.write_history(self.rows)
+        self._write_masks(records.LAST_MASKS, epoch + 1)
         self.workdir.save_checkpoint(self.model, epoch + 1, **self.keep(logs))
 
     def on_train_end(self, logs=None):
         self.workdir.wait()
+
+    def _write_masks(self, name, epoch):
+        weights = masks.masked_weights(self.model)
+        if weights:
+            records.write_masks(self.workdir.path / name, records.masks_of(weights), epoch)
 
     def measure(self, logs):
         """Adds to the logs of an epoch."""
