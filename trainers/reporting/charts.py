@@ -7,7 +7,8 @@ import math
 from trainers.reporting.markup import element
 
 WIDTH, HEIGHT = 380, 236
-LEFT, RIGHT, TOP, BOTTOM = 46, 46, 12, 30
+LEFT, TOP, BOTTOM = 46, 12, 34
+LETTER = 7  # about the width of one
 MOST_POINTS, MOST_HOVERS = 300, 60
 COLORS = 8
 LABEL_DISTANCE = 12  # of one end of a line to the next, in the units of the picture
@@ -24,6 +25,7 @@ class Line:
         ys: A value for each; one that is not finite leaves a gap.
         color: Index of a color of the page.
         best: Index of the point to mark, or None (default).
+        dashes: How it is dashed: 0 (default, not at all), 1 or 2.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Line:
     ys: list
     color: int = 0
     best: int = None
+    dashes: int = 0
 
     @property
     def points(self):
@@ -44,15 +47,21 @@ def drawable(value):
     return math.isfinite(value) and abs(value) < 1e100
 
 
-def number(value, digits=4):
-    """A number as text, in as many digits as one reads."""
+def number(value, digits=4, aligned=False):
+    """A number as text, in as many digits as one reads.
+
+    Args:
+        value: An int or float.
+        digits: How many digits count.
+        aligned: Whether zeros at the end stay, as in a column of numbers. Default False.
+    """
     if isinstance(value, int):
         return f"{value:,}".replace("-", "−")
     if math.isnan(value):
         return "–"
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
-    text = f"{value:,.{digits}g}"
+    text = format(value, f"{'#' if aligned else ''},.{digits}g").removesuffix(".")
     if "e" in text and abs(value) < 1e15:
         text = f"{value:,.0f}" if abs(value) >= 1 else text
     return text.replace("-", "−")
@@ -78,8 +87,9 @@ def chart(identity, title, lines, percent=False, logarithmic=False, limits=()):
     shown = [y for _, y in points] + [*limits]
     lowest, highest = min(shown), max(shown)
     scale = Scale(lowest, highest, logarithmic and 0 < 3 * lowest < highest)
-    axis = EpochAxis(min(x for x, _ in points), max(x for x, _ in points))
-    show = (lambda value: f"{number(100 * value)} %") if percent else number
+    right = WIDTH - 14 - LETTER * max(len(line.label) for line in lines)
+    axis = EpochAxis(min(x for x, _ in points), max(x for x, _ in points), right)
+    show = (lambda value: f"{number(100 * value)}%") if percent else number
     return element(
         "svg",
         element("title", title, id=f"{identity}-title"),
@@ -108,7 +118,8 @@ class Scale:
         self.logarithmic = logarithmic
         if logarithmic:
             self.ticks = _logarithmic_ticks(lowest, highest)
-            lowest, highest = lowest / 1.03, highest * 1.03
+            margin = (highest / lowest) ** 0.06
+            lowest, highest = lowest / margin, highest * margin
         else:
             if highest - lowest < 1e-4 * abs(highest):  # else all ticks would read the same
                 lowest, highest = lowest - 0.05 * abs(highest), highest + 0.05 * abs(highest)
@@ -128,17 +139,24 @@ class Scale:
 
 
 class EpochAxis:
-    """The horizontal axis, with whole epochs marked."""
+    """The horizontal axis, with whole epochs marked.
 
-    def __init__(self, first, last):
+    Args:
+        first: The first epoch.
+        last: The last one.
+        right: Where the axis ends, from the left edge of the picture.
+    """
+
+    def __init__(self, first, last, right):
         self.first, self.last = (first, last) if last > first else (first - 1, last + 1)
-        step = max(1, math.ceil(_nice((self.last - self.first) / 6)))
+        self.right = right
+        step = max(1, math.ceil(_nice((self.last - self.first) / 9)))
         begin = math.ceil(first / step) * step
         self.ticks = [begin + step * index for index in range(int((last - begin) // step) + 1)] or [first]
 
     def place(self, epoch):
         """Distance of an epoch from the left edge of the picture."""
-        return LEFT + (epoch - self.first) / (self.last - self.first) * (WIDTH - LEFT - RIGHT)
+        return LEFT + (epoch - self.first) / (self.last - self.first) * (self.right - LEFT)
 
 
 def _nice(step):
@@ -169,14 +187,14 @@ def _grid(scale, axis, percent):
     parts = []
     for tick in scale.ticks:
         y = f"{scale.place(tick):.1f}"
-        parts.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid"))
+        parts.append(element("line", x1=LEFT, x2=axis.right, y1=y, y2=y, class_="grid"))
         text = f"{number(100 * tick)}%" if percent else _short(tick)
         parts.append(element("text", text, x=LEFT - 7, y=f"{scale.place(tick) + 4:.1f}", class_="tick end"))
     for tick in axis.ticks:
         x = f"{axis.place(tick):.1f}"
         parts.append(element("text", f"{tick:g}", x=x, y=HEIGHT - BOTTOM + 15, class_="tick middle"))
     parts.append(
-        element("text", "epoch", x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 2, class_="tick middle quiet")
+        element("text", "epoch", x=(LEFT + axis.right) / 2, y=HEIGHT - 5, class_="tick middle quiet")
     )
     return element("g", parts, aria_hidden="true")
 
@@ -214,7 +232,7 @@ def _drawn(line, scale, axis):
     if line.best is not None:
         x, y = axis.place(line.xs[line.best]), scale.place(line.ys[line.best])
         parts.append(element("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=4, class_="best"))
-    return element("g", parts, class_=f"c{line.color % COLORS} d{line.color // COLORS % 3}")
+    return element("g", parts, class_=f"c{line.color % COLORS} d{line.dashes}")
 
 
 def _labels(lines, scale, axis):
@@ -250,7 +268,7 @@ def _hovers(lines, scale, axis, show):
     epochs = sorted(values)
     epochs = [epochs[index] for index in thinned(len(epochs), MOST_HOVERS)]
     edges = [(axis.place(one) + axis.place(other)) / 2 for one, other in itertools.pairwise(epochs)]
-    edges = [LEFT - 4, *edges, WIDTH - RIGHT + 4]
+    edges = [LEFT - 4, *edges, axis.right + 4]
     parts = []
     for epoch, left, right in zip(epochs, edges, edges[1:], strict=False):
         text = [f"epoch {epoch:g}", *(f"{line.name}: {show(y)}" for line, y in values[epoch])]

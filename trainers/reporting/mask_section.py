@@ -9,7 +9,7 @@ from trainers.reporting.tables import percent, table
 
 # The pictures of a report share so many bytes; one of a side s takes about half of s² in base64.
 ALL_BYTES, BYTES_PER_CELL = 420_000, 0.53
-SMALLEST_SIDE, LARGEST_SIDE = 16, 128
+SMALLEST_SIDE, LARGEST_SIDE = 16, 100
 
 
 def short_names(names):
@@ -89,7 +89,7 @@ def section(run, share):
             )
             break
         parts.append(_weight(short[name], found, side))
-    return [_summary(run, names, short), *parts]
+    return [_summary(run, names, short), element("div", parts, class_="weights")]
 
 
 def _weight(name, found, side):
@@ -123,8 +123,13 @@ def _weight(name, found, side):
             )
         )
     shape = " × ".join(map(str, found[0][1].mask.shape))
-    title = element("h4", name + " ", element("small", f"{shape}; darkest: {percent(full, 2)} of a cell"))
-    return element("div", title, element("div", pairs, class_="pairs"), class_="weight")
+    title = element("h4", name + " ", element("small", f"{shape}, full color at {percent(full, 2)}"))
+    return element(
+        "div",
+        title,
+        element("div", pairs, class_="pairs"),
+        class_="weight wide" if len(pairs) > 1 else "weight",
+    )
 
 
 def _density(found, when, gate):

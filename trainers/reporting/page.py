@@ -1,6 +1,7 @@
 """The page of a report."""
 
 import datetime
+import math
 import statistics
 
 from keras_selfish.rewiring.registry import METHODS
@@ -10,7 +11,7 @@ from trainers.reporting.charts import COLORS, Line, chart, number, thinned
 from trainers.reporting.markup import document, element
 from trainers.reporting.run import differing
 from trainers.reporting.style import STYLE
-from trainers.reporting.tables import duration, figure, percent, setting, size, table, text_cell
+from trainers.reporting.tables import duration, figure, percent, setting, size, table
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 MOST_ROWS = 120
@@ -28,6 +29,7 @@ COLUMNS = {
     "seconds": "seconds",
 }
 FRACTIONS = ("accuracy", "val_accuracy", "sparsity", "training_flops", "pruning_rate")
+WHOLE = ("sparsity", "training_flops")  # how far they are from none and from all is what they say
 ENVIRONMENT = {
     "keras_selfish": "keras_selfish",
     "backend": "backend",
@@ -43,19 +45,7 @@ ENVIRONMENT = {
     "accelerators": "GPUs, TPUs",
     "began": "began (UTC)",
 }
-FILES = {
-    "best.keras": "the best model so far, in Keras's format",
-    "final.keras": "the tested model, in Keras's format",
-    "saved_model": "SavedModel",
-    "text_model": "SavedModel that takes text",
-    "packed_model": "packed SavedModel",
-    "packed_model_int8": "packed SavedModel, int8",
-    "packed_model_bfloat16": "packed SavedModel, bfloat16",
-    "model.tflite": "LiteRT",
-    "model_float16.tflite": "LiteRT, float16",
-    "model_int8.tflite": "LiteRT, int8",
-    "model.onnx": "ONNX",
-}
+MODELS = {".keras": "Keras", ".tflite": "LiteRT", ".onnx": "ONNX"}
 
 
 def page(runs):
@@ -134,7 +124,7 @@ def _header(runs):
         )
     kinds = ", ".join(dict.fromkeys(run.kind for run in runs))
     items = [
-        element("li", _letter(index), f" {run.label}", element("br"), element("small", _lead(run)))
+        element("li", _letter(index), f" {run.label}", element("small", _lead(run)))
         for index, run in enumerate(runs)
     ]
     return element(
@@ -145,8 +135,12 @@ def _header(runs):
     )
 
 
+def _letter_of(index):
+    return chr(ord("A") + index)
+
+
 def _letter(index):
-    return element("span", chr(ord("A") + index), class_=f"letter c{index % COLORS}")
+    return element("span", _letter_of(index), class_=f"letter c{index % COLORS}")
 
 
 def _lead(run):
@@ -157,7 +151,7 @@ def _lead(run):
     else:
         units, layers = settings.get("units"), settings.get("layers")
         sizes = "–".join(map(str, units)) if isinstance(units, list) else f"{layers} × {units}"
-        what = f"{settings.get('cell')} of {sizes} units"
+        what = f"{str(settings.get('cell')).upper().replace('_', '-')} of {sizes} units"
     name = str(settings.get("method"))
     method = f", {name}" + (f": {METHODS[name].summary}" if name in METHODS else "")
     return f"{what} on {settings.get('dataset')}{method}."
@@ -185,13 +179,12 @@ def _glance(runs):
     rows = []
     for index, (run, known) in enumerate(zip(runs, figures, strict=True)):
         values = [known.get(name, ("–", None)) for name in names]
-        text = [f"{value} ({note})" if note and note.startswith("epoch") else value for value, note in values]
+        text = [
+            f"{value} ({note.removeprefix('best, ')})" if note and note.startswith("best, ") else value
+            for value, note in values
+        ]
         rows.append([_named(index, run), f"{run.epochs_done} of {run.epochs}", *text])
     return [table("The runs in figures", ["run", "epochs", *names], rows)]
-
-
-def _named(index, run):
-    return element("span", _letter(index), run.label)
 
 
 def _figures(run):
@@ -205,10 +198,10 @@ def _figures(run):
     best = run.best()
     if best is not None:
         value, epoch = run.history[measure.validation][best], run.history["epoch"][best]
-        found[f"best validation {measure.name}"] = (show(value), f"epoch {epoch:g}")
+        found[f"validation {measure.name}"] = (show(value), f"best, epoch {epoch:g}")
     for column, name, note in (
         ("sparsity", "sparsity", "of masked weights, at the end"),
-        ("training_flops", "training FLOPs", "of those without masks, mean"),
+        ("training_flops", "training FLOPs", "relative to no masks, mean"),
     ):
         values = run.column(column)
         if values:
@@ -228,20 +221,16 @@ def _differences(runs):
     if not names:
         return [element("p", "The settings are the same in all runs.", class_="note")]
     rows = [
-        [
-            name,
-            *(text_cell(setting(name, run.settings[name]) if name in run.settings else "–") for run in runs),
-        ]
+        [name, *(setting(name, run.settings[name]) if name in run.settings else "–" for run in runs)]
         for name in names
     ]
-    note = element(
-        "p", f"{len(names)} settings are not the same in all runs; the others are below.", class_="note"
-    )
-    return [note, table("Settings that differ", ["setting", *map(_column, range(len(runs)), runs)], rows)]
+    note = element("p", "All other settings are the same; they stand below.", class_="note")
+    head = ["setting", *map(_named, range(len(runs)), runs)]
+    return [note, table("Settings that differ", head, rows, of_text=True)]
 
 
-def _column(index, run):
-    return element("span", _letter(index), run.label)
+def _named(index, run):
+    return element("span", _letter(index), f" {run.label}")
 
 
 def _legend(runs):
@@ -273,11 +262,12 @@ def _curves(runs):
     for column, title, note in (
         ("sparsity", "Sparsity", "zeros among all masked weights"),
         ("pruning_rate", "Pruning rate", "connections that a rewiring moves"),
-        ("training_flops", "Training FLOPs", "of a step, relative to the same model without masks"),
+        ("training_flops", "Training FLOPs", "of a step, relative to no masks"),
         ("tokens_per_second", "Tokens per second", "in training"),
     ):
         lines = _of_runs(runs, column)
-        boxes.append(_box(f"curve-{column}", title, note, lines, percent=column in FRACTIONS))
+        options = {"percent": column in FRACTIONS, "limits": (0.0, 1.0) if column in WHOLE else ()}
+        boxes.append(_box(f"curve-{column}", title, note, lines, **options))
     boxes = [box for box in boxes if box is not None]
     if not boxes:
         return []
@@ -295,7 +285,7 @@ def _of_runs(runs, column):
         _line(
             run,
             column,
-            chr(ord("A") + index) if several else "",
+            _letter_of(index) if several else "",
             run.label if several else column.replace("_", " "),
             index,
         )
@@ -306,7 +296,8 @@ def _of_runs(runs, column):
 def _line(run, column, label, name, color):
     xs, ys = run.history.get("epoch", []), run.history.get(column)
     best = run.best() if column == run.measure.validation else None
-    return Line(name, label, xs if ys else [], ys or [], color, best)
+    dashes = color % 3 if label == _letter_of(color) else 0  # runs that are alike cover each other
+    return Line(name, label, xs if ys else [], ys or [], color, best, dashes)
 
 
 def _best_note(run):
@@ -421,7 +412,7 @@ def _results(runs):
     ]
     perplexities = any(run.measure.name == "perplexity" for run in runs)
     caption = "Perplexity of the best epoch's model" if perplexities else "The model at the end of training"
-    head = [_column(index, run) for index, run in enumerate(runs)] if len(runs) > 1 else ["value"]
+    head = [_named(index, run) for index, run in enumerate(runs)] if len(runs) > 1 else ["value"]
     return [table(caption, ["", *head], rows)]
 
 
@@ -451,8 +442,10 @@ def _histories(runs):
 
 def _entry(name, value):
     if name in FRACTIONS:
-        return percent(value, 4)
-    return number(round(value) if name == "tokens_per_second" and abs(value) < 1e12 else value, 5)
+        return percent(value, 4, aligned=True)
+    if name == "tokens_per_second" and math.isfinite(value):
+        return number(round(value))
+    return number(value, 5, aligned=True)
 
 
 def _settings(runs):
@@ -486,7 +479,9 @@ def _environment(runs):
     for index, run in enumerate(runs):
         for session in merged(run.sessions):
             epochs = f"from epoch {session['first_epoch']}"
-            columns.append((element("span", _letter(index), epochs) if len(runs) > 1 else epochs, session))
+            columns.append(
+                (element("span", _letter(index), f" {epochs}") if len(runs) > 1 else epochs, session)
+            )
     if not columns:
         return []
     names = list(dict.fromkeys(name for _, session in columns for name in session if name != "first_epoch"))
@@ -494,7 +489,7 @@ def _environment(runs):
     rows = [
         [
             ENVIRONMENT.get(name, name),
-            *(text_cell(_environment_entry(session.get(name))) for _, session in columns),
+            *(_environment_entry(session.get(name)) for _, session in columns),
         ]
         for name in names
     ]
@@ -503,6 +498,7 @@ def _environment(runs):
             "What the runs ran with" if len(runs) > 1 else "What the run ran with",
             ["", *(name for name, _ in columns)],
             rows,
+            of_text=True,
         )
     ]
 
@@ -527,15 +523,13 @@ def _files(runs):
     """The models that lie in the folders."""
     rows = []
     for index, run in enumerate(runs):
-        for name, what in FILES.items():
-            path = run.path / name
-            if path.exists():
+        for path in sorted(run.path.iterdir()):
+            what = "SavedModel" if (path / "saved_model.pb").exists() else MODELS.get(path.suffix)
+            if what and not path.name.startswith("."):
                 files = [path] if path.is_file() else [part for part in path.rglob("*") if part.is_file()]
-                count = sum(part.stat().st_size for part in files)
-                of = [text_cell(_named(index, run))] if len(runs) > 1 else []
-                rows.append([name, *of, text_cell(what), size(count)])
-    head = ["file", *(["run"] if len(runs) > 1 else []), "what", "size"]
-    return [table("Models in the folder of the run", head, rows)] if rows else []
+                name = element("span", _letter(index), f" {path.name}") if len(runs) > 1 else path.name
+                rows.append([name, what, size(sum(part.stat().st_size for part in files))])
+    return [table("Models in the folder of the run", ["file", "format", "size"], rows)] if rows else []
 
 
 def _missing(runs):

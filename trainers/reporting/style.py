@@ -29,7 +29,7 @@ header { padding-top: 44px; padding-bottom: 22px; }
 }
 h1 { margin: 0; font-size: clamp(26px, 4.4vw, 40px); line-height: 1.15; letter-spacing: -.02em; }
 h1, h2, h3, p, li, dd, td, th, figcaption { overflow-wrap: anywhere; }
-.lead { margin: 12px 0 0; color: var(--quiet); font-size: 17px; max-width: 46em; }
+.lead { margin: 12px 0 0; color: var(--quiet); font-size: 17px; max-width: 54em; }
 nav { position: sticky; top: 0; z-index: 2; background: var(--page); border-bottom: 1px solid var(--rule); }
 nav > ul {
   display: flex; gap: 4px 20px; overflow-x: auto; list-style: none; font-size: 14px; scrollbar-width: none;
@@ -85,18 +85,22 @@ figure { margin: 0; }
   font-size: 13.5px;
 }
 .chartbox .legend { margin: 4px; font-size: 12.5px; }
-.letter { display: inline-block; min-width: 1.4em; font-weight: 700; }
+.letter { display: inline-block; text-align: left; min-width: 1.4em; font-weight: 700; }
 .scroll { overflow-x: auto; }
 .scroll.tall { max-height: 30rem; overflow-y: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
 caption { caption-side: top; text-align: left; padding: 10px 14px 2px; color: var(--quiet); font-size: 13px; }
 th, td { padding: 7px 14px; text-align: right; border-top: 1px solid var(--rule); vertical-align: top; }
-td, thead th { overflow-wrap: normal; }
+td { white-space: nowrap; } thead th { overflow-wrap: normal; }
 thead th { border-top: 0; color: var(--quiet); font-weight: 600; font-size: 13px; vertical-align: bottom; }
 .tall thead th { position: sticky; top: 0; background: var(--card); box-shadow: 0 1px 0 var(--rule); }
 tbody th { font-weight: 500; } th:first-child { text-align: left; }
 tbody tr:first-child > * { border-top-color: var(--rule); }
-td.text, th.text { text-align: left; overflow-wrap: anywhere; min-width: 9em; }
+td.text, th.text { text-align: left; white-space: normal; min-width: min(11em, 30vw); }
+tbody th.text { min-width: min(15em, 36vw); }
+td.text, tbody th.text { overflow-wrap: anywhere; }
+.runs { list-style: none; margin: 14px 0 0; padding: 0; display: grid; gap: 8px; }
+.runs small { color: var(--quiet); font-size: 14.5px; padding-left: 1.75em; display: block; }
 tr.best > * { background: var(--tint); }
 .tag {
   margin-left: 8px; padding: 1px 8px; border-radius: 99px; background: var(--accent); color: var(--card);
@@ -108,10 +112,15 @@ tr.best > * { background: var(--tint); }
   border-bottom: 1px solid var(--rule);
 }
 .settings dt { color: var(--quiet); } .settings dd { margin: 0; text-align: right; }
-.weight { padding: 14px 16px; margin-bottom: 12px; break-inside: avoid; }
+.weights {
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 420px), 1fr)); gap: 12px;
+  grid-auto-flow: dense; margin-top: 14px;
+}
+.weight { padding: 14px 16px; break-inside: avoid; min-width: 0; }
+.weight.wide { grid-column: 1 / -1; }
 .weight h4 { margin: 0 0 10px; font-size: 14.5px; }
 .weight h4 small { font-weight: 400; color: var(--quiet); font-size: 13px; }
-.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 220px), 1fr)); gap: 14px; }
+.pairs { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 220px), 1fr)); gap: 14px; }
 .pair > div { display: grid; grid-template-columns: 1fr 1fr; gap: 6px; }
 .pair img {
   display: block; width: 100%; aspect-ratio: 1; background: var(--page); border-radius: 4px;

@@ -7,7 +7,7 @@ from trainers.reporting.charts import number
 from trainers.reporting.markup import element
 
 
-def table(caption, head, rows, tall=False, best=None):
+def table(caption, head, rows, tall=False, best=None, of_text=False):
     """A table that scrolls within itself where it is wider than the page.
 
     Args:
@@ -16,37 +16,35 @@ def table(caption, head, rows, tall=False, best=None):
         rows: Lists of cells, of which the first names the row; text and elements.
         tall: Whether it has so many rows that it scrolls downwards, too. Default False.
         best: Index of the row to mark, or None (default).
+        of_text: Whether the other columns hold text, too, which stands to the left. Default False.
     """
-    body = []
+    body, kind = [], "text" if of_text else None
     for index, (first, *rest) in enumerate(rows):
         mark = element("span", "best", class_="tag") if index == best else None
         cells = [element("th", first, mark, scope="row", class_="text")]
-        cells += [cell if _is_cell(cell) else element("td", cell) for cell in rest]
+        cells += [element("td", cell, class_=kind) for cell in rest]
         body.append(element("tr", cells, class_="best" if index == best else None))
     columns = [element("th", head[0], scope="col", class_="text")]
-    columns += [element("th", name, scope="col") for name in head[1:]]
+    columns += [element("th", name, scope="col", class_=kind) for name in head[1:]]
     made = element(
         "table",
         element("caption", caption),
         element("thead", element("tr", columns)),
         element("tbody", body),
     )
-    kind = "scroll tall" if tall else "scroll"
-    return element("div", made, class_=kind, tabindex="0", role="region", aria_label="table, scrolls")
+    return element(
+        "div",
+        made,
+        class_="scroll tall" if tall else "scroll",
+        tabindex="0",
+        role="region",
+        aria_label="table, scrolls",
+    )
 
 
-def _is_cell(cell):
-    return getattr(cell, "tag", None) == "td"
-
-
-def text_cell(value):
-    """A cell of text, which stands to the left."""
-    return element("td", value, class_="text")
-
-
-def percent(value, digits=3):
-    """A fraction in percent."""
-    return "–" if value is None else f"{number(100 * value, digits)} %"
+def percent(value, digits=3, aligned=False):
+    """A fraction in percent; the rest as in `number`."""
+    return f"{number(100 * value, digits, aligned)}%"
 
 
 def duration(seconds):
