@@ -1,10 +1,15 @@
 """Reports of runs: what they say, of which runs, and that nothing in them can do harm."""
 
 import csv
+import fcntl
 import html.parser
 import json
+import os
 import re
+import select
+import shutil
 import struct
+import subprocess
 import xml.etree.ElementTree as ElementTree
 import zlib
 
@@ -14,6 +19,7 @@ import pytest
 from trainers import records
 from trainers.reporting import charts, markup, mask_section
 from trainers.reporting.run import read_run
+from trainers.reporting.style import STYLE
 from trainers.workdir import RunError, write_json
 
 SETTINGS = {
@@ -533,3 +539,189 @@ def test_names_of_weights_are_short_and_differ():
     assert len(set(short.values())) == len(names)
     assert short["a/lstm_0/cell/kernel"] == "lstm_0/kernel"
     assert short["kernel"] == "kernel"
+
+
+def luminance(color):
+    """Relative luminance as the Web Content Accessibility Guidelines define it."""
+    parts = [int(color[index : index + 2], 16) / 255 for index in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_all_text_can_be_read(dark):
+    parts = re.split(r"@media screen and \(prefers-color-scheme: dark\)|@media print", STYLE)
+    assert len(parts) == 3
+    colors = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", parts[0]))
+    if dark:
+        colors.update(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", parts[1]))
+    texts = ["ink", "quiet", "accent", *(f"c{index}" for index in range(charts.COLORS))]
+    pairs = [(text, ground) for text in texts for ground in ("page", "card")]
+    pairs += [("good", "good-tint"), ("wait", "wait-tint"), ("ink", "tint"), ("card", "accent")]
+    for text, ground in pairs:
+        low, high = sorted((luminance(colors[text]), luminance(colors[ground])))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (text, ground)
+
+
+class Browser:
+    """Chromium without a window, spoken to over its debugging pipe.
+
+    Args:
+        program: Path of the program.
+        folder: Folder for its profile.
+    """
+
+    def __init__(self, program, folder):
+        self.messages, self._number, self._rest = [], 0, b""
+        reading, self._to = self._pipe()
+        self._from, writing = self._pipe()
+        flags = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            "--remote-debugging-pipe",
+        ]
+        command = [program, *flags, f"--user-data-dir={folder}", "about:blank"]
+        redirected = f'exec "$@" 3<&{reading} 4>&{writing}'  # the numbers that the browser reads and writes
+        self.process = subprocess.Popen(
+            ["bash", "-c", redirected, "bash", *command],
+            pass_fds=(reading, writing),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(reading)
+        os.close(writing)
+        self.session = None
+        target = self("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self(f"{domain}.enable")
+
+    @staticmethod
+    def _pipe():
+        """A pipe with numbers that are not in the way of 3 and 4."""
+        found = []
+        for end in os.pipe():
+            found.append(fcntl.fcntl(end, fcntl.F_DUPFD, 20))
+            os.close(end)
+        return found
+
+    def __call__(self, method, **parameters):
+        """Sends a command and returns its result; events meanwhile are kept in `messages`."""
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": parameters}
+        if self.session:
+            message["sessionId"] = self.session
+        os.write(self._to, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._receive()
+            if answer.get("id") == self._number:
+                assert "error" not in answer, answer
+                return answer["result"]
+
+    def _receive(self):
+        while b"\0" not in self._rest:
+            ready, _, _ = select.select([self._from], [], [], 60)
+            assert ready, "the browser does not answer"
+            received = os.read(self._from, 1 << 16)
+            assert received, "the browser has ended"
+            self._rest += received
+        text, _, self._rest = self._rest.partition(b"\0")
+        message = json.loads(text)
+        if "method" in message:
+            self.messages.append(message)
+        return message
+
+    def open(self, path, width, dark):
+        """Opens a file and waits until it is drawn."""
+        self(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=900,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self("Emulation.setEmulatedMedia", media="screen", features=[scheme])
+        self.messages.clear()
+        self("Page.navigate", url=path.as_uri())
+        while not any(message["method"] == "Page.loadEventFired" for message in self.messages):
+            self._receive()
+
+    def value(self, expression):
+        """The value of an expression of JavaScript."""
+        return self("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+
+    def close(self):
+        self.session = None
+        self("Browser.close")
+        self.process.wait(timeout=30)
+        os.close(self._to)
+        os.close(self._from)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    browser = Browser(program, tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def reports(run, tmp_path_factory):
+    """Files of reports: of one run, of three, and of one with long words."""
+    folder = tmp_path_factory.mktemp("reports")
+    runs = [make_run(folder / name, epochs=40, kernel=(128, 128)) for name in ("one", "two", "three")]
+    long = make_run(folder / ("long_" * 40), epochs=2, results=False, cell="x" * 300, dataset="y" * 300)
+    files = {}
+    for name, chosen in {"one": runs[:1], "three": runs, "long": [long, *runs]}.items():
+        files[name] = folder / f"{name}.html"
+        result = run(chosen[0], *(f"--workdir={one}" for one in chosen[1:]), f"--output={files[name]}")
+        assert result.returncode == 0, result.stderr
+    return files
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("name", ["one", "three", "long"])
+def test_a_report_fits_every_screen(browser, reports, name, width, dark):
+    browser.open(reports[name], width, dark)
+    assert browser.value("innerWidth") == width
+    assert browser.value("document.documentElement.scrollWidth") <= width
+    # What scrolls by itself lies within the page, too.
+    outside = "[...document.querySelectorAll('section, figure, .scroll, svg, h1, p')].filter(one => {"
+    outside += "const box = one.getBoundingClientRect(); return box.left < 0 || box.right > innerWidth + 0.5"
+    assert browser.value(outside + "}).length") == 0
+    background = browser.value("getComputedStyle(document.body).backgroundColor")
+    assert background == ("rgb(15, 18, 23)" if dark else "rgb(246, 247, 249)")
+    assert browser.value("[...document.images].every(one => one.complete && one.naturalWidth > 1)")
+    methods = [message["method"] for message in browser.messages]
+    assert not {"Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"} & set(methods)
+    addresses = [
+        message["params"]["request"]["url"]
+        for message in browser.messages
+        if message["method"] == "Network.requestWillBeSent"
+    ]
+    assert all(address.startswith(("file://", "data:image/png")) for address in addresses)
+
+
+@pytest.mark.slow
+def test_values_show_under_the_pointer(browser, reports):
+    browser.open(reports["one"], 1280, False)
+    browser.value("document.querySelector('svg').scrollIntoView({block: 'center', behavior: 'instant'})")
+    box = "document.querySelector('svg .at:nth-of-type(9)').getBoundingClientRect()"
+    x, y = (
+        browser.value(f"{box}.{edge} + {box}.{size} / 2") for edge, size in (("x", "width"), ("y", "height"))
+    )
+    visible = "one => getComputedStyle(one).visibility == 'visible'"
+    shown = f"[...document.querySelectorAll('.at line')].filter({visible})"
+    assert browser.value(f"{shown}.length") == 0
+    browser("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    assert browser.value(f"{shown}.length") == 1
+    assert browser.value(f"{shown}[0].parentNode.querySelector('title').textContent").startswith("epoch ")
