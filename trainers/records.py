@@ -180,7 +180,7 @@ def write_masks(path, masks, epoch):
     arrays = {"header": np.array(json.dumps(header))}
     for index, one in enumerate(masks):
         pack(arrays, str(index), one.mask)
-    replace(path, lambda temporary: np.savez_compressed(temporary, **arrays), suffix=".npz")
+    replace(path, lambda temporary: np.savez(temporary, **arrays), suffix=".npz")
 
 
 def read_masks(path):
