@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from trainers import records
-from trainers.reporting import charts, markup, mask_section
+from trainers.reporting import charts, headings, markup, mask_section
 from trainers.reporting.run import read_run
 from trainers.reporting.style import STYLE
 from trainers.workdir import RunError, write_json
@@ -535,7 +535,7 @@ def test_names_of_weights_are_short_and_differ():
         "kernel",
         "a/kernel",
     ]
-    short = mask_section.short_names(names)
+    short = headings.short_names(names)
     assert len(set(short.values())) == len(names)
     assert short["a/lstm_0/cell/kernel"] == "lstm_0/kernel"
     assert short["kernel"] == "kernel"

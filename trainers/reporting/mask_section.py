@@ -4,39 +4,13 @@ import math
 
 import numpy as np
 
+from trainers.reporting.headings import of_run, short_names
 from trainers.reporting.markup import LEVELS, element, mask_picture
 from trainers.reporting.tables import percent, table
 
 # The pictures of a report share so many bytes; one of a side s takes about half of s² in base64.
 ALL_BYTES, BYTES_PER_CELL = 420_000, 0.53
 SMALLEST_SIDE, LARGEST_SIDE = 16, 100
-
-
-def short_names(names):
-    """Names of weights without the parts that are not needed to tell them apart, two parts at least.
-
-    >>> names = ["lstm_0_carried/lstm_0/lstm_cell/kernel", "lstm_1_carried/lstm_1/lstm_cell/kernel"]
-    >>> list(short_names(names).values())
-    ['lstm_0/kernel', 'lstm_1/kernel']
-    """
-    found = {}
-    for name in names:
-        parts, index = name.split("/"), 0
-        others = [other.split("/") for other in names if other != name]
-        while index < len(parts) - 1 and len(parts) > 2:
-            shorter = parts[:index] + parts[index + 1 :]
-            if any(_is_within(shorter, other) for other in others):
-                index += 1
-            else:
-                parts = shorter
-        found[name] = "/".join(parts)
-    return found
-
-
-def _is_within(parts, others):
-    """Whether all parts are among others, in that order."""
-    left = iter(others)
-    return all(part in left for part in parts)
 
 
 def as_matrix(mask):
@@ -60,7 +34,22 @@ def cells(mask, side):
     return sums / np.outer(*sizes)
 
 
-def section(run, share):
+def masks(runs):
+    content = []
+    for index, run in enumerate(runs):
+        found = _of_one(run, 1 / len(runs))
+        if found:
+            content += of_run(index, run, runs, found)
+    if not content:
+        return []
+    text = (
+        "Which connections exist, inputs downwards and units to the right: the stronger the color of a cell, "
+        "the more of its connections."
+    )
+    return [element("p", text, class_="note"), *content]
+
+
+def _of_one(run, share):
     """The masks of a run, elements; an empty list where none are known.
 
     Args:

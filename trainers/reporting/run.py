@@ -44,6 +44,8 @@ MEASURES = (
     Measure("accuracy", "val_accuracy", "accuracy", percent=True, choose=max),
     Measure("loss", "val_loss", "loss"),
 )
+# Columns of the history that are fractions.
+FRACTIONS = ("accuracy", "val_accuracy", "sparsity", "training_flops", "pruning_rate")
 
 
 @dataclasses.dataclass
