@@ -147,7 +147,7 @@ footer { padding-top: 40px; padding-bottom: 48px; color: var(--quiet); font-size
   nav { display: none; }
   .scroll, .scroll.tall { overflow: visible; max-height: none; }
   .grid { grid-template-columns: 1fr 1fr; }
-  h2, h3, h4, caption { break-after: avoid; } tr, .cards > div { break-inside: avoid; }
+  h2, h3, h4, .note, caption { break-after: avoid; } tr, .cards > div { break-inside: avoid; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """
