@@ -61,7 +61,7 @@ def read_sessions(path):
         if content["format"] != ENVIRONMENT_FORMAT:
             raise KeyError("format")
         sessions = [{**one, "first_epoch": int(one["first_epoch"])} for one in content["sessions"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise damaged(path, "what the run ran with") from error
     return sessions
 
@@ -204,5 +204,5 @@ def read_masks(path):
             if one.mask.dtype != bool or one.mask.size == 0 or widths != one.mask.shape[one.gate_axis]:
                 raise ValueError(one.name)
         return int(header["epoch"]), masks
-    except (*DAMAGES, ValueError, KeyError, TypeError, IndexError) as error:
+    except (*DAMAGES, ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
         raise damaged(path, "masks") from error

@@ -33,7 +33,8 @@ flags.DEFINE_bool(
 def report():
     """Writes the report of the flags and returns its path."""
     paths = [pathlib.Path(one).expanduser() for one in FLAGS.workdir]
-    repeated = [str(path) for path in paths if paths.count(path) > 1]
+    resolved = [path.resolve() for path in paths]
+    repeated = [path for path, place in zip(paths, resolved, strict=True) if resolved.count(place) > 1]
     if repeated or len(paths) > MOST_RUNS:
         raise RunError(
             f"--workdir must be given up to {MOST_RUNS} times, for different folders. "

@@ -380,9 +380,13 @@ def test_a_report_needs_nothing_beside_it(report, tmp_path):
 
 
 def test_runs_that_go_on_are_reported(report, tmp_path):
-    page = report(make_run(tmp_path / "run", epochs=2, results=False, epoch_count=2))
+    page = report(make_run(tmp_path / "run", epochs=2, results=False))
     assert "not finished: 2 of 3 epochs" in page.text
     assert "results.json, which has the test, is written at its end" in page.text
+    continued = report(make_run(tmp_path / "continued", epochs=2))
+    assert "results are from before it was continued" in continued.text
+    dense = report(make_run(tmp_path / "dense", masks=False, method="dense"))
+    assert "The model is dense: it has no masks." in dense.text
     none = report(make_run(tmp_path / "begun", epochs=0, results=False, sessions=False, masks=False))
     assert "not finished: 0 of 3 epochs" in none.text
     for sentence in ("there is no history", "has no environment.json", "first masks are not known"):
@@ -434,6 +438,11 @@ def test_runs_of_image_classifiers_are_reported(report, tmp_path):
         ("results.json", b'{"test": 1', "must hold the results of a run"),
         ("environment.json", b"{}", "must hold what the run ran with"),
         ("environment.json", b'{"format": 3, "sessions": [3]}', "must hold what the run ran with"),
+        (
+            "environment.json",
+            b'{"format": "keras_selfish environment, version 1", "sessions": [{"first_epoch": 1e999}]}',
+            "must hold what the run ran with",
+        ),
         ("masks-first.npz", b"PK", "must hold masks"),
         ("masks-last.npz", b"", "must hold masks"),
     ],
@@ -474,6 +483,8 @@ def test_every_flipped_byte_of_masks_is_refused_or_read(tmp_path):
     ("flags", "message"),
     [
         (["--workdir={run}"], "for different folders. Received: 2 folders, "),
+        (["--workdir={run}/../run"], "for different folders. Received: 2 folders, "),
+        ([f"--workdir={{run}}/{index}" for index in range(8)], "up to 8 times"),
         (["--workdir={run}/no"], "must be the folder of a run"),
         (["--output={run}/no/report.html"], "--output must name a file in a folder that exists"),
         (["stray"], "stray"),

@@ -24,9 +24,13 @@ def of_run(index, run, runs, content):
 def short_names(names):
     """Names of weights without the parts that are not needed to tell them apart, two parts at least.
 
-    >>> names = ["lstm_0_carried/lstm_0/lstm_cell/kernel", "lstm_1_carried/lstm_1/lstm_cell/kernel"]
-    >>> list(short_names(names).values())
-    ['lstm_0/kernel', 'lstm_1/kernel']
+    Of lstm_0_carried/lstm_0/lstm_cell/kernel, beside the same of another layer, lstm_0/kernel is left.
+
+    Args:
+        names: All of them, iterable several times.
+
+    Returns:
+        A dict from name to short name.
     """
     found = {}
     for name in names:

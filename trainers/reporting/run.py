@@ -156,6 +156,12 @@ def read_run(path, with_masks=True):
         run.missing.append(
             "The run is not finished: results.json, which has the test, is written at its end."
         )
+    if run.results and not run.finished:
+        run.missing.append("The run goes on: its results are from before it was continued.")
+    if run.history and not any(name.startswith("density/") for name in run.history):
+        run.missing.append(
+            "The history has no densities of gates: the model is dense, or its trainer writes none."
+        )
     run.sessions = records.read_sessions(path / records.ENVIRONMENT)
     if not run.sessions:
         run.missing.append("The run has no environment.json: versions and hardware were not written down.")
@@ -219,7 +225,8 @@ def _add_masks(run):
     run.first, run.last = stored.get(records.FIRST_MASKS), stored.get(records.LAST_MASKS)
     method = METHODS.get(str(run.settings.get("method")))
     if method and method.source is None:
-        return  # a dense model
+        run.missing.append("The model is dense: it has no masks.")
+        return
     model = next((run.path / name for name in MODELS if (run.path / name).exists()), None)
     if model and not (run.first and run.last):
         first, last = _masks_of_file(model, method)
