@@ -394,6 +394,21 @@ def test_runs_that_go_on_are_reported(report, tmp_path):
     assert none.svgs == []
 
 
+@pytest.mark.parametrize("figure", ["1e308", "-1e308", "inf", "nan", "", "1e-320", "0"])
+def test_figures_of_any_size_are_reported(report, tmp_path, figure):
+    folder = make_run(tmp_path / "run")
+    header, *rows = (folder / "history.csv").read_text().splitlines()
+    rows = [",".join([row.split(",")[0], *[figure] * header.count(",")]) for row in rows]
+    (folder / "history.csv").write_text("\n".join([header, *rows]))
+    (folder / "results.json").write_text(
+        f'{{"test": {"9" * 400}, "other": -1e999, "none": null, "list": [1, {{}}]}}'
+    )
+    page = report(folder)
+    assert page.row("other") == ["other", "−∞"]
+    assert page.row("test")[1] == "1.0000e+400"
+    assert "nan" not in "".join(re.findall(r"<svg.*?</svg>", page.source, re.DOTALL)).lower()
+
+
 def test_runs_of_image_classifiers_are_reported(report, tmp_path):
     folder = make_run(tmp_path / "run", masks=False)
     settings = {
@@ -415,6 +430,7 @@ def test_runs_of_image_classifiers_are_reported(report, tmp_path):
     assert "finished: 3 of 3 epochs" in page.text
     for figure in ("98.77%", "validation accuracy", "93%", "best, epoch 2"):
         assert figure in page.text
+    assert [svg.find("title").text for svg in page.svgs] == ["Accuracy", "Loss", "Sparsity"]
     assert page.row("2best")[1:4] == ["0.40000", "90.00%", "0.30000"]
     assert "The last masks are not known" in page.text
 

@@ -1,6 +1,7 @@
 """Line charts as SVG, drawn without a script: colors follow the page, values show under the pointer."""
 
 import dataclasses
+import decimal
 import itertools
 import math
 
@@ -56,7 +57,8 @@ def number(value, digits=4, aligned=False):
         aligned: Whether zeros at the end stay, as in a column of numbers. Default False.
     """
     if isinstance(value, int):
-        return f"{value:,}".replace("-", "−")
+        text = f"{value:,}" if abs(value) < 10**15 else f"{decimal.Decimal(value):.{digits}g}"
+        return text.replace("-", "−")
     if math.isnan(value):
         return "–"
     if math.isinf(value):

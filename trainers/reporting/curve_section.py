@@ -3,7 +3,7 @@
 from trainers.reporting.charts import COLORS, Line, chart, number
 from trainers.reporting.headings import letter_of, named, of_run, short_names
 from trainers.reporting.markup import element
-from trainers.reporting.run import FRACTIONS
+from trainers.reporting.run import FRACTIONS, MEASURES
 from trainers.reporting.tables import percent
 
 WHOLE = ("sparsity", "training_flops")  # how far they are from none and from all is what they say
@@ -11,22 +11,7 @@ WHOLE = ("sparsity", "training_flops")  # how far they are from none and from al
 
 def curves(runs):
     """Charts of the history."""
-    boxes = []
-    for measure in dict.fromkeys(run.measure for run in runs if run.history):
-        columns = (measure.validation, measure.training)
-        options = {"percent": measure.percent, "logarithmic": measure.name == "perplexity"}
-        if len(runs) == 1:
-            labels = zip(columns, ("valid", "train"), ("validation", "training"), range(2), strict=True)
-            lines = [_line(runs[0], *label) for label in labels]
-            boxes.append(
-                _box(
-                    f"curve-{measure.name}", measure.name.capitalize(), _best_note(runs[0]), lines, **options
-                )
-            )
-            continue
-        for column, of in zip(columns, ("validation", "training"), strict=True):
-            title = f"{of} {measure.name}".capitalize()
-            boxes.append(_box(f"curve-{column}", title, None, _of_runs(runs, column), **options))
+    boxes = [box for measure in _measures(runs) for box in _of_measure(measure, runs)]
     for column, title, note in (
         ("sparsity", "Sparsity", "zeros among all masked weights"),
         ("pruning_rate", "Pruning rate", "connections that a rewiring moves"),
@@ -47,6 +32,28 @@ def curves(runs):
     return [note, *_legend(runs), element("div", boxes, class_="grid")]
 
 
+def _measures(runs):
+    """What there are curves of; not of the loss beside a perplexity, which says the same."""
+    found = [one for one in MEASURES if any(one.training in run.history for run in runs)]
+    return found if len(found) == 1 or found[:1] != [MEASURES[0]] else found[:-1]
+
+
+def _of_measure(measure, runs):
+    """Charts of a measure: one of both its columns for one run, one of each for several."""
+    columns = (measure.validation, measure.training)
+    options = {"percent": measure.percent, "logarithmic": measure.name == "perplexity"}
+    if len(runs) > 1:
+        for column, of in zip(columns, ("validation", "training"), strict=True):
+            title = f"{of} {measure.name}".capitalize()
+            yield _box(f"curve-{column}", title, None, _of_runs(runs, column), **options)
+        return
+    (run,) = runs
+    labels = zip(columns, ("valid", "train"), ("validation", "training"), range(2), strict=True)
+    lines = [_line(run, *label) for label in labels]
+    note = _best_note(run) if measure == run.measure else None
+    yield _box(f"curve-{measure.name}", measure.name.capitalize(), note, lines, **options)
+
+
 def _legend(runs):
     if len(runs) == 1:
         return []
@@ -56,23 +63,17 @@ def _legend(runs):
 
 
 def _of_runs(runs, column):
-    several = len(runs) > 1
+    """A line for each run; of several, dashed in ways of their own: some that are alike cover each other."""
+    if len(runs) == 1:
+        return [_line(runs[0], column, "", column.replace("_", " "), 0)]
     return [
-        _line(
-            run,
-            column,
-            letter_of(index) if several else "",
-            run.label if several else column.replace("_", " "),
-            index,
-        )
-        for index, run in enumerate(runs)
+        _line(run, column, letter_of(index), run.label, index, index % 3) for index, run in enumerate(runs)
     ]
 
 
-def _line(run, column, label, name, color):
+def _line(run, column, label, name, color, dashes=0):
     xs, ys = run.history.get("epoch", []), run.history.get(column)
     best = run.best() if column == run.measure.validation else None
-    dashes = color % 3 if label == letter_of(color) else 0  # runs that are alike cover each other
     return Line(name, label, xs if ys else [], ys or [], color, best, dashes)
 
 
@@ -110,16 +111,16 @@ def gates(runs):
     for index, run in enumerate(runs):
         weights = densities(run)
         short = short_names(weights)
-        gated = {weight: gates for weight, gates in weights.items() if len(gates) > 1}
-        limits = [value for gates in gated.values() for values in gates.values() for value in values]
+        gated = {weight: parts for weight, parts in weights.items() if len(parts) > 1}
+        limits = [value for parts in gated.values() for values in parts.values() for value in values]
         limits = [value for value in limits if 0.0 <= value <= 1.0]
         boxes = []
-        for place, (weight, gates) in enumerate(gated.items()):
+        for place, (weight, parts) in enumerate(gated.items()):
             lines = [
                 Line(f"gate {gate}", gate[:6], run.history["epoch"], values, color)
-                for color, (gate, values) in enumerate(gates.items())
+                for color, (gate, values) in enumerate(parts.items())
             ]
-            note = ", ".join(f"{gate} {percent(values[-1])}" for gate, values in gates.items())
+            note = ", ".join(f"{gate} {percent(values[-1])}" for gate, values in parts.items())
             options = {"percent": True, "limits": (min(limits), max(limits)) if limits else ()}
             boxes.append(_box(f"gates-{index}-{place}", short[weight], note, lines, **options))
         boxes.append(_matrices(f"weights-{index}", run, weights, short))

@@ -119,8 +119,8 @@ class Run:
         return self.measure.choose(finite, key=values.__getitem__) if finite else None
 
     def column(self, name):
-        """The finite values of a column."""
-        return [value for value in self.history.get(name, []) if math.isfinite(value)]
+        """The finite values of a column, without those that would overflow a sum."""
+        return [value for value in self.history.get(name, []) if abs(value) < 1e100]
 
 
 def read_run(path, with_masks=True):

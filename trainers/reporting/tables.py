@@ -38,7 +38,7 @@ def table(caption, head, rows, tall=False, best=None, of_text=False):
         class_="scroll tall" if tall else "scroll",
         tabindex="0",
         role="region",
-        aria_label="table, scrolls",
+        aria_label=caption,
     )
 
 
