@@ -14,7 +14,7 @@ from absl import logging
 from keras_selfish import masks
 from keras_selfish.analysis import training_flops
 from trainers import records
-from trainers.workdir import RunError, replace
+from trainers.workdir import RunError
 
 
 class StopOnNaN(keras.callbacks.Callback):
@@ -46,12 +46,9 @@ class StopOnNaN(keras.callbacks.Callback):
         if loss is None or math.isfinite(float(loss)):
             return
         step = self._epoch * self.params["steps"] + batches
-        kept = self.workdir.checkpoint()
-        kept = (
-            f"the checkpoint after epoch {kept['epochs_done']} is kept" if kept else "nothing was saved yet"
-        )
+        self.workdir.wait()
         raise RunError(
-            f"The {name} became {float(loss)} at step {step}: {kept} in {self.workdir.path}; "
+            f"The {name} became {float(loss)} at step {step}: {self.workdir.kept()}; "
             f"try {self.advice} in a new --workdir"
         )
 
@@ -133,7 +130,7 @@ def tensorboard(workdir):
 
 
 class Recorder(keras.callbacks.Callback):
-    """Writes a run down: what it runs with, and at the end of each epoch history, masks, then checkpoint.
+    """Writes a run down: what it runs with, and at the end of each epoch masks, history and checkpoint.
 
     It stands behind the callbacks whose statistics are to be in the history, and whose changes are to be
     saved. Subclasses say what their kind of run measures and keeps besides.
@@ -153,12 +150,14 @@ class Recorder(keras.callbacks.Callback):
         if self._recorded:  # `fit` is called again for another phase
             return
         self._recorded = True
-        records.add_session(self.workdir.path, len(self.rows) + 1)
-        if not self.rows:
+        records.add_session(self.workdir.path, self.workdir.epochs_done + 1)
+        if not self.workdir.epochs_done:
             self._write_masks(records.FIRST_MASKS, 0)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._began = time.perf_counter()
+        if self.rows:
+            self.workdir.expect_epoch(float(self.rows[-1]["seconds"]))
 
     def on_epoch_end(self, epoch, logs=None):
         if hasattr(self.model, "jax_state_sync"):
@@ -166,9 +165,8 @@ class Recorder(keras.callbacks.Callback):
         self.measure(logs)
         logs["seconds"] = time.perf_counter() - self._began
         self.rows.append({"epoch": epoch + 1, **{name: float(value) for name, value in logs.items()}})
-        self.workdir.write_history(self.rows)
         self._write_masks(records.LAST_MASKS, epoch + 1)
-        self.workdir.save_checkpoint(self.model, epoch + 1, **self.keep(logs))
+        self.workdir.save_checkpoint(self.model, epoch + 1, self.rows, **self.keep(logs))
 
     def on_train_end(self, logs=None):
         self.workdir.wait()
@@ -207,10 +205,10 @@ class LanguageModelRecorder(Recorder):
         logs["tokens_per_second"] = self.tokens_per_epoch / (self._trained - self._began)
 
     def keep(self, logs):
-        if logs["val_perplexity"] < self.best:
+        if logs["val_perplexity"] < self.best or not self.workdir.has_best:
             self.best = float(logs["val_perplexity"])
-            replace(self.workdir.best, self.model.save, suffix=".keras")
-        return {"best": self.best}
+            self.workdir.stage_best(self.model)
+        return {"best": self.best if math.isfinite(self.best) else None}
 
 
 class ClassifierRecorder(Recorder):

@@ -18,7 +18,7 @@ import numpy as np
 
 from keras_selfish.packing import pack, unpacked
 from keras_selfish.version import __version__
-from trainers.workdir import RunError, replace, write_json
+from trainers.files import RunError, replace, write_json
 
 ENVIRONMENT, FIRST_MASKS, LAST_MASKS = "environment.json", "masks-first.npz", "masks-last.npz"
 ENVIRONMENT_FORMAT = "keras_selfish environment, version 1"
@@ -180,7 +180,7 @@ def write_masks(path, masks, epoch):
     arrays = {"header": np.array(json.dumps(header))}
     for index, one in enumerate(masks):
         pack(arrays, str(index), one.mask)
-    replace(path, lambda temporary: np.savez(temporary, **arrays), suffix=".npz")
+    replace(path, lambda temporary: np.savez(temporary, **arrays))
 
 
 def read_masks(path):

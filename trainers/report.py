@@ -12,9 +12,9 @@ import pathlib
 from absl import flags, logging
 
 from trainers import program
+from trainers.files import RunError, replace
 from trainers.reporting import page
 from trainers.reporting.run import label_runs, read_run
-from trainers.workdir import RunError, replace
 
 FLAGS = flags.FLAGS
 MOST_RUNS = 8

@@ -9,10 +9,12 @@ __all__ = [
     "LanguageModel",
     "Perplexity",
     "TokenCrossEntropy",
+    "check_memory",
     "image_classifier",
     "language_model",
     "preset",
     "small_dense",
+    "training_bytes",
 ]
 
 __getattr__ = lazy_attributes(
@@ -24,9 +26,11 @@ __getattr__ = lazy_attributes(
         "PRESETS": "presets",
         "Perplexity": "perplexity",
         "TokenCrossEntropy": "cross_entropy",
+        "check_memory": "memory",
         "image_classifier": "image_classifiers",
         "language_model": "language_models",
         "preset": "presets",
         "small_dense": "sizes",
+        "training_bytes": "memory",
     },
 )

@@ -76,20 +76,21 @@ def test_a_run_keeps_its_first_and_last_masks_and_what_it_ran_with(workdir):
     first = np.array(weight.mask)
     last = np.roll(first, 1, axis=0)
 
-    def begin(epochs_done):
-        recorder = Recorder(workdir, workdir.trim_history(epochs_done))
+    def begin():
+        checkpoint = workdir.checkpoint()
+        recorder = Recorder(workdir, checkpoint["rows"] if checkpoint else [])
         recorder.set_model(model)
         recorder.on_train_begin()
         return recorder
 
-    recorder = begin(0)
+    recorder = begin()
     assert not (workdir.path / records.LAST_MASKS).exists()
     weight.change_mask(last)
     recorder.on_epoch_begin(0)
     recorder.on_epoch_end(0, {"loss": 1.0})
     recorder.on_train_begin()  # of a second phase
-    begin(1)
-    begin(1)  # the one before ended in its first epoch
+    begin()
+    begin()  # the one before ended in its first epoch
     workdir.wait()
     stored = {
         name: records.read_masks(workdir.path / name) for name in (records.FIRST_MASKS, records.LAST_MASKS)

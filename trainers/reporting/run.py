@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_selfish.rewiring.registry import METHODS
 from trainers import records
-from trainers.workdir import RunError
+from trainers.files import RunError
 
 KIND = re.compile(r"keras_selfish (.+) run, version 1")
 # Written by CSV writers for a figure that an epoch does not have.

@@ -70,6 +70,8 @@ def setting(name, value):
     """A setting as text; of folders, whose place is nobody's business, the last part."""
     if name == "data_dir" and isinstance(value, str):
         return "…/" + value.replace("\\", "/").rstrip("/").rpartition("/")[2]
+    if name == "data_sha256" and isinstance(value, dict):
+        return ", ".join(f"{part} {str(digest)[:8]}" for part, digest in value.items())
     if isinstance(value, str):
         return value
     if isinstance(value, float) and math.isfinite(value):
