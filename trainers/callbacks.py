@@ -13,6 +13,7 @@ from absl import logging
 
 from keras_selfish import masks
 from keras_selfish.analysis import training_flops
+from trainers import records
 from trainers.files import RunError
 
 
@@ -149,7 +150,7 @@ def tensorboard(workdir):
 
 
 class Recorder(keras.callbacks.Callback):
-    """Writes a run down at the end of each epoch: history and checkpoint.
+    """Writes a run down: what it runs with, and at the end of each epoch masks, history and checkpoint.
 
     It stands behind the callbacks whose statistics are to be in the history, and whose changes are to be
     saved. Subclasses say what their kind of run measures and keeps besides.
@@ -163,6 +164,15 @@ class Recorder(keras.callbacks.Callback):
         super().__init__()
         self.workdir = workdir
         self.rows = list(rows)
+        self._recorded = False
+
+    def on_train_begin(self, logs=None):
+        if self._recorded:  # `fit` is called again for another phase
+            return
+        self._recorded = True
+        records.add_session(self.workdir.path, self.workdir.epochs_done + 1)
+        if not self.workdir.epochs_done:
+            self._write_masks(records.FIRST_MASKS, 0)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._began = time.perf_counter()
@@ -175,10 +185,16 @@ class Recorder(keras.callbacks.Callback):
         self.measure(logs)
         logs["seconds"] = time.perf_counter() - self._began
         self.rows.append({"epoch": epoch + 1, **{name: float(value) for name, value in logs.items()}})
+        self._write_masks(records.LAST_MASKS, epoch + 1)
         self.workdir.save_checkpoint(self.model, epoch + 1, self.rows, **self.keep(logs))
 
     def on_train_end(self, logs=None):
         self.workdir.wait()
+
+    def _write_masks(self, name, epoch):
+        weights = masks.masked_weights(self.model)
+        if weights:
+            records.write_masks(self.workdir.path / name, records.masks_of(weights), epoch)
 
     def measure(self, logs):
         """Adds to the logs of an epoch."""

@@ -15,7 +15,8 @@ from absl import app, flags, logging
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 PROGRAMS = [
-    f"trainers.{name}" for name in ("language_model", "image_classifier", "export", "evaluate", "generate")
+    f"trainers.{name}"
+    for name in ("language_model", "image_classifier", "export", "evaluate", "generate", "report")
 ]
 
 Ended = collections.namedtuple("Ended", "returncode stdout stderr")

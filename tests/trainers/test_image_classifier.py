@@ -52,6 +52,23 @@ def test_a_run_learns_and_leaves_everything_it_promises(whole_run):
     assert re.search(r"Epoch 3 of 7 done: loss .*val_accuracy .*sparsity .* about \d+ s left", result.stderr)
 
 
+def test_a_run_is_reported(trainer, whole_run):
+    from trainers.reporting.run import read_run
+
+    workdir, _ = whole_run
+    result = trainer("report").run(workdir)
+    assert result.returncode == 0, result.stderr
+    page = (workdir / "report.html").read_text(encoding="utf-8")
+    assert "finished: 7 of 7 epochs" in page
+    run = read_run(workdir)
+    (missing,) = run.missing
+    assert missing.startswith("The history has no densities of gates")
+    assert (run.first.when, run.last.when) == ("before training", "after epoch 7")
+    masks = [one.mask for one in run.last.weights.values()]
+    density = sum(map(np.count_nonzero, masks)) / sum(mask.size for mask in masks)
+    assert 1.0 - density == pytest.approx(float(history(workdir)[-1]["sparsity"]), abs=1e-6)
+
+
 def test_the_artifact_needs_no_switcher(whole_run):
     """Nor this package: all classes are Keras's."""
     import keras

@@ -80,6 +80,40 @@ def test_a_run_leaves_everything_it_promises(whole_run):
     assert "test, one column" in result.stdout
 
 
+def test_a_run_is_reported_with_its_first_and_last_masks(trainer, whole_run, tmp_path):
+    """Those that were stored, and those of a run of an earlier version, which stored none."""
+    from trainers.reporting.run import read_run
+
+    folder = tmp_path / "run"
+    shutil.copytree(whole_run[0], folder)
+    result = trainer("report").run(folder)
+    assert result.returncode == 0, result.stderr
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "finished: 3 of 3 epochs" in page
+    assert "Not in this report" not in page
+    stored, last = read_run(folder), history(folder)[-1]
+    assert (stored.first.when, stored.last.when) == ("before training", "after epoch 3")
+    for name, mask in stored.last.weights.items():
+        for gate, part in mask.parts().items():
+            assert part.mean() == pytest.approx(float(last[f"density/{name}/{gate}"]))
+    (session,) = stored.sessions
+    assert (session["first_epoch"], session["backend"]) == (1, "tensorflow")
+    for name in ("masks-first.npz", "masks-last.npz", "environment.json"):
+        (folder / name).unlink()
+    earlier = read_run(folder)
+    assert earlier.last.when == "of best.keras"
+    assert list(earlier.first.weights) == list(stored.first.weights)
+    for name, mask in stored.first.weights.items():
+        assert (earlier.first.weights[name].mask == mask.mask).all()
+        assert earlier.last.weights[name].parts().keys() == mask.parts().keys()
+    (folder / "best.keras").write_bytes(b"PK")
+    (folder / "report.html").unlink()
+    result = trainer("report").run(folder)
+    assert result.returncode == 1
+    assert "best.keras in --workdir must hold a model, but is damaged or foreign" in result.stderr
+    assert not (folder / "report.html").exists()
+
+
 def test_training_learns(whole_run):
     workdir, _ = whole_run
     rows = history(workdir)

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from keras_selfish import SNTASGD, SparseDense
+from keras_selfish.masks import masked_weights
+from trainers import records
+from trainers.callbacks import Recorder
 from trainers.workdir import RunError, Workdir
 
 
@@ -64,3 +67,40 @@ def test_a_checkpoint_of_another_model_is_refused_and_nothing_is_changed(workdir
     with pytest.raises(RunError, match=r"must be of this model, but its weights do not fit\. Received: "):
         workdir.restore(other, workdir.checkpoint())
     assert bytes_of(other) == before
+
+
+@pytest.mark.backends("tensorflow", "jax")
+def test_a_run_keeps_its_first_and_last_masks_and_what_it_ran_with(workdir):
+    model = make_model(0)
+    (weight,) = masked_weights(model)
+    first = np.array(weight.mask)
+    last = np.roll(first, 1, axis=0)
+
+    def begin():
+        checkpoint = workdir.checkpoint()
+        recorder = Recorder(workdir, checkpoint["rows"] if checkpoint else [])
+        recorder.set_model(model)
+        recorder.on_train_begin()
+        return recorder
+
+    recorder = begin()
+    assert not (workdir.path / records.LAST_MASKS).exists()
+    weight.change_mask(last)
+    recorder.on_epoch_begin(0)
+    recorder.on_epoch_end(0, {"loss": 1.0})
+    recorder.on_train_begin()  # of a second phase
+    begin()
+    begin()  # the one before ended in its first epoch
+    workdir.wait()
+    stored = {
+        name: records.read_masks(workdir.path / name) for name in (records.FIRST_MASKS, records.LAST_MASKS)
+    }
+    for name, epoch, mask in ((records.FIRST_MASKS, 0, first), (records.LAST_MASKS, 1, last)):
+        assert stored[name][0] == epoch
+        (found,) = stored[name][1]
+        assert found.name == weight.name
+        assert found.mask.tobytes() == mask.tobytes()
+    sessions = records.read_sessions(workdir.path / records.ENVIRONMENT)
+    assert [session["first_epoch"] for session in sessions] == [1, 2]
+    assert sessions[0]["backend"] == keras.backend.backend()
+    assert sessions[0]["keras"] == keras.__version__
