@@ -1,6 +1,18 @@
 """Ready-made models and the settings they were published with."""
 
+from typing import TYPE_CHECKING
+
 from keras_selfish._lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    # What editors and type checkers read of the names that load lazily.
+    from keras_selfish.models.architecture import Architecture
+    from keras_selfish.models.cross_entropy import TokenCrossEntropy
+    from keras_selfish.models.image_classifiers import NETWORKS, image_classifier
+    from keras_selfish.models.language_models import LanguageModel, language_model
+    from keras_selfish.models.perplexity import Perplexity
+    from keras_selfish.models.presets import PRESETS, preset
+    from keras_selfish.models.sizes import small_dense
 
 __all__ = [
     "NETWORKS",

@@ -1,7 +1,13 @@
 """The methods by name, as data. Importing this module loads neither Keras nor a backend."""
 
+from __future__ import annotations
+
 import dataclasses
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from keras_selfish.rewiring.updates import MaskUpdates
 
 __all__ = ["METHODS", "REWIRING_OPTIONS", "Method"]
 
@@ -19,12 +25,12 @@ class Method:
     """
 
     summary: str
-    source: str = None
+    source: str | type[MaskUpdates] | None = None
     begins_sparse: bool = True
-    options: tuple = ()
+    options: tuple[str, ...] = ()
 
     @property
-    def callback(self):
+    def callback(self) -> type[MaskUpdates] | None:
         """The callback class, or None."""
         if not isinstance(self.source, str):
             return self.source
@@ -61,7 +67,7 @@ METHODS = {
 }
 
 
-def callback_modules():
+def callback_modules() -> dict[str, str]:
     """The callback classes of the methods: a dict from name to module."""
     sources = [method.source.split(":") for method in METHODS.values() if method.source]
     return {name: module for module, name in sources}
