@@ -134,7 +134,8 @@ _SOURCES = {
 
 __all__ = ["__version__", *sorted(_SOURCES)]
 
-__getattr__ = lazy_attributes(__name__, _SOURCES)
+if not TYPE_CHECKING:  # to a type checker any name would be one of them
+    __getattr__ = lazy_attributes(__name__, _SOURCES)
 
 load_with_keras(__name__, _SOURCES)
 

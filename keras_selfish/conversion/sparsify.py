@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, overload
 
 import keras
 import numpy as np
@@ -26,11 +26,38 @@ from keras_selfish.conversion.sparse_forms import SPARSE_CLASSES, SPARSE_CLASSES
 from keras_selfish.layers.masked import SparseLayer
 from keras_selfish.typing import BlockShape, Distribution, Pattern
 
+_Model = TypeVar("_Model", keras.Model, keras.Layer, Sequence[keras.Layer])
+
 INITIAL = ("magnitude", "random", "nonzero")
 
 
+@overload
 def sparsify(
-    model: keras.Layer | Sequence[keras.Layer],
+    model: _Model,
+    sparsity: float | None = None,
+    distribution: Distribution = "uniform",
+    block_shape: BlockShape = (1, 1),
+    n_of_m: Pattern | None = None,
+    mask_seed: int | None = None,
+    layers: Callable[[keras.Layer], bool] | None = None,
+    initial: Literal["magnitude", "random", "nonzero"] = "magnitude",
+    return_report: Literal[False] = False,
+) -> _Model: ...
+@overload
+def sparsify(
+    model: _Model,
+    sparsity: float | None = None,
+    distribution: Distribution = "uniform",
+    block_shape: BlockShape = (1, 1),
+    n_of_m: Pattern | None = None,
+    mask_seed: int | None = None,
+    layers: Callable[[keras.Layer], bool] | None = None,
+    initial: Literal["magnitude", "random", "nonzero"] = "magnitude",
+    *,
+    return_report: Literal[True],
+) -> tuple[_Model, SparsifyReport]: ...
+def sparsify(
+    model: _Model,
     sparsity: float | None = None,
     distribution: Distribution = "uniform",
     block_shape: BlockShape = (1, 1),
@@ -39,7 +66,7 @@ def sparsify(
     layers: Callable[[keras.Layer], bool] | None = None,
     initial: Literal["magnitude", "random", "nonzero"] = "magnitude",
     return_report: bool = False,
-) -> keras.Layer | Sequence[keras.Layer] | tuple[keras.Layer | Sequence[keras.Layer], SparsifyReport]:
+) -> Any:
     """Returns the same model in sparse layers, with the weights of the connections that are chosen to exist.
 
     It is a copy: names, dtype policies and weights are those of the model, which is left as it is. Nested

@@ -27,18 +27,19 @@ __all__ = [
     "small_dense",
 ]
 
-__getattr__ = lazy_attributes(
-    __name__,
-    {
-        "Architecture": "architecture",
-        "LanguageModel": "language_models",
-        "NETWORKS": "image_classifiers",
-        "PRESETS": "presets",
-        "Perplexity": "perplexity",
-        "TokenCrossEntropy": "cross_entropy",
-        "image_classifier": "image_classifiers",
-        "language_model": "language_models",
-        "preset": "presets",
-        "small_dense": "sizes",
-    },
-)
+if not TYPE_CHECKING:  # to a type checker any name would be one of them
+    __getattr__ = lazy_attributes(
+        __name__,
+        {
+            "Architecture": "architecture",
+            "LanguageModel": "language_models",
+            "NETWORKS": "image_classifiers",
+            "PRESETS": "presets",
+            "Perplexity": "perplexity",
+            "TokenCrossEntropy": "cross_entropy",
+            "image_classifier": "image_classifiers",
+            "language_model": "language_models",
+            "preset": "presets",
+            "small_dense": "sizes",
+        },
+    )

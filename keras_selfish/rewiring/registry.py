@@ -49,8 +49,9 @@ def _prunes(summary, name):
     return Method(summary, f"keras_selfish.rewiring.pruning:{name}", begins_sparse=False)
 
 
-# The one place to add a method: the trainers list what is here, and the package exports the classes.
-METHODS = {
+# The one place to add a method: the trainers list what is here, and the package exports the classes. Type
+# checkers read imports instead, in `rewiring/__init__.py` and the package's; a test names what they lack.
+METHODS: dict[str, Method] = {
     "dense": Method("all connections exist", begins_sparse=False),
     "dense_small": Method(
         "all exist, in fewer units: as many parameters as the sparse model", begins_sparse=False

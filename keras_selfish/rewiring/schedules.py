@@ -110,9 +110,17 @@ class PolynomialDecay:
 class PruningSchedule(Protocol):
     """What `GMP` reads of its schedule: `PolynomialDecay`, or one of TensorFlow Model Optimization."""
 
-    begin_step: int
-    end_step: int
-    frequency: int
+    @property
+    def begin_step(self) -> int:
+        """First training step at which weights are pruned."""
+
+    @property
+    def end_step(self) -> int:
+        """Last one; -1 for no end."""
+
+    @property
+    def frequency(self) -> int:
+        """Steps from one pruning to the next."""
 
     def __call__(self, step: int) -> tuple[Any, Any]:
         """Whether to prune at this step, and the sparsity to prune to."""

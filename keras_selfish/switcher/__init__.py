@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 
 __all__ = ["AlternatingOptimizer", "SparsityConstraint", "SwitchedModel", "SwitcherNetwork"]
 
-__getattr__ = lazy_attributes(
-    __name__,
-    {
-        "AlternatingOptimizer": "optimizer",
-        "SparsityConstraint": "constraint",
-        "SwitchedModel": "model",
-        "SwitcherNetwork": "network",
-    },
-)
+if not TYPE_CHECKING:  # to a type checker any name would be one of them
+    __getattr__ = lazy_attributes(
+        __name__,
+        {
+            "AlternatingOptimizer": "optimizer",
+            "SparsityConstraint": "constraint",
+            "SwitchedModel": "model",
+            "SwitcherNetwork": "network",
+        },
+    )
