@@ -50,7 +50,8 @@ def make(images, epochs, seed, dense=None):
     keras.utils.set_random_seed(seed)
     steps = -(-len(images.x_train) // SETTINGS["batch_size"])
     if dense is None:
-        return make_model({**SETTINGS, "method": "switcher", "epochs": epochs, "seed": seed}, images, steps)
+        settings = {**SETTINGS, "method": "switcher", "schedule_epochs": epochs, "seed": seed}
+        return make_model(settings, images, steps)
     model = image_classifier(SETTINGS["network"], images.x_train.shape[1:], images.classes, dense)
     schedule = keras.optimizers.schedules.CosineDecay(SETTINGS["learning_rate"], epochs * steps, alpha=0.01)
     compile_dense(model, keras.optimizers.AdamW(schedule, weight_decay=SETTINGS["weight_decay"]))

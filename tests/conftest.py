@@ -216,3 +216,15 @@ def reused():
         return model
 
     return model_of
+
+
+@pytest.fixture(scope="session")
+def tfmot():
+    """What TensorFlow Model Optimization has for sparsity."""
+    pytest.importorskip("tf_keras")
+    environment = dict(os.environ)
+    tfmot = pytest.importorskip("tensorflow_model_optimization")
+    # It asks the whole process for Keras 2 wherever TensorFlow's own Keras is meant.
+    os.environ.clear()
+    os.environ.update(environment)
+    return tfmot.sparsity.keras

@@ -1,5 +1,7 @@
 """The Python in the documents runs as it stands there."""
 
+import ast
+import importlib
 import os
 import pathlib
 import re
@@ -10,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 
+import keras_selfish
 from keras_selfish.masks import masked_weights
 from keras_selfish.rewiring import METHODS
 
@@ -21,6 +24,14 @@ def blocks(name, chapter=0):
     text = (DOCUMENTS / name).read_text(encoding="utf-8")
     chapters = re.split(r"^# ", text, flags=re.MULTILINE)[1:]
     return re.findall(r"^```python\n(.*?)^```", chapters[chapter], re.MULTILINE | re.DOTALL)
+
+
+def rows(name, chapter=0):
+    """The code in each cell of the table of one of a document's chapters, a pair of lists a row."""
+    text = (DOCUMENTS / name).read_text(encoding="utf-8")
+    lines = re.split(r"^# ", text, flags=re.MULTILINE)[1:][chapter].splitlines()
+    cells = [line.strip("|").split(" | ") for line in lines if line.startswith("|")][2:]
+    return [tuple(re.findall(r"`([^`]+)`", cell) for cell in row) for row in cells]
 
 
 def test_blocks_run(monkeypatch):
@@ -83,3 +94,126 @@ def test_a_cell_of_ones_own_has_its_gradient():
     for by_hand, automatic in zip(*losses, strict=True):
         np.testing.assert_allclose(by_hand, automatic, rtol=1e-4, atol=1e-6)
     assert [weight.active for weight in masked_weights(model)] == [24, 32, 32]
+
+
+NOT_CODE = ('"constant"', "trainers.language_model --preset ptb_lstm")
+
+
+def run_each(codes, namespace):
+    """Runs each piece of code by itself; a keyword argument, an option or a bare name is none."""
+    for code in codes:
+        if code not in NOT_CODE and not re.fullmatch(r"\w+", code):
+            exec(compile(code, code, "exec"), dict(namespace))
+
+
+@pytest.mark.parametrize("chapter", [0, 1])
+def test_each_call_of_ours_that_a_table_names_runs(chapter, tfmot, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    layers = [keras.Input((16,)), keras.layers.Dense(32, name="dense"), keras.layers.Dense(8, name="last")]
+    x, y = np.zeros((8, 16)), np.zeros((8, 8))
+    schedule = keras_selfish.PolynomialDecay(0.0, 0.8, begin_step=0, end_step=400)
+    given = {"model": keras.Sequential(layers), "x": x, "y": y, "schedule": schedule}
+    given |= {"keras": keras, "tfmot": tfmot, "pruned": None}
+    names = {name: getattr(keras_selfish, name) for name in keras_selfish.__all__}
+    monkeypatch.setitem(names, "from_tfmot", lambda pruned: pruned)  # tests/conversion runs it
+    for _, ours in rows("coming_from.md", chapter):
+        run_each(ours, names | given)
+
+
+def test_each_call_of_tfmot_that_the_table_names_exists(tfmot, monkeypatch, tmp_path):
+    import tf_keras
+
+    monkeypatch.chdir(tmp_path)
+
+    def prune_some(layer):
+        return tfmot.prune_low_magnitude(layer, schedule) if layer.name == "dense" else layer
+
+    schedule = tfmot.PolynomialDecay(0.0, 0.8, begin_step=0, end_step=400)
+    found = rows("coming_from.md")
+    assert len(found) == 12
+    for theirs, _ in found:
+        layers = [tf_keras.Input((16,)), tf_keras.layers.Dense(32, name="dense")]
+        model = tf_keras.Sequential([*layers, tf_keras.layers.Dense(8, name="last")])
+        names = {"tf_keras": tf_keras, "tfmot": tfmot, "schedule": schedule, "prune_some": prune_some}
+        run_each(theirs, names | {"model": model})
+
+
+def test_programs_that_come_from_elsewhere_run(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "document"}
+    found = blocks("coming_from.md")
+    assert len(found) == 2
+    for block in found:
+        exec(compile(block, "coming_from.md", "exec"), namespace)
+    assert (tmp_path / "pruned.keras").exists()
+
+
+def imports():
+    """Which packages of ours each package imports."""
+    found = {}
+    for file in (DOCUMENTS.parent / "keras_selfish").rglob("*.py"):
+        place = file.relative_to(DOCUMENTS.parent / "keras_selfish").parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("keras_selfish"):
+                _, _, inside = node.module.partition(".")
+                names = [inside] if inside else [alias.name for alias in node.names]
+                found.setdefault(place, set()).update(name.partition(".")[0] for name in names)
+    return found
+
+
+def test_the_picture_of_the_architecture_shows_what_imports_what():
+    text = (DOCUMENTS / "architecture.md").read_text(encoding="utf-8")
+    nodes = set(re.findall(r"^    (\w+)\[", text, re.MULTILINE))
+    arrows = {
+        source: set(targets.split(" & "))
+        for source, targets in re.findall(r"^    (\w+) --> (.*)", text, re.MULTILINE)
+    }
+    del arrows["trainers"]
+    actual = {place: (names & nodes) - {place} for place, names in imports().items() if place in nodes}
+    assert arrows == {place: names for place, names in actual.items() if names}
+    folders = {path.parent.name for path in (DOCUMENTS.parent / "keras_selfish").glob("*/__init__.py")}
+    assert nodes == folders | {"masks", "trainers"}
+
+
+def test_what_the_glossary_names_is_there():
+    text = (DOCUMENTS / "architecture.md").read_text(encoding="utf-8")
+    package = DOCUMENTS.parent / "keras_selfish"
+    for code in re.findall(r"`([\w./]+)`", text):
+        if code.endswith((".py", "/")):
+            assert list(package.rglob(code.rstrip("/"))), code
+        elif re.fullmatch(r"[a-z]+(\.\w+)+", code) and (package / code.partition(".")[0]).exists():
+            module, *names = code.split(".")
+            thing = importlib.import_module(f"keras_selfish.{module}")
+            for name in names:
+                thing = getattr(thing, name)
+
+
+def test_the_notebook_is_the_tutorial():
+    subprocess.run([sys.executable, "-m", "tools.notebook", "--check"], cwd=DOCUMENTS.parent, check=True)
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs(tmp_path):
+    """Every block, in order, in a process of its own, and what the text says of it."""
+    pytest.importorskip("ai_edge_litert")
+    pytest.importorskip("matplotlib")
+    program = tmp_path / "tutorial.py"
+    program.write_text("\n\n".join(blocks("tutorial.md")), encoding="utf-8")
+    result = subprocess.run(
+        [sys.executable, str(program)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(DOCUMENTS.parent), "KERAS_BACKEND": "tensorflow"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    of = dict(re.findall(r"^(static|selfish|rigl|ours) +([\d.]+)$", result.stdout, re.MULTILINE))
+    static, *moving = (float(of[name]) for name in ("static", "selfish", "rigl", "ours"))
+    assert max(moving) < static
+    c, f = (
+        float(re.search(rf"/kernel/{gate} .* ([\d.]+)$", result.stdout, re.MULTILINE)[1]) for gate in "cf"
+    )
+    assert c > 0.4 > 0.3 > f
+    assert float(re.search(r"^([\d.]+) MB", result.stdout, re.MULTILINE)[1]) < 0.5
+    assert {"history.png", "model.tflite", "plain.keras"} <= {path.name for path in tmp_path.iterdir()}

@@ -57,6 +57,25 @@ def test_importing_the_package_is_light_and_lets_keras_load_its_models(run_pytho
     assert run_python(code, tmp_path / "model.keras", backend="jax") == "[]\nsnt_asgd\nsnt_asgd\n[]\n"
 
 
+@pytest.mark.parametrize("script", setup_cfg()["options.entry_points"]["console_scripts"].split("\n")[1:])
+def test_console_scripts_have_the_help_of_their_programs(script, run_python):
+    name, module, function = re.fullmatch(r"([\w-]+) = ([\w.]+):(\w+)", script).groups()
+    code = f"""
+        import sys
+        from {module} import {function}
+        sys.argv[0] = "{name}"
+        try:
+            {function}()
+        except SystemExit as done:
+            sys.exit(done.code != 1)  # what absl ends with after --help
+    """
+    printed = run_python(code, "--help")
+    source = (REPOSITORY / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+    assert printed.strip().startswith(ast.get_docstring(ast.parse(source)).partition("\n")[0])
+    (flag,) = [flag for flag in ("--workdir", "--model") if f'"{flag[2:]}", None' in source]
+    assert f"  {flag}: " in printed
+
+
 def test_version_is_the_same_everywhere():
     import keras_selfish
 

@@ -12,7 +12,7 @@ import zipfile
 import numpy as np
 from absl import logging
 
-from trainers.workdir import RunError
+from trainers.files import RunError
 
 FORMATS = "a SavedModel folder, or a file that ends in .tflite, .onnx or .keras"
 

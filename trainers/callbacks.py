@@ -13,7 +13,7 @@ from absl import logging
 
 from keras_selfish import masks
 from keras_selfish.analysis import training_flops
-from trainers.workdir import RunError, replace
+from trainers.workdir import RunError
 
 
 class StopOnNaN(keras.callbacks.Callback):
@@ -45,12 +45,9 @@ class StopOnNaN(keras.callbacks.Callback):
         if loss is None or math.isfinite(float(loss)):
             return
         step = self._epoch * self.params["steps"] + batches
-        kept = self.workdir.checkpoint()
-        kept = (
-            f"the checkpoint after epoch {kept['epochs_done']} is kept" if kept else "nothing was saved yet"
-        )
+        self.workdir.wait()
         raise RunError(
-            f"The {name} became {float(loss)} at step {step}: {kept} in {self.workdir.path}; "
+            f"The {name} became {float(loss)} at step {step}: {self.workdir.kept()}; "
             f"try {self.advice} in a new --workdir"
         )
 
@@ -132,7 +129,7 @@ def tensorboard(workdir):
 
 
 class Recorder(keras.callbacks.Callback):
-    """Writes a run down at the end of each epoch: history, then checkpoint.
+    """Writes a run down at the end of each epoch: history and checkpoint.
 
     It stands behind the callbacks whose statistics are to be in the history, and whose changes are to be
     saved. Subclasses say what their kind of run measures and keeps besides.
@@ -149,6 +146,8 @@ class Recorder(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self._began = time.perf_counter()
+        if self.rows:
+            self.workdir.expect_epoch(float(self.rows[-1]["seconds"]))
 
     def on_epoch_end(self, epoch, logs=None):
         if hasattr(self.model, "jax_state_sync"):
@@ -156,8 +155,7 @@ class Recorder(keras.callbacks.Callback):
         self.measure(logs)
         logs["seconds"] = time.perf_counter() - self._began
         self.rows.append({"epoch": epoch + 1, **{name: float(value) for name, value in logs.items()}})
-        self.workdir.write_history(self.rows)
-        self.workdir.save_checkpoint(self.model, epoch + 1, **self.keep(logs))
+        self.workdir.save_checkpoint(self.model, epoch + 1, self.rows, **self.keep(logs))
 
     def on_train_end(self, logs=None):
         self.workdir.wait()
@@ -191,10 +189,10 @@ class LanguageModelRecorder(Recorder):
         logs["tokens_per_second"] = self.tokens_per_epoch / (self._trained - self._began)
 
     def keep(self, logs):
-        if logs["val_perplexity"] < self.best:
+        if logs["val_perplexity"] < self.best or not self.workdir.has_best:
             self.best = float(logs["val_perplexity"])
-            replace(self.workdir.best, self.model.save, suffix=".keras")
-        return {"best": self.best}
+            self.workdir.stage_best(self.model)
+        return {"best": self.best if math.isfinite(self.best) else None}
 
 
 class ClassifierRecorder(Recorder):

@@ -13,7 +13,7 @@ from keras_selfish.data import DATASETS, load_corpus
 from keras_selfish.data.windows import batch_columns
 from trainers import program
 from trainers.artifacts import FORMATS, open_artifact
-from trainers.workdir import RunError, write_json
+from trainers.files import RunError, write_json
 
 FLAGS = flags.FLAGS
 WARM_UP, STEPS = 20, 500
@@ -21,6 +21,9 @@ WARM_UP, STEPS = 20, 500
 flags.DEFINE_string("model", None, f"What to test: {FORMATS}.", required=True)
 flags.DEFINE_enum("dataset", "ptb", sorted(DATASETS), "Corpus that the model was trained on.")
 flags.DEFINE_string("data_dir", None, "Folder with the corpus's files; without it, they are downloaded.")
+flags.DEFINE_string(
+    "cache_dir", None, "Folder of downloads and of the token ids of large corpora; by default Keras's."
+)
 flags.DEFINE_enum("split", "test", ["validation", "test"], "Part of the corpus.")
 flags.DEFINE_integer("columns", 20, "Columns that the corpus is read in at a time.", lower_bound=1)
 flags.DEFINE_integer("most_tokens", 0, "Tokens of the corpus to read; 0 for all.", lower_bound=0)
@@ -30,7 +33,7 @@ flags.DEFINE_string("json", None, "File to write the figures to.")
 
 def evaluate():
     """Tests the model of the flags and prints what came out."""
-    corpus = load_corpus(FLAGS.dataset, data_dir=FLAGS.data_dir)
+    corpus = load_corpus(FLAGS.dataset, data_dir=FLAGS.data_dir, cache_dir=FLAGS.cache_dir)
     artifact = open_artifact(FLAGS.model, FLAGS.threads)
     check_vocabulary(artifact, corpus.vocabulary.tokens)
     tokens = getattr(corpus, FLAGS.split)

@@ -11,7 +11,7 @@ import pathlib
 from absl import flags, logging
 
 from trainers import program
-from trainers.workdir import RunError
+from trainers.files import RunError, writing
 
 FLAGS = flags.FLAGS
 FORMATS = ("savedmodel", "packed", "litert", "onnx")
@@ -57,7 +57,8 @@ def export():
         from keras_selfish.data import Vocabulary
 
         tokens = Vocabulary.load(workdir / "vocabulary.txt").tokens
-    path = write(model, output, tokens)
+    with writing(output):
+        path = write(model, output, tokens)
     files = [path] if path.is_file() else [part for part in path.rglob("*") if part.is_file()]
     logging.info("Exported %s to %s, %.2f MB", file, path, sum(part.stat().st_size for part in files) / 1e6)
     return path

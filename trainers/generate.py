@@ -11,7 +11,7 @@ from keras_selfish.data.tokenization import EOS, TOKENIZATIONS, UNK
 from keras_selfish.data.vocabulary import Vocabulary
 from trainers import program
 from trainers.artifacts import FORMATS, open_artifact, sample
-from trainers.workdir import RunError
+from trainers.files import RunError
 
 FLAGS = flags.FLAGS
 

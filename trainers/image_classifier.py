@@ -14,10 +14,10 @@ from absl import flags, logging
 
 from keras_selfish import masks
 from keras_selfish.data import IMAGE_DATASETS, load_images
-from trainers import program
+from trainers import fingerprints, program
+from trainers.files import replace, write_json, writing
 from trainers.image_methods import METHODS
-from trainers.mask_updates import check_distribution, check_options
-from trainers.workdir import replace, write_json
+from trainers.mask_updates import check_distribution, check_options, check_steps
 
 FLAGS = flags.FLAGS
 _NETWORKS = ("lenet_300_100", "lenet_5", "vgg_16", "resnet_18", "resnet_34", "mobilenet")
@@ -37,10 +37,20 @@ flags.DEFINE_enum(
     masks.DISTRIBUTIONS,
     "How the dense layers share the connections of a method that is sparse from its first step.",
 )
-flags.DEFINE_integer("epochs", None, "Epochs of training; by default 20, of digits 60.", lower_bound=1)
+flags.DEFINE_integer(
+    "epochs",
+    None,
+    "Epochs of training; by default 20, of digits 60. Raised afterwards, it adds --finetune_epochs.",
+    lower_bound=1,
+)
 flags.DEFINE_integer("finetune_epochs", 2, "Epochs with a fixed structure after them.", lower_bound=0)
 flags.DEFINE_integer("batch_size", None, "Images of a step; by default 128, of digits 32.", lower_bound=1)
-flags.DEFINE_float("learning_rate", 2e-3, "Initial rate of AdamW; it falls to a hundredth along a cosine.")
+flags.DEFINE_float(
+    "learning_rate",
+    2e-3,
+    "Initial rate of AdamW; it falls to a hundredth along a cosine.",
+    lower_bound=0.0,
+)
 flags.DEFINE_float("weight_decay", 0.02, "Weight decay of AdamW.", lower_bound=0.0)
 flags.DEFINE_float("switcher_learning_rate", 1e-3, "Learning rate of the switcher's Adam.", lower_bound=0.0)
 flags.DEFINE_integer("task_steps", 40, "Steps of a turn of the network.", lower_bound=1)
@@ -62,7 +72,13 @@ flags.DEFINE_float(
     "Fraction of connections moved by the first rewiring, in (0, 1); by default the method's.",
 )
 flags.DEFINE_float("validation_fraction", 0.1, "Part of the training images to validate on, in [0, 1).")
-flags.DEFINE_integer("seed", 0, "Seed of weights, masks, the order of images and rewiring.", lower_bound=0)
+flags.DEFINE_integer(
+    "seed",
+    0,
+    "Seed of weights, masks, the order of images and rewiring.",
+    lower_bound=0,
+    upper_bound=2**32 - 1,
+)
 flags.DEFINE_bool("export", True, "Whether to export a SavedModel at the end.")
 
 _SETTINGS = (
@@ -97,7 +113,7 @@ def settings_from_flags():
             "--method=switcher_neuron needs a network with hidden dense layers, a LeNet or VGG-16. Received: "
             f"--network={settings['network']}"
         )
-    return settings
+    return {**settings, "schedule_epochs": settings["epochs"]}
 
 
 def split(images, settings):
@@ -129,7 +145,7 @@ def make_model(settings, images, steps_per_epoch):
     )
     if settings["distribution"] != "uniform":
         masks.distribute(model, settings["sparsity"], settings["distribution"], settings["seed"])
-    steps = settings["epochs"] * steps_per_epoch
+    steps = settings["schedule_epochs"] * steps_per_epoch
     arguments = {}
     if method.switched:
         turn = settings["task_steps"] + settings["switcher_steps"]
@@ -215,7 +231,13 @@ def feed(batches):
 def train(settings, workdir):
     """Trains, tests and exports; goes on from the folder's checkpoint if there is one."""
     images = load_images(settings["dataset"], settings["data_dir"])
+    workdir.check_data(fingerprints.of_images(images), settings)
+    check_epochs(settings)
     training, validation = split(images, settings)
+    steps_per_epoch = -(-len(training[0]) // settings["batch_size"])
+    switched = METHODS[settings["method"]].switched
+    turn = settings["task_steps"] + settings["switcher_steps"] if switched else 0
+    check_steps(settings, settings["schedule_epochs"] * steps_per_epoch, turn)
     checkpoint = workdir.checkpoint()
     program.check_backend(FLAGS.export)
 
@@ -224,11 +246,10 @@ def train(settings, workdir):
     from trainers.callbacks import ClassifierRecorder, RemainingTime, StopOnNaN, tensorboard
 
     keras.utils.set_random_seed(settings["seed"])
-    steps_per_epoch = -(-len(training[0]) // settings["batch_size"])
     model = make_model(settings, images, steps_per_epoch)
     done = checkpoint["epochs_done"] if checkpoint else 0
-    switched = METHODS[settings["method"]].switched
-    if done > settings["epochs"] and switched:
+    structured = settings["schedule_epochs"]
+    if done > structured and switched:
         model.freeze()
     if checkpoint:
         logging.info("Resuming after epoch %d", done)
@@ -237,11 +258,11 @@ def train(settings, workdir):
     epochs = settings["epochs"] + settings["finetune_epochs"]
     watching = [
         StopOnNaN(workdir, "a smaller --learning_rate"),
-        ClassifierRecorder(workdir, workdir.trim_history(done)),
+        ClassifierRecorder(workdir, checkpoint["rows"] if checkpoint else ()),
         *tensorboard(workdir),
         RemainingTime(["loss", "accuracy", "val_accuracy", "sparsity"], epochs),
     ]
-    steps = settings["epochs"] * steps_per_epoch
+    steps = structured * steps_per_epoch
 
     def fit(first, last, callbacks):
         if first < last:
@@ -257,11 +278,20 @@ def train(settings, workdir):
             )
 
     data = shuffled_batches(*training, settings["batch_size"], settings["seed"], 0)
-    fit(done, settings["epochs"], METHODS[settings["method"]].callbacks(settings, steps, data))
-    if switched and done <= settings["epochs"]:
+    fit(done, structured, METHODS[settings["method"]].callbacks(settings, steps, data))
+    if switched and done <= structured:
         model.freeze()
-    fit(max(done, settings["epochs"]), epochs, [])
+    fit(max(done, structured), epochs, [])
     return finish(model, images, settings, workdir)
+
+
+def check_epochs(settings):
+    """Refuses to end a run before its schedules do."""
+    if settings["epochs"] < settings["schedule_epochs"]:
+        raise ValueError(
+            f"--epochs must be at least {settings['schedule_epochs']}, as when the run in --workdir began, "
+            f"and more of them add to --finetune_epochs. Received: --epochs={settings['epochs']}"
+        )
 
 
 def finish(model, images, settings, workdir):
@@ -284,17 +314,18 @@ def finish(model, images, settings, workdir):
             np.abs(predicted - model.predict(images.x_test, batch_size=1000, verbose=0)).max()
         ),
     }
-    replace(workdir.final, stripped.save, suffix=".keras")
+    replace(workdir.final, stripped.save)
     if FLAGS.export:
         from keras_selfish.export.saved_model import saved_model
 
-        saved_model(stripped, workdir.saved_model)
+        with writing(workdir.saved_model):
+            saved_model(stripped, workdir.saved_model)
         logging.info("Exported a SavedModel to %s", workdir.saved_model)
     write_json(workdir.path / "results.json", results)
     if importlib.util.find_spec("matplotlib") is not None:
         from keras_selfish.analysis.plots import plot_classifier_history
 
-        plot_classifier_history(workdir.history, workdir.path / "history.png")
+        replace(workdir.path / "history.png", lambda path: plot_classifier_history(workdir.history, path))
     print(report(stripped).table())
     print(f"\n{settings['network']} on {settings['dataset']}, {settings['method']}:")
     print(f"  test accuracy               {results['test_accuracy']:.2%}")

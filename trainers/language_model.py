@@ -14,16 +14,19 @@ import json
 import os
 import sys
 
+import numpy as np
 from absl import flags, logging
 
 from keras_selfish import masks
 from keras_selfish.data import DATASETS, RandomWindows, Windows, load_corpus
 from keras_selfish.models.architecture import CELLS, KERNEL_LIMITS, Architecture
+from keras_selfish.models.memory import check_memory
 from keras_selfish.models.presets import PRESETS, preset
 from keras_selfish.rewiring.registry import METHODS, REWIRING_OPTIONS
 from keras_selfish.rewiring.rules import REDISTRIBUTION_RULES
-from trainers import program
-from trainers.mask_updates import check_distribution, check_options, mask_updates
+from trainers import fingerprints, program
+from trainers.files import replace, write_json, writing
+from trainers.mask_updates import check_distribution, check_options, check_steps, mask_updates
 
 FLAGS = flags.FLAGS
 
@@ -36,6 +39,9 @@ flags.DEFINE_enum(
     "Corpus; text is all UTF-8 files in --data_dir, python_docs needs none.",
 )
 flags.DEFINE_string("data_dir", None, "Folder with the corpus's files; without it, they are downloaded.")
+flags.DEFINE_string(
+    "cache_dir", None, "Folder of downloads and of the token ids of large corpora; by default Keras's."
+)
 flags.DEFINE_list(
     "units", None, "Units of each recurrent layer, one number or one for each, such as 256,200."
 )
@@ -135,10 +141,17 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_bool("averaging", True, "Whether the weights are averaged once validation stops improving.")
 flags.DEFINE_enum("precision", "float32", ["float32", "mixed_bfloat16"], "Type of the computations.")
-flags.DEFINE_integer("seed", 0, "Seed of weights, masks, dropout and rewiring.", lower_bound=0)
+flags.DEFINE_integer(
+    "seed", 0, "Seed of weights, masks, dropout and rewiring.", lower_bound=0, upper_bound=2**32 - 1
+)
 flags.DEFINE_enum("strategy", "none", ["none", "mirrored"], "mirrored: tf.distribute over all visible GPUs.")
 flags.DEFINE_integer("cpu_replicas", 0, "With --strategy mirrored: replicas on as many CPU devices.")
 flags.DEFINE_bool("export", True, "Whether to export a SavedModel at the end.")
+flags.DEFINE_bool(
+    "best_from_checkpoint",
+    False,
+    "Whether the model of the last checkpoint takes the place of a best.keras that is lost or damaged.",
+)
 flags.DEFINE_bool(
     "export_text", False, "Whether to export a second SavedModel, which scores and generates text."
 )
@@ -256,7 +269,7 @@ def _cell_options(options):
     if not isinstance(options, str):
         return options
     try:
-        options = json.loads(options)
+        options = json.loads(options, parse_constant=_no_number)
         if not isinstance(options, dict):
             raise TypeError("no dict")
     except (ValueError, TypeError) as error:
@@ -265,6 +278,10 @@ def _cell_options(options):
             f"Received: --cell_options={options}"
         ) from error
     return options
+
+
+def _no_number(word):
+    raise ValueError(f"{word} is no number")
 
 
 def _pair(flag, words):
@@ -282,7 +299,7 @@ def _check(settings):
     masks.check_sparsity(settings["sparsity"], "--sparsity")
     # Any number of tokens that blocks divide: how many there are is not known yet.
     tokens = settings["block_shape"][1]
-    Architecture(vocabulary_size=tokens, **{name: settings[name] for name in _MODEL_FLAGS})
+    check_memory(_architecture(settings, tokens), name="--{}")
     if settings["method"] != "dense" and not settings["sparsity"]:
         raise ValueError(
             f"--sparsity must be over 0 with --method={settings['method']}. Received: --sparsity=0.0; "
@@ -297,6 +314,19 @@ def _check(settings):
         raise ValueError(
             f"--cpu_replicas needs --strategy=mirrored. Received: --strategy={settings['strategy']}"
         )
+
+
+def _architecture(settings, vocabulary_size):
+    return Architecture(vocabulary_size, **{name: settings[name] for name in _MODEL_FLAGS})
+
+
+def _check_memory(settings, vocabulary_size, train):
+    """Refuses a model that cannot fit, now that all sizes but the number of GPUs are known."""
+    sizes = {"precision": settings["precision"], "name": "--{}"}
+    if settings["strategy"] == "none":
+        sizes["batch_size"] = settings["batch_size"]
+        sizes["time_steps"] = min(settings["bptt"], train.columns.shape[1] - 1)
+    check_memory(_architecture(settings, vocabulary_size), **sizes)
 
 
 def make_strategy(settings):
@@ -394,9 +424,8 @@ def make_callbacks(settings, workdir, train, checkpoint):
             )
         )
     callbacks += tensorboard(workdir)
-    done = checkpoint["epochs_done"] if checkpoint else 0
     best = checkpoint["best"] if checkpoint else None
-    rows = workdir.trim_history(done)
+    rows = checkpoint["rows"] if checkpoint else ()
     callbacks.append(LanguageModelRecorder(workdir, train.predictions, best=best, rows=rows))
     return [*callbacks, ProgressBar(verbose=1 if sys.stdout.isatty() else 2)]
 
@@ -404,9 +433,13 @@ def make_callbacks(settings, workdir, train, checkpoint):
 def train(settings, workdir):
     """Runs a whole training, from wherever it stands, and returns the results as a dict."""
     # Data and checkpoint first: what is wrong with them is said before a backend is loaded.
-    corpus = load_corpus(settings["dataset"], data_dir=settings["data_dir"])
+    corpus = load_corpus(settings["dataset"], data_dir=settings["data_dir"], cache_dir=FLAGS.cache_dir)
+    check_words(corpus, settings)
+    workdir.check_data(fingerprints.of_corpus(corpus), settings)
     windows = all_windows(corpus, settings)
-    checkpoint = workdir.checkpoint()
+    check_steps(settings, settings["schedule_epochs"] * len(windows["train"]))
+    _check_memory(settings, len(corpus.vocabulary), windows["train"])
+    checkpoint = workdir.checkpoint(FLAGS.best_from_checkpoint)
     program.check_backend(FLAGS.export)
 
     import keras
@@ -429,10 +462,36 @@ def train(settings, workdir):
         )
         workdir.restore(model, checkpoint)
     workdir.begin(settings)
-    corpus.vocabulary.save(workdir.path / "vocabulary.txt")
+    if checkpoint and checkpoint["lost_best"]:
+        replace_best(model, workdir, checkpoint)
+    replace(workdir.path / "vocabulary.txt", corpus.vocabulary.save)
     logging.info("%r\n%s", corpus, report(model).table())
     fit(model, windows, settings, workdir, checkpoint)
     return finish(model, corpus, windows, workdir)
+
+
+def check_words(corpus, settings):
+    """Refuses a corpus of which the vocabulary has no word, or none in one of the splits."""
+    special = [corpus.vocabulary.eos_id, corpus.vocabulary.unk_id]
+    for split in ("train", "validation", "test"):
+        tokens = getattr(corpus, split)
+        parts = (tokens[start : start + 2**20] for start in range(0, len(tokens), 2**20))
+        if all(np.isin(part, special).all() for part in parts):
+            at = f"--data_dir={settings['data_dir']}" if settings["data_dir"] else ""
+            raise ValueError(
+                f"--dataset={settings['dataset']} must hold words that its training split repeats, in every "
+                f"split. Received: {at} whose {split} split has unknown words only; take a longer text"
+            )
+
+
+def replace_best(model, workdir, checkpoint):
+    """Has the model of the checkpoint take the place of a best.keras that is lost."""
+    rows = checkpoint["rows"]
+    checkpoint["best"] = float(rows[-1]["val_perplexity"]) if rows else None
+    workdir.stage_best(model)
+    workdir.save_checkpoint(model, checkpoint["epochs_done"], rows, best=checkpoint["best"])
+    workdir.wait()
+    logging.warning("best.keras is now the model after epoch %d", checkpoint["epochs_done"])
 
 
 def all_windows(corpus, settings):
@@ -482,7 +541,6 @@ def finish(model, corpus, windows, workdir):
     import keras
 
     from keras_selfish.analysis import report
-    from trainers.workdir import replace, write_json
 
     best = keras.models.load_model(workdir.best)
     model.set_weights(best.get_weights())
@@ -495,7 +553,7 @@ def finish(model, corpus, windows, workdir):
         scores = tested.evaluate(windows[name].batches(), verbose=0, return_dict=True)
         results[name] = float(scores["perplexity"])
     results["unigram, test"] = corpus.unigram_perplexity("test")
-    replace(workdir.final, best.save, suffix=".keras")
+    replace(workdir.final, best.save)
     if FLAGS.export:
         _export(best, corpus, workdir)
     write_json(workdir.path / "results.json", results)
@@ -511,13 +569,13 @@ def finish(model, corpus, windows, workdir):
 def _export(model, corpus, workdir):
     from keras_selfish.export import saved_model, text_model
 
-    with _quiet():
+    with _quiet(), writing(workdir.saved_model):
         saved_model(model, workdir.saved_model, corpus.vocabulary)
     logging.info("Exported a SavedModel to %s", workdir.saved_model)
     if FLAGS.export_text:
         from keras_selfish.data.tokenization_tensorflow import tokenizer
 
-        with _quiet():
+        with _quiet(), writing(workdir.text_model):
             text_model(model, workdir.text_model, corpus.vocabulary, tokenizer(corpus.tokenization))
         logging.info("Exported a SavedModel that takes text to %s", workdir.text_model)
 
@@ -539,7 +597,7 @@ def _plot(workdir):
         return
     from keras_selfish.analysis import plot_history
 
-    plot_history(workdir.history, workdir.path / "history.png")
+    replace(workdir.path / "history.png", lambda path: plot_history(workdir.history, path))
 
 
 main = program.command("language model", settings_from_flags, train)

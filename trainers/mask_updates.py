@@ -2,6 +2,9 @@
 
 from keras_selfish.rewiring.registry import METHODS
 
+# Part of training after which gradual pruning is done.
+PRUNED = 0.75
+
 
 def mask_updates(name, *, sparsity, total_steps, data, seed, **options):
     """The callback of a method, in a list; an empty one for a dense model.
@@ -18,7 +21,7 @@ def mask_updates(name, *, sparsity, total_steps, data, seed, **options):
     if method is None:
         return []
     if name == "gmp":
-        return [method(pruning_schedule(sparsity, int(0.75 * total_steps)), seed=seed)]
+        return [method(pruning_schedule(sparsity, int(PRUNED * total_steps)), seed=seed)]
     if name == "snip":
         return [method(gradient_data=data, seed=seed)]
     given = {name: value for name, value in options.items() if value is not None}
@@ -51,6 +54,27 @@ def check_options(given, method):
             raise ValueError(
                 f"--{name} must be left out with --method={method}, which {takes}. Received: --{name}={value}"
             )
+
+
+def check_steps(settings, steps, turn=0):
+    """Refuses a training that ends before its method has done anything.
+
+    Args:
+        settings: Settings of the run.
+        steps: Training steps in all.
+        turn: Steps of a turn of the network and one of the switcher, where there is one. Default 0.
+    """
+    least, what = 1, "so that there is something to train on"
+    if turn:
+        least, what = turn, "a turn of the network and one of the switcher"
+    elif settings["method"] == "gmp":
+        least, what = 2, "which gradual pruning is spread over"
+    if steps < least:
+        raise ValueError(
+            f"--epochs must make at least {least} training steps, {what}. Received: "
+            f"--epochs={settings['epochs']} --batch_size={settings['batch_size']}, of these data {steps} in "
+            "all; give more epochs or more data"
+        )
 
 
 def pruning_schedule(sparsity, end_step):

@@ -9,7 +9,11 @@ import time
 
 from absl import app, flags, logging
 
-from trainers.workdir import RunError, Workdir
+from trainers import signals
+from trainers.files import RunError, WriteError, no_room
+from trainers.workdir import Workdir
+
+LARGEST = 3.4e38  # of float32
 
 # TensorFlow reads these when it is imported, later. Of itself it uses oneDNN's products and convolutions on
 # processors with AVX-512 only, though they are faster on others as well (`docs/design.md`).
@@ -31,17 +35,18 @@ def command(kind, settings_from_flags, train, errors=()):
         if len(argv) > 1:
             raise app.UsageError(f"arguments must be flags. Received: {' '.join(argv[1:])}")
         began = time.perf_counter()
+        workdir = None
         try:
+            check_floats()
             settings = settings_from_flags()
             workdir = Workdir(flags.FLAGS.workdir, kind)
-            workdir.prepare()
-            train(workdir.settle(settings), workdir)
-        except (RunError, ValueError, OSError, *errors) as error:
-            if logging.get_verbosity() >= logging.DEBUG:
-                raise
-            sys.exit(f"error: {error}")
+            with workdir.open(), signals.last_words(workdir.last_words):
+                train(workdir.settle(settings), workdir)
+        except Exception as error:
+            end(error, (RunError, ValueError, OSError, *errors), workdir)
         logging.info("Finished in %.0f s", time.perf_counter() - began)
 
+    main.__module__ = train.__module__
     return main
 
 
@@ -49,8 +54,7 @@ def run(main):
     """Runs the main function of a trainer as a program: parses the command line, logs, exits."""
     keep_memory()
     flags.mark_flag_as_required("workdir")
-    logging.set_verbosity(logging.INFO)
-    app.run(main)
+    _start(main)
 
 
 def tool(function):
@@ -64,19 +68,60 @@ def tool(function):
         if len(argv) > 1:
             raise app.UsageError(f"arguments must be flags. Received: {' '.join(argv[1:])}")
         try:
+            check_floats()
             function()
-        except (RunError, ValueError, OSError, ImportError, RuntimeError) as error:
-            if logging.get_verbosity() >= logging.DEBUG:
-                raise
-            sys.exit(f"error: {error}")
+        except Exception as error:
+            end(error, (RunError, ValueError, OSError, ImportError, RuntimeError))
 
+    main.__module__ = function.__module__
     return main
 
 
 def run_tool(main):
     """Runs the main function of a program that trains nothing: parses the command line, logs, exits."""
+    _start(main)
+
+
+def _start(main):
+    signals.watch()
     logging.set_verbosity(logging.INFO)
+    if main.__module__ != "__main__":  # a console script: --help is of the module that it calls
+        sys.modules["__main__"].__doc__ = sys.modules[main.__module__].__doc__
+        for flag in flags.FLAGS.get_key_flags_for_module(main.__module__):
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(main)
+
+
+def end(error, for_user, workdir=None):
+    """Ends the program with a sentence, where an error is for the user or came of a full disk.
+
+    Args:
+        error: The exception.
+        for_user: Exception classes whose message is for the user.
+        workdir: The run's `Workdir`, where there is one yet.
+    """
+    if logging.get_verbosity() >= logging.DEBUG:
+        raise error
+    reason = None if isinstance(error, RunError) else no_room(error)
+    if reason is not None:
+        name = getattr(error, "filename", None) or (workdir.path if workdir else "a file")
+        error = WriteError(pathlib.Path(name), reason)
+    if isinstance(error, WriteError) and workdir is not None:
+        done = workdir.epochs_done
+        kept = f"the last checkpoint is whole, after epoch {done}" if done else "nothing was saved yet"
+        advice = f"{kept}, so make room and start again with the same --workdir"
+        error = WriteError(error.path, error.reason, advice)
+    if not isinstance(error, for_user):
+        raise error
+    sys.exit(f"error: {error}")
+
+
+def check_floats():
+    """Refuses flags whose number is none, or too large to compute with."""
+    for name in flags.FLAGS:
+        value = flags.FLAGS[name].value
+        if isinstance(value, float) and not abs(value) <= LARGEST:
+            raise ValueError(f"--{name} must be a finite number. Received: --{name}={value}")
 
 
 def file_to_write(flag):

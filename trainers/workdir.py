@@ -1,31 +1,53 @@
 """The folder of a run: its settings, its checkpoints and its history, safe against a kill at any moment."""
 
 import concurrent.futures
-import csv
+import contextlib
 import hashlib
 import json
-import os
+import math
 import pathlib
 import tempfile
+import time
+import zipfile
+import zlib
 
 import numpy as np
+from absl import logging
 
 from keras_selfish.packing import pack, unpacked
+from trainers import history
+from trainers.files import (
+    PARTIAL,
+    Hashed,
+    RunError,
+    WriteError,
+    beside,
+    read_json,
+    replace,
+    sha256,
+    take_place,
+    write_beside,
+    write_json,
+    write_text,
+)
+from trainers.lock import Lock
 
-PARTIAL = ".partial-"
+__all__ = ["RunError", "Workdir", "WriteError", "replace", "write_json"]
 
 # A run may be continued for more epochs and from another copy of the data; all else is part of it.
 MAY_CHANGE = ("epochs", "data_dir")
 # A continued run keeps the length that its schedules began with.
-KEPT = ("schedule_epochs",)
-
-
-class RunError(Exception):
-    """A run that cannot start or go on; the message is one sentence for the user."""
+SCHEDULE = "schedule_epochs"
+DATA = "data_sha256"
+CHECKSUM = "checksum"
 
 
 class Workdir:
     """Files of one run.
+
+    What belongs to a checkpoint is written beside its place first. Then `checkpoint.json`, which names each
+    file with its SHA-256, takes its place in one step, and after it the files. A run that was killed in
+    between has them taken their places when it goes on.
 
     Args:
         path: Folder of the run, made if it is missing.
@@ -33,10 +55,14 @@ class Workdir:
 
     Attributes:
         path: `pathlib.Path` of the folder.
+        epochs_done: Epochs of the last whole checkpoint, 0 without one.
     """
 
     def __init__(self, path, kind):
-        self.format = f"keras_selfish {kind} run, version 1"
+        if not str(path).strip():
+            raise RunError(f"--workdir must name a folder. Received: --workdir={str(path)!r}")
+        self._kind = f"keras_selfish {kind} run, version "
+        self.format = f"{self._kind}1"
         self.path = pathlib.Path(path).expanduser()
         self.config = self.path / "config.json"
         self.state = self.path / "checkpoint.json"
@@ -46,22 +72,56 @@ class Workdir:
         self.saved_model = self.path / "saved_model"
         self.text_model = self.path / "text_model"
         self.tensorboard = self.path / "tensorboard"
+        self.epochs_done = 0
+        self._lock = Lock(self.path / ".lock")
         self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing = None
+        self._data = None  # fingerprints that the run began with
+        self._schedule = None  # epochs of its schedules
+        self._best = None  # SHA-256 of best.keras
+        self._staged = False  # whether a new best.keras waits for its checkpoint
+        self._unplaced = []  # what a killed run has written, but not moved to its place
+        self._rows_text = None  # what history.csv should hold
+        self._epoch_ends = math.inf  # when the epoch is expected to end
+
+    # The folder
 
     def prepare(self):
-        """Makes the folder and checks that it can be written, before anything else is done."""
+        """Makes the folder, checks that it can be written, and takes its lock."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
-            for partial in self.path.glob(f"{PARTIAL}*"):  # left by a run that was killed
-                partial.unlink()
         except OSError as error:
             raise RunError(
                 f"--workdir must be a folder that can be written. Received: {self.path} ({error.strerror}); "
                 "choose another folder or change its permissions"
             ) from error
+        self._lock.acquire()
+
+    def close(self):
+        """Waits for what is being written and gives the lock back."""
+        try:
+            self.wait()
+        finally:
+            self._lock.release()
+
+    @contextlib.contextmanager
+    def open(self):
+        """A context from `prepare` to `close`."""
+        self.prepare()
+        try:
+            yield self
+        except BaseException:
+            with contextlib.suppress(WriteError):  # the first error is the one to tell
+                self.wait()
+            if self._staged:  # for a checkpoint that does not come, and in the way of making room
+                beside(self.best).unlink(missing_ok=True)
+            self._lock.release()
+            raise
+        self.close()
+
+    # Settings and data
 
     def settle(self, settings):
         """Compares settings with those that the run began with; writes nothing.
@@ -76,15 +136,15 @@ class Workdir:
             RunError: if the folder belongs to a run with other settings or to something else.
         """
         settings = json.loads(json.dumps(settings))
+        self._schedule = settings.get(SCHEDULE)
         if not self.config.exists():
-            if self.state.exists():
-                raise RunError(
-                    "--workdir has a checkpoint but no config.json. "
-                    f"Received: {self.path}; choose a new folder"
-                )
+            self._refuse_remains(self.config)
             return settings
         begun = self._read(self.config)
-        settings.update({name: begun[name] for name in KEPT if name in begun})
+        self._data = begun.pop(DATA, None)
+        if self._schedule is not None and self.state.exists():  # it has begun
+            self._schedule = settings[SCHEDULE] = self._begun_schedule(begun, settings)
+        begun[SCHEDULE] = settings.get(SCHEDULE)
         differing = [
             f"{name}={settings.get(name)!r} (was {begun.get(name)!r})"
             for name in sorted(set(settings) | set(begun))
@@ -97,76 +157,295 @@ class Workdir:
             )
         return settings
 
+    def _begun_schedule(self, begun, settings):
+        # Earlier versions of the trainer of image classifiers knew --epochs only.
+        epochs = begun.get(SCHEDULE, begun.get("epochs"))
+        if type(epochs) is not int or epochs < 1:
+            raise self._damaged(self.config, f"its {SCHEDULE} is {_shown(epochs)}")
+        return epochs
+
+    def check_data(self, fingerprints, settings):
+        """Compares the data with those that the run began with; writes nothing.
+
+        Args:
+            fingerprints: SHA-256 by what it is of; that of a vocabulary is that of its file. A run of an
+                earlier version has none, and gets these.
+            settings: The settled settings, for the message.
+
+        Raises:
+            RunError: if the run began with other data.
+        """
+        begun, self._data = self._data, fingerprints
+        vocabulary = self.path / "vocabulary.txt"
+        if begun is None and self.state.exists() and vocabulary.exists():
+            begun = {**fingerprints, "vocabulary": sha256(vocabulary)}
+        if begun is None or begun == fingerprints:
+            return
+        if not isinstance(begun, dict) or begun.keys() != fingerprints.keys():
+            raise self._damaged(self.config, f"its {DATA} is not of {', '.join(fingerprints)}")
+        changed = " and ".join(name for name in fingerprints if begun[name] != fingerprints[name])
+        dataset, data_dir = settings.get("dataset"), settings.get("data_dir")
+        at = f"--data_dir={data_dir}" if data_dir else f"--dataset={dataset}"
+        hint = ", which differs between versions of Python" if dataset == "python_docs" else ""
+        raise RunError(
+            f"The data must be those that the run in --workdir began with. Received: {at}{hint}, of which "
+            f"the {changed} changed; give the data of that run to resume it, or another --workdir"
+        )
+
     def begin(self, settings):
-        """Writes the settings that the run is made with."""
-        write_json(self.config, {"format": self.format, **settings})
+        """Writes the settings that the run is made with, and puts in order what a killed run has left."""
+        for path in self._unplaced:
+            take_place(path)
+        self._unplaced = []
+        for partial in self.path.glob(f"{PARTIAL}*"):
+            partial.unlink()
+        if not self.state.exists():
+            for left in self._remains():  # of an earlier version, killed before its first checkpoint
+                left.unlink()
+        elif self._rows_text is not None and _bytes(self.history) != self._rows_text.encode():
+            write_text(self.history, self._rows_text)
+        data = {DATA: self._data} if self._data else {}
+        write_json(self.config, {"format": self.format, **settings, **data})
+
+    def _remains(self):
+        """Files that only a checkpoint leaves."""
+        found = [path for path in (self.history, self.best, self.final) if path.exists()]
+        return [*found, *self.path.glob("checkpoint-*.npz")]
+
+    def _refuse_remains(self, missing):
+        """Refuses a folder that lacks a file which the others say was there."""
+        remains = [self.state] if missing != self.state and self.state.exists() else self._remains()
+        # Earlier versions, without fingerprints, wrote the first epoch's files before checkpoint.json.
+        first = self.path / "checkpoint-00001.npz"
+        begun = self.config.exists() and DATA not in self._read(self.config)
+        if begun and not set(remains) - {self.history, self.best, first} and len(self._earlier_rows()) < 2:
+            return
+        if remains:
+            names = ", ".join(sorted(path.name for path in remains))
+            raise RunError(
+                f"--workdir has a checkpoint but no {missing.name}. Received: {self.path} with {names}; "
+                f"restore {missing.name}, or choose a new folder"
+            )
 
     def _read(self, path):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content.pop("format") != self.format:
-                raise KeyError("format")
-        except (ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:
-            raise RunError(
-                f"{path.name} in --workdir must be from this trainer, but is damaged or foreign. "
-                f"Received: {path}; choose another --workdir, or remove the damaged run"
-            ) from error
+            content = read_json(path)
+            found = content.pop("format", None)
+        except (ValueError, OSError) as error:
+            raise self._damaged(path, error) from error
+        if found != self.format:
+            version = found.removeprefix(self._kind) if isinstance(found, str) else ""
+            if version.isdecimal() and found.startswith(self._kind) and int(version) > 1:
+                raise RunError(
+                    f"{path.name} in --workdir must be of this version of the trainer or an earlier one. "
+                    f"Received: {path}, whose format is {found!r}; install a newer keras_selfish, or choose "
+                    "another --workdir"
+                )
+            raise self._damaged(path, f"its format is {_shown(found)}")
         return content
 
-    def checkpoint(self):
-        """The last complete checkpoint, None in a new run.
+    def _damaged(self, path, why):
+        return RunError(
+            f"{path.name} in --workdir must be from this trainer, but is damaged or foreign. "
+            f"Received: {path} ({_one_line(why)}); restore that file, or choose another --workdir"
+        )
+
+    # Checkpoints
+
+    def checkpoint(self, without_best=False):
+        """The last complete checkpoint, None in a new run; writes nothing.
+
+        Args:
+            without_best: Whether to do without a best.keras that is missing or damaged. Default False.
 
         Returns:
-            A dict with `epochs_done`, `weights` (a path), and what else was saved with it.
+            A dict with `epochs_done`, `weights` (a path), `rows` of the history, `lost_best` (whether the run
+            does without), and what else was saved with it.
 
         Raises:
             RunError: if it is damaged or foreign.
         """
         self.wait()
+        self._rows_text, self._unplaced = None, []
         if not self.state.exists():
+            self._refuse_remains(self.state)
             return None
-        state = self._read(self.state)
-        weights = self.path / state["weights"]
-        if not weights.exists() or _sha256(weights) != state["sha256"]:
+        state = self._checked_state(self._read(self.state))
+        if state.get(SCHEDULE, self._schedule) != self._schedule:
+            raise self._damaged(self.config, f"its {SCHEDULE} is not the checkpoint's {state[SCHEDULE]}")
+        rows = self._checked_rows(state)
+        weights = self._whole(self.path / state["weights"], state["sha256"])
+        if weights is None:
             raise RunError(
                 "The checkpoint in --workdir must be whole, but its weights are missing or damaged. "
-                f"Received: {weights}; restore that file, or remove the folder to begin anew"
+                f"Received: {self.path / state['weights']}; restore that file, or remove the folder to begin "
+                "anew"
             )
-        return {**state, "weights": weights}
+        lost_best = not self._has_best(state)
+        if lost_best and not without_best:
+            raise RunError(
+                "best.keras in --workdir must be whole, but is missing or damaged. "
+                f"Received: {self.best}; restore that file, or give --best_from_checkpoint to have the model "
+                f"after epoch {state['epochs_done']} take its place"
+            )
+        self.epochs_done, self._best = state["epochs_done"], state.get("best_sha256")
+        if self._best is None and "best" in state and self.best.exists():  # an earlier version's
+            self._best = sha256(self.best)
+        return {**state, "weights": weights, "rows": rows, "lost_best": lost_best}
 
-    def save_checkpoint(self, model, epochs_done, **extra):
+    def _checked_state(self, state):
+        epochs_done = state.get("epochs_done")
+        self._is_earlier = CHECKSUM not in state
+        if not self._is_earlier and state.pop(CHECKSUM) != _checksum(state):
+            raise self._damaged(self.state, "its checksum does not fit")
+        if type(epochs_done) is not int or epochs_done < 1:
+            raise self._damaged(self.state, f"its epochs_done is {_shown(epochs_done)}")
+        if state.get("weights") != _weights_name(epochs_done):
+            raise self._damaged(
+                self.state, f"its weights after epoch {epochs_done} are {_shown(state.get('weights'))}"
+            )
+        for name, kind in {"sha256": str, "best_sha256": str, "history": str}.items():
+            if not isinstance(state.get(name, None if name == "sha256" else ""), kind):
+                raise self._damaged(self.state, f"its {name} is {_shown(state.get(name))}")
+        best = state.get("best")
+        wrong = best is not None and (type(best) not in (int, float) or not best > 0)
+        if wrong or (best == math.inf and self.best.exists()):
+            raise self._damaged(self.state, f"its best is {_shown(best)}")
+        return state
+
+    def _checked_rows(self, state):
+        epochs = state["epochs_done"]
+        if "history" not in state:
+            rows = self._earlier_rows()
+            last = int(rows[-1]["epoch"]) if rows else 0
+            if not self.history.exists():
+                logging.warning("history.csv is missing and begins anew, after epoch %d", epochs)
+            elif last < epochs:
+                raise RunError(
+                    "history.csv in --workdir must have a row for each epoch of the checkpoint. Received: "
+                    f"{self.history}, which ends with epoch {last} of {epochs}; restore that file, or move "
+                    "it away to begin a new one"
+                )
+            return [row for row in rows if int(row["epoch"]) <= epochs]
+        self._rows_text = state["history"]
+        try:
+            rows = history.from_csv(self._rows_text)
+        except ValueError as error:
+            raise self._damaged(self.state, f"of its history, {error}") from error
+        if not rows or rows[-1]["epoch"] != str(epochs):
+            raise self._damaged(self.state, f"its history does not end with epoch {epochs}")
+        found = _bytes(self.history)
+        # A run that was killed has not written the last rows yet.
+        if found is not None and not self._rows_text.encode().startswith(found):
+            raise RunError(
+                "history.csv in --workdir must be as the run has written it. Received: "
+                f"{self.history}, which was changed; restore that file, or move it away to have it written "
+                "anew from the checkpoint"
+            )
+        return rows
+
+    def _earlier_rows(self):
+        """The history of an earlier version, whose checkpoint has no copy."""
+        if not self.history.exists():
+            return []
+        try:
+            return history.from_csv(_bytes(self.history).decode("utf-8"))
+        except ValueError as error:
+            raise RunError(
+                f"history.csv in --workdir must be as the run has written it. Received: {self.history} "
+                f"({_one_line(error)}); restore that file, or move it away to begin a new one"
+            ) from error
+
+    def _has_best(self, state):
+        if "best_sha256" in state:
+            return self._whole(self.best, state["best_sha256"]) is not None
+        if not self._is_earlier or state.get("best", math.inf) == math.inf:
+            return True
+        return _is_whole_archive(self.best)
+
+    def _whole(self, path, digest):
+        """Where a file with this SHA-256 is: in its place or, if the run was killed, beside it; else None."""
+        for place in (path, beside(path)):
+            if place.is_file() and sha256(place) == digest:
+                if place != path:
+                    self._unplaced.append(path)
+                return place
+        return None
+
+    def stage_best(self, model):
+        """Writes a model beside best.keras, whose place it takes with the next checkpoint."""
+        self.wait()
+        write_beside(self.best, model.save)
+        self._staged = True
+
+    @property
+    def has_best(self):
+        """Whether there is a best.keras, or one to come with the next checkpoint."""
+        return self._staged or self._best is not None or self.best.exists()
+
+    def save_checkpoint(self, model, epochs_done, rows=(), **extra):
         """Copies all that training depends on; a thread writes it, then makes it the checkpoint in one step.
 
         Keras's `save_weights` leaves out the states of random number generators, so that dropout would not
         go on as it would have: here every variable is written. Training goes on meanwhile. A run that is
         killed before the thread is done has the checkpoint before.
 
+        Args:
+            model: A model that is built and compiled.
+            epochs_done: Number of epochs that it is trained for.
+            rows: The history, a dict of numbers for each of them.
+            **extra: JSON values to save with it.
+
         Raises:
-            RunError: if the one before could not be written.
+            WriteError: if the one before could not be written.
         """
         self.wait()
+        self._epoch_ends = math.inf
         # A view would show what training makes of the variable while it is written.
         arrays = {str(i): np.array(_to_numpy(variable)) for i, variable in enumerate(_variables(model))}
-        self._writing = self._writer.submit(self._write_checkpoint, arrays, epochs_done, extra)
+        state = {"epochs_done": epochs_done, **extra}
+        if self._schedule is not None:
+            state[SCHEDULE] = self._schedule
+        if rows:
+            state["history"] = history.to_csv(rows)
+        self._writing = self._writer.submit(self._write_checkpoint, arrays, state)
 
     def wait(self):
         """Waits until the last checkpoint is written.
 
         Raises:
-            RunError: if it could not be.
+            WriteError: if it could not be.
         """
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
+        pending, self._writing = self._writing, None
+        if pending is not None:
+            pending.result()
 
-    def _write_checkpoint(self, arrays, epochs_done, extra):
-        weights = self.path / f"checkpoint-{epochs_done:05d}.npz"
+    def _write_checkpoint(self, arrays, state):
+        weights = self.path / _weights_name(state["epochs_done"])
         packed = {}
         while arrays:  # so that no array stays in memory when it is packed
             pack(packed, *arrays.popitem())
-        replace(weights, lambda path: np.savez(path, **packed), suffix=".npz")
-        state = {"format": self.format, "epochs_done": epochs_done, "weights": weights.name}
-        write_json(self.state, {**state, "sha256": _sha256(weights), **extra})
+
+        def write(path):
+            with open(path, "wb") as file:
+                hashed = Hashed(file)
+                np.savez(hashed, **packed)
+            state.update(weights=weights.name, sha256=hashed.hexdigest())
+
+        write_beside(weights, write)
+        placed = [weights]
+        if self._staged:
+            self._best = sha256(beside(self.best))
+            placed.append(self.best)
+        if self._best is not None:
+            state["best_sha256"] = self._best
+        write_json(self.state, {"format": self.format, CHECKSUM: _checksum(state), **state})
+        self._staged = False
+        for path in placed:
+            take_place(path)
+        self.epochs_done = state["epochs_done"]
+        if "history" in state:
+            write_text(self.history, state["history"])
         for old in self.path.glob("checkpoint-*.npz"):
             if old != weights:
                 old.unlink()
@@ -189,51 +468,31 @@ class Workdir:
         for variable, array in zip(variables, arrays, strict=True):
             variable.assign(array)
 
-    def trim_history(self, epochs_done):
-        """Drops rows of epochs after the checkpoint, which will be trained again. Returns the rows kept."""
-        if not self.history.exists():
-            return []
-        with self.history.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        kept = [row for row in rows if row["epoch"].isdigit() and int(row["epoch"]) <= epochs_done]
-        if kept != rows:
-            self.write_history(kept)
-        return kept
+    # What is told at the end
 
-    def write_history(self, rows):
-        """Replaces history.csv; the columns are the keys of the first row."""
+    def expect_epoch(self, seconds):
+        """Notes in how many seconds the epoch that begins will end, by what the one before took."""
+        self._epoch_ends = time.monotonic() + seconds
 
-        def write(path):
-            with open(path, "w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, list(rows[0]) if rows else ["epoch"])
-                writer.writeheader()
-                writer.writerows(rows)
+    def kept(self):
+        """What a run that ends now leaves, for a message."""
+        if self.epochs_done:
+            return f"the checkpoint after epoch {self.epochs_done} is kept in {self.path}"
+        return f"nothing was saved yet in {self.path}"
 
-        replace(self.history, write)
+    def last_words(self, seconds):
+        """Waits for a checkpoint that is being written, or is about to be; returns what is kept.
 
-
-def replace(path, write, suffix=""):
-    """Writes a file beside its place and then moves it there, so that it is never seen half written."""
-    temporary = path.parent / f"{PARTIAL}{path.name}{suffix}"
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise RunError(
-            f"{path.name} could not be written: {error.strerror or error}. Received: {path}; the last "
-            "checkpoint is whole, so make room and start again with the same --workdir"
-        ) from error
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-
-
-def write_json(path, content):
-    """Writes JSON in one step."""
-    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-    replace(path, lambda temporary: pathlib.Path(temporary).write_text(text, encoding="utf-8"))
+        Args:
+            seconds: For how long, at most.
+        """
+        before, end = self.epochs_done, time.monotonic() + seconds
+        while time.monotonic() < end and self.epochs_done == before:
+            pending = self._writing
+            if (pending is None or pending.done()) and self._epoch_ends > end:
+                break
+            time.sleep(0.01)
+        return f"{self.kept()}, from which the same command goes on" if self.epochs_done else self.kept()
 
 
 def _variables(model):
@@ -246,6 +505,32 @@ def _to_numpy(variable):
     return keras.ops.convert_to_numpy(variable)
 
 
-def _sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _weights_name(epochs_done):
+    return f"checkpoint-{epochs_done:05d}.npz"
+
+
+def _checksum(state):
+    """The SHA-256 of what `checkpoint.json` says."""
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _bytes(path):
+    return path.read_bytes() if path.exists() else None
+
+
+def _is_whole_archive(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error):
+        return False
+
+
+def _shown(value):
+    """A value in a message: what is damaged may be long."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _one_line(error):
+    return " ".join(str(error).split())[:200]

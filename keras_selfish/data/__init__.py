@@ -3,6 +3,7 @@
 from keras_selfish.data.corpora import DATASETS, Corpus, load_corpus
 from keras_selfish.data.download import DownloadError, download
 from keras_selfish.data.images import IMAGE_DATASETS, ImageDataset, load_images
+from keras_selfish.data.token_cache import CacheError
 from keras_selfish.data.tokenization import EOS, UNK
 from keras_selfish.data.vocabulary import Vocabulary
 from keras_selfish.data.windows import RandomWindows, Windows, batch_columns
@@ -12,6 +13,7 @@ __all__ = [
     "EOS",
     "IMAGE_DATASETS",
     "UNK",
+    "CacheError",
     "Corpus",
     "DownloadError",
     "ImageDataset",

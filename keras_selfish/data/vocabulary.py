@@ -9,6 +9,23 @@ import numpy as np
 
 from keras_selfish.data.tokenization import EOS, UNK, read_text
 
+_LARGEST_FILE = 1 << 28  # bytes
+
+
+def _shown(token):
+    """A token for a message, cut if it is long."""
+    return repr(token[:100]) if isinstance(token, str) else repr(token)
+
+
+def check_limits(max_size, min_count):
+    """Refuses limits that no vocabulary can have, with a `ValueError`."""
+    if min_count is not None and min_count < 1:
+        raise ValueError(f"`min_count` must be at least 1. Received: min_count={min_count}")
+    if max_size is not None and max_size < 3:
+        raise ValueError(
+            f"`max_size` must be at least 3, for {EOS!r}, {UNK!r} and a word. Received: max_size={max_size}"
+        )
+
 
 class Vocabulary:
     """The tokens a model knows; the id of a token is its place in the list.
@@ -23,7 +40,7 @@ class Vocabulary:
 
     Raises:
         ValueError: if `tokens` is empty, holds a token twice, or holds one that a text file with
-            one token a line could not give back (empty, or with whitespace in it).
+            one token a line could not give back (empty, or with whitespace or a zero character in it).
 
     Example:
         >>> vocabulary = Vocabulary.build("the cat saw the dog <eos>".split())
@@ -39,14 +56,15 @@ class Vocabulary:
             raise ValueError("`tokens` must hold at least one token. Received: tokens=()")
         self._ids = {}
         for index, token in enumerate(self.tokens):
-            if not isinstance(token, str) or token.split() != [token]:
+            if not isinstance(token, str) or token.split() != [token] or "\0" in token:
                 raise ValueError(
-                    "`tokens` must be non-empty strings without whitespace. "
-                    f"Received: {token!r} as token {index}"
+                    "`tokens` must be non-empty strings without whitespace and zero characters. "
+                    f"Received: {_shown(token)} as token {index}"
                 )
             if token in self._ids:
                 raise ValueError(
-                    f"`tokens` must be distinct. Received: {token!r} as tokens {self._ids[token]} and {index}"
+                    f"`tokens` must be distinct. Received: {_shown(token)} as tokens {self._ids[token]} "
+                    f"and {index}"
                 )
             self._ids[token] = index
         self.eos_id = self._ids.get(EOS)
@@ -69,14 +87,22 @@ class Vocabulary:
         Raises:
             ValueError: if there are no tokens, `min_count` is below 1 or `max_size` below 3.
         """
-        if min_count < 1:
-            raise ValueError(f"`min_count` must be at least 1. Received: min_count={min_count}")
-        if max_size is not None and max_size < 3:
-            raise ValueError(
-                f"`max_size` must be at least 3, for {EOS!r}, {UNK!r} and a word. "
-                f"Received: max_size={max_size}"
-            )
-        counts = Counter(tokens)
+        return cls.of_counts(Counter(tokens), max_size, min_count)
+
+    @classmethod
+    def of_counts(cls, counts, max_size=None, min_count=1):
+        """As `build`, of how often each token appears.
+
+        Args:
+            counts: Dict from token to number, in the order of first appearance. Tokens that appear fewer than
+                `min_count` times may be missing.
+            max_size: as in `build`.
+            min_count: as in `build`.
+
+        Raises:
+            ValueError: as `build`.
+        """
+        check_limits(max_size, min_count)
         special = {UNK, *({EOS} & counts.keys())}
         words = [token for token, n in counts.items() if n >= min_count and token not in special]
         if max_size is not None:
@@ -95,9 +121,11 @@ class Vocabulary:
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if the file is not UTF-8, is empty, has a blank line or a token twice.
+            ValueError: if the file is not UTF-8, is empty, has a blank line, a zero byte, a token twice or
+                more than 256 MiB, or is no regular file.
+            OSError: if it cannot be read.
         """
-        lines = read_text(path, keep_byte_order_mark=True).split("\n")[:-1]
+        lines = read_text(path, keep_byte_order_mark=True, max_bytes=_LARGEST_FILE).split("\n")[:-1]
         try:
             return cls(lines)
         except ValueError as error:
@@ -122,7 +150,10 @@ class Vocabulary:
         Raises:
             ValueError: if a token is unknown and the vocabulary has no `<unk>`.
         """
-        tokens = tokens.split() if isinstance(tokens, str) else list(tokens)
+        return self.encode_part(tokens.split() if isinstance(tokens, str) else list(tokens))
+
+    def encode_part(self, tokens, begin=0):
+        """As `encode`, of the tokens of a text from number `begin` on, a list."""
         if self.unk_id is not None:
             ids = map(self._ids.get, tokens, repeat(self.unk_id))
             return np.fromiter(ids, np.int32, count=len(tokens))
@@ -132,7 +163,7 @@ class Vocabulary:
             raise ValueError(
                 f"`tokens` must all be in the vocabulary, which has no {UNK!r} to stand for "
                 "others; build it with `min_count=2` to have one. "
-                f"Received: {error.args[0]!r} at position {tokens.index(error.args[0])}"
+                f"Received: {_shown(error.args[0])} at position {begin + tokens.index(error.args[0])}"
             ) from None
 
     def decode(self, ids):

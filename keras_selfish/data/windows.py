@@ -11,6 +11,7 @@ import numpy as np
 
 # How `RandomWindows` draws its lengths.
 HALVED, DEVIATION, SHORTEST = 0.05, 5.0, 5
+_BLOCK = 1 << 17  # tokens that are read from a memory map at once
 
 
 def batch_columns(tokens, batch_size):
@@ -35,7 +36,12 @@ def batch_columns(tokens, batch_size):
         array([[0, 1, 2],
                [3, 4, 5]], dtype=int32)
     """
-    tokens = np.asarray(tokens)
+    return _columns(tokens, batch_size).astype(np.int32)
+
+
+def _columns(tokens, batch_size):
+    """`batch_columns` as a view: of integers of any type, and of a memory map another one."""
+    tokens = np.asanyarray(tokens)
     batch_size = _at_least_one("batch_size", batch_size)
     if tokens.ndim != 1 or (tokens.size and not np.issubdtype(tokens.dtype, np.integer)):
         raise ValueError(
@@ -49,7 +55,7 @@ def batch_columns(tokens, batch_size):
             f"Received: {len(tokens)} tokens, batch_size={batch_size}"
         )
     length = len(tokens) // batch_size
-    return tokens[: length * batch_size].astype(np.int32).reshape(batch_size, length)
+    return tokens[: length * batch_size].reshape(batch_size, length)
 
 
 class Windows:
@@ -70,7 +76,8 @@ class Windows:
         time_steps: tokens of each column in a window.
 
     Attributes:
-        columns: (batch_size, column length) int32 NumPy array, from `batch_columns`.
+        columns: (batch_size, column length) NumPy array, from `batch_columns`; of tokens that are an
+            `np.memmap`, a view of the map with its type, so that only what is read is loaded.
         predictions: number of predicted tokens in a pass, batch_size × (column length - 1).
 
     Raises:
@@ -87,7 +94,8 @@ class Windows:
 
     def __init__(self, tokens, batch_size, time_steps):
         self.time_steps = _at_least_one("time_steps", time_steps)
-        self.columns = batch_columns(tokens, batch_size)
+        self._mapped = isinstance(tokens, np.memmap)
+        self.columns = (_columns if self._mapped else batch_columns)(tokens, batch_size)
         self.batch_size = len(self.columns)
         self._steps = self.columns.shape[1] - 1  # predictions in one column
         self.predictions = self.batch_size * self._steps
@@ -103,10 +111,10 @@ class Windows:
     def __getitem__(self, index):
         start, stop = self.bounds(index)
         inputs = {
-            "tokens": self.columns[:, start:stop].copy(),
+            "tokens": np.array(self.columns[:, start:stop], np.int32),
             "first": np.full(self.batch_size, start == 0, np.int32),
         }
-        return inputs, self.columns[:, start + 1 : stop + 1].copy()
+        return inputs, np.array(self.columns[:, start + 1 : stop + 1], np.int32)
 
     def __iter__(self):
         return (self[index] for index in range(len(self)))
@@ -115,9 +123,10 @@ class Windows:
         """The same batches in the same order as a `tf.data.Dataset`.
 
         The batch size is static and the number of time steps is not, since the last window may be
-        shorter. The number of batches is known to Keras. The columns are held once, as a constant;
-        no Python runs between windows. Every entry has the batch as its first axis, so that
-        tf.distribute gives each replica the same rows, that is its own columns, of every window.
+        shorter. The number of batches is known to Keras. The columns are held once, as a constant, or are
+        read from their memory map by the block; no Python runs between windows. Every entry has the batch as
+        its first axis, so that tf.distribute gives each replica the same rows, that is its own columns, of
+        every window.
 
         Pass `shuffle=False` to `fit`, which otherwise warns that it cannot shuffle the dataset.
         """
@@ -125,19 +134,41 @@ class Windows:
 
         from keras_selfish.data.prefetching_tensorflow import prefetched
 
-        with tf.device("CPU:0"):
-            columns = tf.constant(self.columns)
-
-        def window(index):
+        def window(columns, index, is_first):
             start = index * self.time_steps
-            stop = tf.minimum(start + self.time_steps, self._steps)
+            stop = tf.minimum(start + self.time_steps, tf.shape(columns, tf.int64)[1] - 1)
             inputs = {
                 "tokens": columns[:, start:stop],
-                "first": tf.fill([self.batch_size], tf.cast(tf.equal(index, 0), tf.int32)),
+                "first": tf.fill([self.batch_size], tf.cast(is_first, tf.int32)),
             }
             return inputs, columns[:, start + 1 : stop + 1]
 
-        return prefetched(tf.data.Dataset.range(len(self)).map(window))
+        if self._mapped:
+            return prefetched(self._from_blocks(window))
+        with tf.device("CPU:0"):
+            columns = tf.constant(self.columns)
+        windows = tf.data.Dataset.range(len(self))
+        return prefetched(windows.map(lambda index: window(columns, index, tf.equal(index, 0))))
+
+    def _from_blocks(self, window):
+        """The windows of blocks of columns, each of which Python reads from the map at once."""
+        import tensorflow as tf
+
+        steps = max(1, _BLOCK // (self.batch_size * self.time_steps)) * self.time_steps
+
+        def blocks():
+            for begin in range(0, self._steps, steps):
+                yield np.array(self.columns[:, begin : begin + steps + 1], np.int32), begin == 0
+
+        def windows(columns, is_first):
+            number = -(-(tf.shape(columns, tf.int64)[1] - 1) // self.time_steps)
+            return tf.data.Dataset.range(number).map(
+                lambda index: window(columns, index, tf.logical_and(is_first, tf.equal(index, 0)))
+            )
+
+        signature = (tf.TensorSpec((self.batch_size, None), tf.int32), tf.TensorSpec((), tf.bool))
+        dataset = tf.data.Dataset.from_generator(blocks, output_signature=signature).flat_map(windows)
+        return dataset.apply(tf.data.experimental.assert_cardinality(len(self)))
 
     def pydataset(self):
         """The same batches as a `keras.utils.PyDataset`, for backends without TensorFlow.

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from keras_selfish.models.cross_entropy import TokenCrossEntropy
     from keras_selfish.models.image_classifiers import NETWORKS, image_classifier
     from keras_selfish.models.language_models import LanguageModel, language_model
+    from keras_selfish.models.memory import check_memory, training_bytes
     from keras_selfish.models.perplexity import Perplexity
     from keras_selfish.models.presets import PRESETS, preset
     from keras_selfish.models.sizes import small_dense
@@ -21,10 +22,12 @@ __all__ = [
     "LanguageModel",
     "Perplexity",
     "TokenCrossEntropy",
+    "check_memory",
     "image_classifier",
     "language_model",
     "preset",
     "small_dense",
+    "training_bytes",
 ]
 
 if not TYPE_CHECKING:  # to a type checker any name would be one of them
@@ -37,9 +40,11 @@ if not TYPE_CHECKING:  # to a type checker any name would be one of them
             "PRESETS": "presets",
             "Perplexity": "perplexity",
             "TokenCrossEntropy": "cross_entropy",
+            "check_memory": "memory",
             "image_classifier": "image_classifiers",
             "language_model": "language_models",
             "preset": "presets",
             "small_dense": "sizes",
+            "training_bytes": "memory",
         },
     )

@@ -13,6 +13,8 @@ CELLS = ("lstm", "rhn", "on_lstm")
 KERNEL_LIMITS = ("units", "inputs")
 # Where dropout stands.
 PLACES = ("input", "hidden", "output")
+# So that the seeds of a model, a thousand, are enough.
+MOST_LAYERS = 150
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Architecture:
     Args:
         vocabulary_size: Number of tokens in the vocabulary.
         units: Units of each recurrent layer, a number or a list with one for each. Default 256.
-        layers: Number of recurrent layers; None (default) for the length of the list `units`, or 2.
+        layers: Number of recurrent layers, at most 150; None (default) for the length of the list `units`, or
+            2.
         embedding_units: Features of a token; None (default) for the units of the last layer.
         dropout: Fraction of features dropped in training after the embedding, between recurrent layers and
             before the decoder. Default 0.25.
@@ -123,13 +126,16 @@ class Architecture:
         object.__setattr__(self, name, value)  # a frozen dataclass settles its own fields
 
     def _check_sizes(self):
-        for size in self.layer_units:
-            _check_size("units", size)
         for name in ("vocabulary_size", "experts"):
             _check_size(name, getattr(self, name))
         for name in ("layers", "embedding_units", "reference_length"):
             if getattr(self, name) is not None:
                 _check_size(name, getattr(self, name))
+        layers = self.layers or 0 if isinstance(self.units, int) else len(self.units)
+        if layers > MOST_LAYERS:
+            raise ValueError(f"`layers` must be at most {MOST_LAYERS}. Received: layers={layers}")
+        for size in self.layer_units:
+            _check_size("units", size)
         if not isinstance(self.units, int) and self.layers not in (None, len(self.units)):
             raise ValueError(
                 "`layers` must be the length of the list `units`, or left out. "

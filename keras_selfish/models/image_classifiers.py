@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 import keras
+
+from keras_selfish.models.memory import check_bytes
 
 __all__ = ["NETWORKS", "image_classifier"]
 
@@ -48,7 +51,8 @@ def image_classifier(
         A Functional `keras.Model` from images (batch, *input_shape) to logits (batch, classes).
 
     Raises:
-        ValueError: for an unknown network, a width that is not over 0, or images that are too small.
+        ValueError: for an unknown network, a width that is not over 0 or needs more memory than there is, or
+            images that are too small.
 
     Example:
 
@@ -61,7 +65,7 @@ def image_classifier(
     """
     if network not in NETWORKS:
         raise ValueError(f"`network` must be one of {', '.join(NETWORKS)}. Received: network={network!r}")
-    if not width > 0:
+    if not 0 < width < math.inf:
         raise ValueError(f"`width` must be over 0. Received: width={width!r}")
     build, smallest = NETWORKS[network]
     if len(input_shape) != 3 or min(input_shape[:2]) < smallest:
@@ -70,6 +74,15 @@ def image_classifier(
             f"{network}. Received: input_shape={tuple(input_shape)}"
         )
 
+    if width > 4:  # all of these networks are small up to there
+        with keras.StatelessScope(initialize_variables=False):  # variables of a shape, without values
+            weights = _build(build, input_shape, classes, keras.layers.Dense, None, width).weights
+            needed = sum(4 * math.prod(weight.shape) for weight in weights)
+        check_bytes(needed, "`width`", f"width={width}")
+    return _build(build, input_shape, classes, dense, output_dense, width, name or network)
+
+
+def _build(build, input_shape, classes, dense, output_dense, width, name=None):
     def scaled(number):
         return max(1, round(number * width))
 
@@ -77,7 +90,7 @@ def image_classifier(
     features = keras.layers.Rescaling(1 / 255, name="rescaling")(inputs)
     features = build(features, dense, scaled)
     outputs = (output_dense or dense)(classes, activation=None, name="logits")(features)
-    return keras.Model(inputs, outputs, name=name or network)
+    return keras.Model(inputs, outputs, name=name)
 
 
 def _lenet_300_100(features, dense, scaled):

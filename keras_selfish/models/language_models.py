@@ -25,6 +25,7 @@ from keras_selfish.layers import (
 from keras_selfish.models import presets
 from keras_selfish.models.architecture import Architecture
 from keras_selfish.models.biases import BiasVectors, LogitsBias
+from keras_selfish.models.memory import check_memory
 from keras_selfish.optimizers import SNTASGD
 from keras_selfish.optimizers.state import innermost
 from keras_selfish.typing import Config, Tensor, TensorLike
@@ -65,7 +66,7 @@ class LanguageModel(keras.Model):
         Logits (batch, time steps, vocabulary).
 
     Raises:
-        ValueError: for an argument out of range.
+        ValueError: for an argument out of range, or sizes that do not fit into memory (see `check_memory`).
 
     Reference: Liu et al. 2021, arXiv 2101.09048; Zaremba et al. 2014, arXiv 1409.2329 (the stacked LSTM);
         Merity et al. 2018, arXiv 1708.02182 (locked and word dropout, AR and TAR, random lengths); Yang et
@@ -84,6 +85,8 @@ class LanguageModel(keras.Model):
         **architecture: Unpack[ArchitectureOptions],
     ) -> None:
         settings = Architecture(vocabulary_size, units, **architecture)
+        if keras.distribution.distribution() is None:  # else machines may share the weights
+            check_memory(settings, batch_size, held=("weights", "masks", "states"))
         parts = _Parts(settings, seed, dtype)
         tokens = keras.Input((None,), dtype="int32", name="tokens")
         # Not boolean: Keras 3.15 adds up the first batch over replicas to learn its shape.

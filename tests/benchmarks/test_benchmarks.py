@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import pytest
 
-from benchmarks import accuracy_table, processes, run_table, scaling, training_step
+from benchmarks import accuracy_table, corpus, processes, run_table, scaling, training_step
 from benchmarks.rewiring import sorted_change
 from benchmarks.task import Sizes, result_of
 from benchmarks.training_step import PEERS, VARIANTS
@@ -93,6 +93,23 @@ def test_unseen_pruning(tmp_path):
         for by in ("switcher", "switcher, logits", "magnitude, all", "magnitude, each")
     ]
     assert all(0 <= float(row[name]) <= 1 for row in rows for name in ("dense", "pruned", "fine_tuned"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dataset", ["ptb", "text"])
+def test_corpus(dataset, tmp_path):
+    arguments = ["--rounds=1", "--megabytes=2", "--whole_megabytes=2", "--words=900", f"--dataset={dataset}"]
+    printed, rows = figures("corpus", tmp_path, *arguments, sizes=[])
+    tokens = {row["way"]: int(row["tokens"]) for row in rows}
+    assert set(tokens) == {"whole", "pieces", "cached", "feed", "feed, in memory"} == set(corpus.WAYS)
+    assert tokens["whole"] == tokens["pieces"] == tokens["cached"] > 500_000
+    # All training tokens but what fills no column, and the first of each.
+    trained = 0.9 * tokens["whole"]
+    assert tokens["feed"] == tokens["feed, in memory"] == pytest.approx(trained, rel=0.2)
+    for row in rows:
+        assert row["way"] in printed
+        assert float(row["tokens_per_cpu_second"]) > 0
+        assert int(row["peak_megabytes"]) > 10
 
 
 def check_steps(printed, rows, variants):

@@ -1,7 +1,5 @@
 """Models that the real TensorFlow Model Optimization has pruned, in Keras 3."""
 
-import os
-
 import keras
 import numpy as np
 import pytest
@@ -13,17 +11,6 @@ from keras_selfish.masks import masked_weights
 
 tf_keras = pytest.importorskip("tf_keras")
 old = tf_keras.layers
-
-
-@pytest.fixture(scope="module")
-def tfmot():
-    environment = dict(os.environ)
-    import tensorflow_model_optimization
-
-    # It asks the whole process for Keras 2 wherever TensorFlow's own Keras is meant.
-    os.environ.clear()
-    os.environ.update(environment)
-    return tensorflow_model_optimization.sparsity.keras
 
 
 def data(*shape, seed=0):

@@ -1,6 +1,11 @@
-"""A real HTTP server on the loopback interface, whose manners a test can spoil."""
+"""Real servers on the loopback interface, whose manners a test can spoil."""
 
+import contextlib
 import http.server
+import shutil
+import socket
+import ssl
+import subprocess
 import threading
 import time
 
@@ -83,3 +88,75 @@ def server(monkeypatch):
         yield server
         server.shutdown()
         thread.join()
+
+
+class AnswerServer:
+    """Sends each connection the next of some answers, whatever was asked.
+
+    Attributes:
+        answers: bytes, or functions that are given the connection; the last one is used again.
+        asked: first lines of the requests so far.
+    """
+
+    def __init__(self, context=None):
+        self.answers = []
+        self.asked = []
+        self._context = context
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def url(self, path="file"):
+        scheme = "http" if self._context is None else "https"
+        return f"{scheme}://127.0.0.1:{self._socket.getsockname()[1]}/{path}"
+
+    def close(self):
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._socket.close()
+
+    def _serve(self):
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:  # closed
+                return
+            # The client goes whenever it likes.
+            with contextlib.suppress(OSError), connection:
+                connection.settimeout(5)
+                if self._context is not None:
+                    connection = self._context.wrap_socket(connection, server_side=True)
+                with connection:
+                    self.asked.append(connection.recv(1 << 16).partition(b"\r\n")[0].decode())
+                    answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+                    answer(connection) if callable(answer) else connection.sendall(answer)
+
+
+@pytest.fixture
+def answer_server(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with contextlib.closing(AnswerServer()) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory):
+    """A certificate for 127.0.0.1, which nothing trusts unless `SSL_CERT_FILE` names it; and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl")
+    folder = tmp_path_factory.mktemp("certificate")
+    names = "subjectAltName=IP:127.0.0.1"
+    command = f"openssl req -x509 -nodes -days 2 -newkey rsa:2048 -subj /CN=test -addext {names}"
+    command = [*command.split(), "-keyout", str(folder / "key.pem"), "-out", str(folder / "certificate.pem")]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder / "certificate.pem", folder / "key.pem"
+
+
+@pytest.fixture
+def secure_server(certificate, monkeypatch):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    with contextlib.closing(AnswerServer(context)) as server:
+        yield server

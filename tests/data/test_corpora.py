@@ -1,6 +1,7 @@
 import hashlib
 import io
 import logging
+import os
 import zipfile
 
 import numpy as np
@@ -136,6 +137,37 @@ def test_an_archive_with_another_validation_text(shared, load_archive):
         load_archive(archive_of(shared, wiki_valid_tokens=b"other"))
 
 
+def packed(kind, size):
+    def pack(content):
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(io.BytesIO(content)) as whole, zipfile.ZipFile(buffer, "w", kind) as archive:
+            for name in whole.namelist():
+                archive.writestr(name, bytes(size) if "train" in name else whole.read(name))
+        return buffer.getvalue()
+
+    return pack
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (packed(zipfile.ZIP_DEFLATED, 2**26 + 1), "Received: it has more than 67,108,864 bytes"),
+        (packed(zipfile.ZIP_BZIP2, 10), "packed in an unknown way"),
+        (lambda content: content.replace(b"<unk>", b"<UNK>", 1), "Bad CRC-32"),
+        (
+            lambda content: content[2000:],
+            "`url` must be the address of a zip archive|File is|must be possible",
+        ),
+        (lambda content: content[:-30], "`url` must be the address of a zip archive"),
+        (lambda content: content[:-22] + b"PK\x05\x06" + b"\xff" * 18, "`url` must be the address of a zip"),
+    ],
+)
+def test_an_archive_that_cannot_be_unpacked(shared, tmp_path, load_archive, change, message):
+    with pytest.raises(ValueError, match=message):
+        load_archive(change(archive_of(shared)))
+    assert [path.name for path in (tmp_path / "wikitext2").iterdir()] == ["wikitext-2-v1.zip"]
+
+
 def test_an_archive_without_the_training_text(shared, load_archive):
     with pytest.raises(FileNotFoundError, match=r"must hold wiki\.train\.tokens, it does not"):
         load_archive(archive_of(shared, wiki_train_tokens=None))
@@ -207,6 +239,25 @@ def test_the_vocabulary_of_text_can_be_limited(tmp_path):
 def test_folders_without_enough_text(tmp_path, files, error, message):
     with pytest.raises(error, match=message):
         load_corpus("text", write(tmp_path / "corpus", **files))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to(path.name)])
+def test_what_is_no_file_is_no_text(tmp_path, make):
+    folder = write(tmp_path, valid_txt="a", test_txt="a")
+    make(folder / "train.txt")
+    with pytest.raises(FileNotFoundError, match=r"no train file such as train\.txt"):
+        load_corpus("text", folder)
+    with pytest.raises(FileNotFoundError, match=r"must have a file ptb\.train\.txt or train\.txt"):
+        load_corpus("ptb", folder)
+
+
+@pytest.mark.parametrize("content", [b"a\n\0\n", "a line\n".encode("utf-16-le")])
+@pytest.mark.parametrize("name", ["text", "ptb"])
+def test_a_text_file_with_zero_bytes(tmp_path, content, name):
+    folder = write(tmp_path, train_txt="a", valid_txt="a")
+    (folder / "test.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"test\.txt must be UTF-8 text.*byte 0x00 at byte offset"):
+        load_corpus(name, folder)
 
 
 def test_a_text_file_that_is_not_utf8(tmp_path):

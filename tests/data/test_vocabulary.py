@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -65,7 +67,9 @@ def test_decode_refuses_ids_outside(wrong):
         Vocabulary.build(TEXT).decode([0, wrong])
 
 
-ANY_TOKEN = st.text(st.characters(codec="utf-8"), min_size=1).filter(lambda t: t.split() == [t])
+ANY_TOKEN = st.text(st.characters(codec="utf-8"), min_size=1).filter(
+    lambda t: t.split() == [t] and "\0" not in t
+)
 
 
 @given(tokens=st.lists(ANY_TOKEN, min_size=1, unique=True))
@@ -84,7 +88,8 @@ def test_a_saved_vocabulary_is_loaded_as_it_was(tmp_path_factory, tokens):
         ("", r"must hold at least one token"),
         ("a\nb\na\n", r"distinct. Received: 'a' as tokens 0 and 2"),
         ("a\n\nb\n", r"non-empty.*Received: '' as token 1"),
-        ("a b\nc\n", r"without whitespace. Received: 'a b' as token 0"),
+        ("a b\nc\n", r"without whitespace .*Received: 'a b' as token 0"),
+        ("a" * 1_000_000 + " b\n", r"Received: 'a{100}' as token 0$"),
     ],
 )
 def test_a_damaged_file_is_told_by_name(tmp_path, content, message):
@@ -92,6 +97,26 @@ def test_a_damaged_file_is_told_by_name(tmp_path, content, message):
     path.write_text(content)
     with pytest.raises(ValueError, match=rf"vocabulary\.txt must hold one token a line: .*{message}"):
         Vocabulary.load(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (os.mkfifo, ValueError, "must be a file"),
+        (os.mkdir, ValueError, "must be a file"),
+        (lambda path: path.symlink_to("/dev/zero"), ValueError, "must be a file"),
+        (lambda path: path.symlink_to(path.name), FileNotFoundError, "There is no file"),
+        (lambda path: path.symlink_to("none"), FileNotFoundError, "There is no file"),
+        (lambda path: path.write_bytes(b"a\n\0\n"), ValueError, "byte 0x00 at byte offset 2"),
+        (lambda path: path.write_bytes("a\n".encode("utf-16")), ValueError, "byte 0x00 at byte offset 3"),
+        (lambda path: path.write_bytes(b"a\n\xff\n"), ValueError, "byte 0xff at byte offset 2"),
+        (lambda path: path.open("wb").truncate(2**40), ValueError, "at most 268,435,456 bytes"),
+    ],
+)
+def test_what_is_no_vocabulary_file_is_told_by_name(tmp_path, make, error, message):
+    make(tmp_path / "vocabulary.txt")
+    with pytest.raises(error, match=rf"vocabulary\.txt.*{message}|{message}.*vocabulary\.txt"):
+        Vocabulary.load(tmp_path / "vocabulary.txt")
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,12 @@ def test_hidden_and_last_layers_may_differ():
             r"`input_shape` must be .* at least 16 for lenet_5. Received: .*\(8, 8, 1\)",
         ),
         (("lenet_5", (28, 28, 1), 10, SwitchedDense, None, 0.0), "`width` must be over 0"),
+        (("lenet_5", (28, 28, 1), 10, SwitchedDense, None, float("inf")), "`width` must be over 0"),
+        (
+            ("lenet_300_100", (28, 28, 1), 10, SwitchedDense, None, 1e6),
+            r"`width` must fit .* take [\d,.]+ T",
+        ),
+        (("resnet_18", (32, 32, 3), 10, SwitchedDense, None, 1e4), "`width` must fit into memory"),
     ],
 )
 def test_bad_arguments(arguments, message):

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import sys
 import zipfile
 
@@ -95,6 +96,29 @@ def test_a_resumed_run_is_the_whole_run(run, whole_run, tmp_path, monkeypatch, s
             assert float(one[name]) == pytest.approx(float(other[name]), abs=0.01), name
 
 
+def test_epochs_that_are_added_keep_the_schedule_and_the_structure(run, whole_run, tmp_path):
+    import keras
+
+    shutil.copytree(whole_run[0], tmp_path / "run")
+    refused = run(tmp_path / "run", *TINY, "--epochs=5", "--noexport")
+    assert refused.returncode == 1
+    assert "--epochs must be at least 6, as when the run in --workdir began" in refused.stderr
+    result = run(tmp_path / "run", *TINY, "--epochs=8", "--noexport")
+    assert result.returncode == 0, result.stderr
+    rows = history(tmp_path / "run")
+    assert rows[:7] == history(whole_run[0])
+    assert [row["sparsity"] for row in rows[6:]] == [rows[6]["sparsity"]] * 3
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["schedule_epochs"] == 6
+    kernels = [
+        [np.asarray(layer.kernel) != 0 for layer in model.layers if isinstance(layer, keras.layers.Dense)]
+        for model in (
+            keras.models.load_model(folder / "final.keras") for folder in (whole_run[0], tmp_path / "run")
+        )
+    ]
+    for one, other in zip(*kernels, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize(
     "method",
     [
@@ -148,6 +172,11 @@ def test_neurons_leave_the_network_on_jax(trainer, tmp_path, jax_alone):
         (["--sparsity=1.5"], "`--sparsity` is the fraction of zeros"),
         (["--method=gmp", "--pruning_rate=0.3"], "--pruning_rate must be left out with --method=gmp"),
         (["--ramp=2"], "--ramp must be in"),
+        (["--sparsity=nan"], "--sparsity must be a finite number. Received: --sparsity=nan"),
+        (["--warmup_epochs=inf"], "--warmup_epochs must be a finite number"),
+        (["--seed=4294967296"], "seed=4294967296"),
+        (["--epochs=1", "--batch_size=1500"], "--epochs must make at least 44 training steps, a turn of the"),
+        (["--epochs=1", "--batch_size=1500", "--method=gmp"], "--epochs must make at least 2 training steps"),
         (
             ["--method=gmp", "--distribution=erk"],
             "--distribution needs a method that begins sparse (static, ",

@@ -268,6 +268,19 @@ def test_a_full_disk_is_one_sentence(tmp_path):
     [
         (("--sparsity=1.2",), "Received: --sparsity=1.2"),
         (("--sparsity=nan",), "Received: --sparsity=nan"),
+        *(
+            ((f"--{name}={value}",), f"--{name} must be a finite number. Received: --{name}={value}")
+            for name, value in {
+                "learning_rate": "inf",
+                "clipnorm": "nan",
+                "dropout": "nan",
+                "tar": "inf",
+            }.items()
+        ),
+        (("--seed=4294967296",), "seed=4294967296"),
+        (('--cell_options={"weight_drop": NaN}',), "--cell_options must be a JSON object"),
+        (("--method=gmp", "--bptt=1000", "--epochs=1"), "--epochs must make at least 2 training steps"),
+        (("--workdir=",), "--workdir must name a folder. Received: --workdir=''"),
         (("--distribution=gaussian",), "gaussian"),
         (("--distribution=erk", "--method=gmp"), "--distribution needs a method that begins sparse"),
         (("--block_shape=3,1",), "take 15 or 18"),
@@ -290,6 +303,13 @@ def test_a_full_disk_is_one_sentence(tmp_path):
         (("--cell=gru",), "gru"),
         (("--pruning_rate=1.5",), "Received: --pruning_rate=1.5"),
         (("--batch_size=100000",), "batch_size=100000"),
+        (
+            ("--units=2000000",),
+            "--units must fit into memory. Received: --units=2000000, --layers=2, for",
+        ),
+        (("--embedding_units=20000000",), "--embedding_units must fit into memory"),
+        (("--layers=1000000000",), "`layers` must be at most 150"),
+        (("--cache_dir=/dev/null",), "`cache_dir` must be a folder that can be written"),
         (("--data_dir=/nowhere",), "/nowhere"),
         (("--cpu_replicas=2",), "--cpu_replicas needs --strategy=mirrored"),
         (("--method=gmp", "--pruning_rate=0.3"), "--pruning_rate must be left out with --method=gmp"),
@@ -311,9 +331,13 @@ def test_bad_flags_are_one_sentence(run, flags, message, corpus, tmp_path):
 
 
 def test_a_run_in_the_published_way(run, corpus, tmp_path):
-    """Two bias vectors, a tied decoder with a bias, validation in other columns, averages that begin anew."""
+    """Two bias vectors, a tied decoder with a bias, validation in other columns, averages that begin anew.
+
+    On ids that are mapped from the cache.
+    """
     flags = ["--bias_vectors=2", "--tied", "--evaluation_columns=2", "--restart_epochs=2", "--patience=1"]
     flags += ["--layers=1", "--kernel_limit=inputs", "--ar=1", "--ar_before_dropout", "--noexport"]
+    flags += [f"--cache_dir={tmp_path / 'cache'}"]
     result = run(tmp_path / "run", f"--data_dir={corpus}", *TINY, *flags)
     assert result.returncode == 0, result.stderr
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -325,6 +349,7 @@ def test_a_run_in_the_published_way(run, corpus, tmp_path):
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     settings = config.get("settings", config)
     assert (settings["bias_vectors"], settings["restart_epochs"], settings["decoder_bias"]) == (2, [2], True)
+    assert len(list((tmp_path / "cache" / "tokens").glob("text-*/train.ids"))) == 1
 
 
 def test_other_settings_in_a_used_workdir(run, whole_run, corpus):
@@ -334,6 +359,16 @@ def test_other_settings_in_a_used_workdir(run, whole_run, corpus):
     assert result.returncode == 1
     assert "units=32 (was 16)" in result.stderr
     assert (workdir / "config.json").read_text() == before
+
+
+def test_a_corpus_of_unknown_words(run, tmp_path):
+    (tmp_path / "text").mkdir()
+    for name, text in {"train": "the cat sat\n", "valid": "x y z\n", "test": "the cat\n"}.items():
+        (tmp_path / "text" / f"{name}.txt").write_text(text * 50)
+    result = run(tmp_path / "run", f"--data_dir={tmp_path / 'text'}", *TINY)
+    assert result.returncode == 1
+    assert "whose validation split has unknown words only; take a longer text" in result.stderr
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_non_utf8_text(run, tmp_path):
