@@ -154,7 +154,9 @@ def check_memory(
     """
     parts = _bytes_by_part(architecture, batch_size, time_steps, precision)
     needs = {part: sum(sizes.get(kind, 0) for kind in held) for part, sizes in parts.items()}
-    large = _what_is_large(max(needs, key=needs.get), architecture, batch_size, time_steps, name)
+    large = _what_is_large(
+        max(needs, key=lambda part: needs[part]), architecture, batch_size, time_steps, name
+    )
     check_bytes(
         sum(needs.values()), *large, what=f"{', '.join(held[:-1])} and {held[-1]}", available=available
     )
