@@ -4,15 +4,19 @@ Importing Keras chooses a backend and takes seconds; `import keras_selfish` on i
 `keras.models.load_model` knows classes only once their modules are imported: where Keras is, all of them are.
 """
 
+from __future__ import annotations
+
 import importlib
 import importlib.abc
 import importlib.util
 import sys
+from collections.abc import Callable, Mapping
+from typing import Any
 
-_waiting = {}
+_waiting: dict[str, Mapping[str, str]] = {}
 
 
-def lazy_attributes(package, sources):
+def lazy_attributes(package: str, sources: Mapping[str, str]) -> Callable[[str], Any]:
     """Makes a module-level `__getattr__` (PEP 562).
 
     Args:
@@ -30,7 +34,7 @@ def lazy_attributes(package, sources):
     return __getattr__
 
 
-def load_with_keras(package, sources):
+def load_with_keras(package: str, sources: Mapping[str, str]) -> None:
     """Loads all that a package names, now if Keras is imported already, else when it will be.
 
     Args:
@@ -44,7 +48,7 @@ def load_with_keras(package, sources):
         sys.meta_path.insert(0, _AfterKeras(load_all))
 
 
-def load_all(importer=None):
+def load_all(importer: str | None = None) -> None:
     """Loads what waits for Keras, if Keras is there and no module of these packages is half imported.
 
     Args:

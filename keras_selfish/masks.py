@@ -8,13 +8,23 @@ export and reports know sparse layers through this protocol only.
 `sparsity` is the fraction of zeros, `density` the fraction of connections.
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import math
 import operator
 import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from keras_selfish.typing import BlockShape, Distribution, Pattern, Shape, TensorLike
+
+if TYPE_CHECKING:
+    import keras
+    import numpy.typing as npt
 
 __all__ = [
     "DISTRIBUTIONS",
@@ -54,14 +64,14 @@ class MaskedWeight:
         initializer: The `keras.initializers.Initializer` of the weight before it is masked.
     """
 
-    weight: object
-    mask: object
-    gates: tuple = ()
-    gate_sizes: tuple = ()
+    weight: keras.Variable
+    mask: keras.Variable
+    gates: tuple[str, ...] = ()
+    gate_sizes: tuple[int, ...] = ()
     gate_axis: int = -1
-    block_shape: tuple = (1, 1)
-    n_of_m: tuple = None
-    initializer: object = None
+    block_shape: tuple[int, int] = (1, 1)
+    n_of_m: tuple[int, int] | None = None
+    initializer: keras.initializers.Initializer = None  # all layers give one
 
     def __post_init__(self):
         _living.add(self)
@@ -74,12 +84,12 @@ class MaskedWeight:
     # A forward pass takes a number, and its gradient is dense if that was asked for up to this number. What
     # was asked for a pass whose gradient was never taken, being interrupted, means nothing to later ones.
 
-    def pass_number(self, begins):
+    def pass_number(self, begins: bool) -> int:
         """The number of the forward pass that reads the weight, a new one if a pass `begins`."""
         self._passes += bool(begins)
         return self._passes
 
-    def ask_for_dense_gradient(self):
+    def ask_for_dense_gradient(self) -> None:
         """Has the gradient of the forward passes so far include positions without a connection.
 
         An optimizer that masks the gradient itself asks for it (see `SNTASGD.scale_loss`) after the forward
@@ -87,12 +97,12 @@ class MaskedWeight:
         """
         self._dense_until = self._passes
 
-    def take_masked_gradient(self):
+    def take_masked_gradient(self) -> None:
         """Has the gradient be zero again where no connection exists."""
         self._dense_until = NEVER
 
     @contextlib.contextmanager
-    def dense_gradient(self):
+    def dense_gradient(self) -> Iterator[None]:
         """Within the block the gradients of all passes include positions without a connection."""
         self._dense_until = math.inf
         try:
@@ -100,13 +110,17 @@ class MaskedWeight:
         finally:
             self._dense_until = NEVER
 
-    def gradient_is_dense(self, number=None):
+    def gradient_is_dense(self, number: int | None = None) -> bool:
         """Whether the gradient of a pass, by default the last one, is not to be masked."""
         return (self._passes if number is None else number) <= self._dense_until
 
     # Whoever keeps state of each connection has to know when connections come and go.
 
-    def watch(self, watcher, function):
+    def watch(
+        self,
+        watcher: keras.optimizers.Optimizer,
+        function: Callable[[Any, MaskedWeight, TensorLike, TensorLike], object],
+    ) -> None:
         """Has `function(watcher, masked_weight, dropped, grown)` be called when connections change.
 
         Args:
@@ -115,27 +129,27 @@ class MaskedWeight:
         """
         self._watching[watcher] = function
 
-    def tell(self, dropped, grown):
+    def tell(self, dropped: TensorLike, grown: TensorLike) -> None:
         """Tells all that watch which connections have gone and which are new."""
         for watcher, function in list(self._watching.items()):
             function(watcher, self, dropped, grown)
 
     @property
-    def name(self):
+    def name(self) -> str:
         """Path of the variable, for reports and errors; nothing is looked up by it."""
         return self.weight.path
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, ...]:
         """Shape of the weight."""
         return tuple(self.weight.shape)
 
     @property
-    def active(self):
+    def active(self) -> int:
         """Number of connections that exist."""
         return int(np.count_nonzero(np.asarray(_to_numpy(self.mask))))
 
-    def change_mask(self, mask):
+    def change_mask(self, mask: TensorLike) -> None:
         """Writes the mask and nothing else: for those who see to the weight and the optimizers.
 
         Args:
@@ -145,41 +159,41 @@ class MaskedWeight:
 
     is_settled = True
 
-    def unsettle(self):
+    def unsettle(self) -> None:
         """Says that an optimizer may have state of connections that do not exist."""
 
-    def settle(self):
+    def settle(self) -> None:
         """Says that none has."""
 
-    def project(self):
+    def project(self) -> None:
         """Sets the weight to zero wherever the mask is False."""
         from keras import ops
 
         weight = ops.convert_to_tensor(self.weight)
         self.weight.assign(ops.where(ops.convert_to_tensor(self.mask), weight, ops.zeros((), weight.dtype)))
 
-    def gate_densities(self):
+    def gate_densities(self) -> dict[str, float]:
         """Density of each gate as a dict; the whole weight under `"all"` where there are no gates."""
         mask = _to_numpy(self.mask)
         parts = self.split_gates(mask) if self.gates else {"all": mask}
         return {name: float(part.mean()) for name, part in parts.items()}
 
-    def split_gates(self, array):
+    def split_gates(self, array: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
         """The gates of an array of the weight's shape, as a dict from gate name to part of the array."""
         ends = list(np.cumsum(self.gate_sizes)[:-1]) if self.gate_sizes else len(self.gates)
         return dict(zip(self.gates, np.split(array, ends, self.gate_axis), strict=True))
 
 
 # For an optimizer that has to ask for dense gradients before it has been told its variables.
-_living = weakref.WeakSet()
+_living: weakref.WeakSet[MaskedWeight] = weakref.WeakSet()
 
 
-def living_masked_weights():
+def living_masked_weights() -> list[MaskedWeight]:
     """All masked weights of this process that are still referenced, of whatever model."""
     return list(_living)
 
 
-def masked_weights(model):
+def masked_weights(model: keras.Layer) -> list[MaskedWeight]:
     """The masked weights of a model or layer, in the order of its variables.
 
     Args:
@@ -200,13 +214,13 @@ def masked_weights(model):
     return [masked_weight for masked_weight in found if masked_weight is not None]
 
 
-def overall_sparsity(weights):
+def overall_sparsity(weights: Iterable[MaskedWeight]) -> float:
     """The fraction of zeros over masked weights together; 0 where there are none."""
     total = sum(math.prod(weight.shape) for weight in weights)
     return 1.0 - sum(weight.active for weight in weights) / total if total else 0.0
 
 
-def check_sparsity(sparsity, name="sparsity"):
+def check_sparsity(sparsity: float, name: str = "sparsity") -> None:
     """Raises `ValueError` unless `sparsity` is a number in [0, 1)."""
     number = isinstance(sparsity, (int, float, np.integer, np.floating))
     if not number or isinstance(sparsity, bool) or not 0.0 <= sparsity < 1.0:  # NaN fails too
@@ -215,14 +229,14 @@ def check_sparsity(sparsity, name="sparsity"):
         )
 
 
-def check_seed(seed, name="seed"):
+def check_seed(seed: int, name: str = "seed") -> int:
     """Returns `seed` as an int; raises `ValueError` unless it is a non-negative integer."""
     if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"`{name}` must be a non-negative integer. Received: {name}={seed!r}")
     return int(seed)
 
 
-def check_distribution(distribution):
+def check_distribution(distribution: str) -> None:
     """Raises `ValueError` for an unknown distribution of connections."""
     if distribution not in DISTRIBUTIONS:
         raise ValueError(
@@ -231,7 +245,9 @@ def check_distribution(distribution):
         )
 
 
-def check_block_shape(block_shape, shape=None, name="the weight"):
+def check_block_shape(
+    block_shape: BlockShape, shape: Shape | None = None, name: str = "the weight"
+) -> tuple[int, int]:
     """Returns `block_shape` as a tuple; raises `ValueError` unless its blocks tile a weight of this shape."""
     valid = isinstance(block_shape, (tuple, list)) and len(block_shape) == 2
     if not valid or any(not isinstance(n, (int, np.integer)) or n < 1 for n in block_shape):
@@ -239,7 +255,8 @@ def check_block_shape(block_shape, shape=None, name="the weight"):
             "`block_shape` must be two positive integers (input weights, units). "
             f"Received: block_shape={block_shape!r}"
         )
-    block_shape = tuple(int(n) for n in block_shape)
+    rows, columns = block_shape
+    block_shape = (int(rows), int(columns))
     if shape is not None and len(shape) == 1 and block_shape != (1, 1):
         raise ValueError(
             f"`block_shape` must be (1, 1) for a vector, not a matrix: {name} has shape {tuple(shape)}. "
@@ -259,13 +276,18 @@ def check_block_shape(block_shape, shape=None, name="the weight"):
     return block_shape
 
 
-def nearest_multiples(size, step):
+def nearest_multiples(size: int, step: int) -> str:
     """The multiples of a step next to a size, for an error message, such as "640 or 656"."""
     below = size // step * step
     return f"{below} or {below + step}" if below else f"{step}"
 
 
-def active_counts(shapes, sparsity, distribution="uniform", block_shapes=None):
+def active_counts(
+    shapes: Iterable[Shape],
+    sparsity: float,
+    distribution: Distribution = "uniform",
+    block_shapes: Sequence[BlockShape] | None = None,
+) -> list[int]:
     """How many connections each of several weights gets of a common budget, exactly.
 
     `"uniform"` gives every weight the same density. `"erdos_renyi"` makes the density of a weight
@@ -335,7 +357,9 @@ def _round_to_total(weights, block_sizes, sizes, total):
     return [int(count) for count in np.minimum(counts, limits)]
 
 
-def random_mask(shape, active, seed, block_shape=(1, 1)):
+def random_mask(
+    shape: Shape, active: int, seed: int | Sequence[int], block_shape: BlockShape = (1, 1)
+) -> npt.NDArray[np.bool_]:
     """A mask with exactly `active` blocks of connections, uniformly at random.
 
     Args:
@@ -370,7 +394,9 @@ def random_mask(shape, active, seed, block_shape=(1, 1)):
     return expand_blocks(blocks.reshape(grid), block_shape)
 
 
-def largest_mask(weight, active, seed, block_shape=(1, 1)):
+def largest_mask(
+    weight: npt.NDArray[Any], active: int, seed: int | Sequence[int], block_shape: BlockShape = (1, 1)
+) -> npt.NDArray[np.bool_]:
     """A mask of exactly `active` blocks: those whose weights are largest by their L2 norm.
 
     Equal norms at the limit are taken at random, so that a weight of one value everywhere gets no pattern.
@@ -414,7 +440,7 @@ def largest_mask(weight, active, seed, block_shape=(1, 1)):
     return expand_blocks(chosen, block_shape)
 
 
-def nonzero_mask(weight, block_shape=(1, 1)):
+def nonzero_mask(weight: npt.NDArray[Any], block_shape: BlockShape = (1, 1)) -> npt.NDArray[np.bool_]:
     """A mask of the blocks that hold a value other than zero.
 
     Args:
@@ -432,14 +458,13 @@ def nonzero_mask(weight, block_shape=(1, 1)):
     """
     block_shape = check_block_shape(block_shape, weight.shape)
     mask = weight != 0
-    return (
-        mask
-        if block_shape == (1, 1)
-        else expand_blocks(block_view(mask, block_shape).any((-3, -1)), block_shape)
-    )
+    if block_shape == (1, 1):
+        return mask
+    blocks: npt.NDArray[np.bool_] = np.any(block_view(mask, block_shape), axis=(-3, -1))
+    return expand_blocks(blocks, block_shape)
 
 
-def check_n_of_m(n_of_m, shape=None, name="the weight"):
+def check_n_of_m(n_of_m: Pattern, shape: Shape | None = None, name: str = "the weight") -> tuple[int, int]:
     """A pattern as a tuple `(n, m)`; raises `ValueError` if it is none or does not divide the inputs."""
     try:
         n, m = (operator.index(number) for number in n_of_m)
@@ -458,7 +483,7 @@ def check_n_of_m(n_of_m, shape=None, name="the weight"):
     return n, m
 
 
-def n_of_m_mask(shape, n_of_m, seed):
+def n_of_m_mask(shape: Shape, n_of_m: Pattern, seed: int | Sequence[int]) -> npt.NDArray[np.bool_]:
     """A mask with exactly n of each m consecutive input weights of a unit, uniformly at random.
 
     Args:
@@ -482,7 +507,7 @@ def n_of_m_mask(shape, n_of_m, seed):
     return largest_n_of_m_mask(np.random.default_rng(seed).random(shape, np.float32), n_of_m)
 
 
-def largest_n_of_m_mask(weight, n_of_m):
+def largest_n_of_m_mask(weight: npt.NDArray[Any], n_of_m: Pattern) -> npt.NDArray[np.bool_]:
     """A mask of the n largest magnitudes of each m consecutive input weights; of equal ones the first.
 
     Args:
@@ -507,7 +532,7 @@ def largest_n_of_m_mask(weight, n_of_m):
     return (ranks < n).reshape(weight.shape)
 
 
-def is_n_of_m(mask, n_of_m):
+def is_n_of_m(mask: npt.NDArray[np.bool_], n_of_m: Pattern) -> bool:
     """Whether a boolean NumPy array (..., inputs, units) has exactly n of each m consecutive inputs.
 
     Example:
@@ -522,7 +547,7 @@ def is_n_of_m(mask, n_of_m):
     return inputs % m == 0 and bool((mask.reshape(*leading, inputs // m, m, units).sum(-2) == n).all())
 
 
-def block_grid(shape, block_shape):
+def block_grid(shape: Shape, block_shape: BlockShape) -> tuple[int, ...]:
     """Shape of the array with one entry per block."""
     if len(shape) == 1:
         return tuple(shape)
@@ -530,7 +555,7 @@ def block_grid(shape, block_shape):
     return (*leading, inputs // block_shape[0], units // block_shape[1])
 
 
-def expand_blocks(blocks, block_shape):
+def expand_blocks(blocks: npt.NDArray[Any], block_shape: BlockShape) -> npt.NDArray[Any]:
     """Repeats each entry of a (..., inputs, units) array over its block."""
     for axis, size in zip((-2, -1), block_shape, strict=True):
         if size > 1:
@@ -538,30 +563,30 @@ def expand_blocks(blocks, block_shape):
     return blocks
 
 
-def block_view(array, block_shape):
+def block_view(array: npt.NDArray[Any], block_shape: BlockShape) -> npt.NDArray[Any]:
     """A NumPy view (..., inputs / b0, b0, units / b1, b1) that shows the blocks of an array."""
     grid = block_grid(array.shape, block_shape)
     return array.reshape(*grid[:-1], block_shape[0], grid[-1], block_shape[1])
 
 
-def block_mask(mask, block_shape):
+def block_mask(mask: npt.NDArray[Any], block_shape: BlockShape) -> npt.NDArray[Any]:
     """The array with one entry per block that `expand_blocks` would make a mask of."""
     return mask if block_shape == (1, 1) else block_view(mask, block_shape)[..., 0, :, 0]
 
 
-def block_sums(array, block_shape):
+def block_sums(array: npt.NDArray[Any], block_shape: BlockShape) -> npt.NDArray[Any]:
     """The sum of each block of an array."""
     return array if block_shape == (1, 1) else block_view(array, block_shape).sum(axis=(-3, -1))
 
 
-def block_norms(array, block_shape):
+def block_norms(array: npt.NDArray[Any], block_shape: BlockShape) -> npt.NDArray[Any]:
     """The L2 norm of each block of an array."""
     if block_shape == (1, 1):
         return np.abs(array)
     return np.sqrt(np.square(block_view(array, block_shape)).sum(axis=(-3, -1)))
 
 
-def densify(model):
+def densify(model: keras.Layer) -> None:
     """Lets every connection of a model's masked weights exist, for methods that begin with all of them.
 
     Connections that exist keep their weights; the others get back what they had before `sparsify` took
@@ -591,7 +616,9 @@ def densify(model):
         weight.unpruned = None
 
 
-def distribute(model, sparsity, distribution="uniform", seed=0):
+def distribute(
+    model: keras.Layer, sparsity: float, distribution: Distribution = "uniform", seed: int = 0
+) -> None:
     """Draws the masks of a whole model anew, with one budget for all its masked weights.
 
     A layer divides its own sparsity among its own matrices; this function divides one budget over the

@@ -6,8 +6,11 @@ not exist. The figures are of what has to be computed, not of what a given machi
 multiply by the zeros as well.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
+from typing import Literal
 
 import keras
 import numpy as np
@@ -51,12 +54,12 @@ class Comparison:
     sparse: int
 
     @property
-    def ratio(self):
+    def ratio(self) -> float:
         """Sparse as a fraction of dense; 1 where both are zero."""
         return self.sparse / self.dense if self.dense else 1.0
 
 
-def inference_flops(model):
+def inference_flops(model: keras.Layer) -> Comparison:
     """Operations of one forward pass per token, time step or example (see `unit_of`).
 
     Every kernel of a fully connected or recurrent layer costs two operations per connection; so does the
@@ -91,7 +94,7 @@ def inference_flops(model):
     return Comparison(dense, sparse)
 
 
-def training_flops(model):
+def training_flops(model: keras.Layer) -> Comparison:
     """Operations of one training step per token, time step or example (see `unit_of`).
 
     Three times those of the forward pass: the backward pass takes two products per weight, one for the
@@ -113,7 +116,7 @@ def training_flops(model):
     return Comparison(3 * forward.dense, 3 * forward.sparse)
 
 
-def weight_matrices(model):
+def weight_matrices(model: keras.Layer) -> list[tuple[keras.Variable, keras.Layer]]:
     """The weight matrices of a model: its trainable variables, frozen ones included, with two axes or more.
 
     Biases and scales are none, though a GRU's bias has two axes.
@@ -135,7 +138,7 @@ def weight_matrices(model):
     ]
 
 
-def trainable_weights(model):
+def trainable_weights(model: keras.Layer) -> list[tuple[keras.Variable, keras.Layer]]:
     """All trainable variables of a model, frozen ones included, as pairs (variable, owner)."""
     if not model.built:
         raise ValueError(
@@ -147,7 +150,7 @@ def trainable_weights(model):
     return [(variable, owners[id(variable)]) for variable in model.weights if id(variable) in owners]
 
 
-def unit_of(model):
+def unit_of(model: keras.Layer) -> Literal["token", "time step", "example"]:
     """What operations are counted for.
 
     Returns:
@@ -159,7 +162,7 @@ def unit_of(model):
     return "time step" if any(isinstance(layer, keras.layers.RNN) for layer in layers) else "example"
 
 
-def non_zeros(variable):
+def non_zeros(variable: keras.Variable) -> int:
     """Number of connections of a masked weight, of values other than zero of any other weight."""
     masked_weight = getattr(variable, "masked_weight", None)
     if masked_weight is not None:  # a connection that has just been grown is still zero

@@ -1,14 +1,19 @@
 """Plots of a training run, from the history that it wrote."""
 
+from __future__ import annotations
+
 import csv
 import math
 import pathlib
+from collections.abc import Mapping
+
+from keras_selfish.typing import PathLike
 
 LOSSES = (("perplexity", "val_perplexity", "perplexity"), ("loss", "val_loss", "loss (nats)"))
 MISSING = ("", "NA", "None")  # what CSVLogger and others write for a figure that an epoch does not have
 
 
-def plot_history(csv_path, png_path):
+def plot_history(csv_path: PathLike, png_path: PathLike) -> pathlib.Path:
     """Draws perplexity, the density of every gate and the speed over the epochs of a training run.
 
     How the densities of gates drift apart is what selfish rewiring is about: they start equal and compete
@@ -66,7 +71,7 @@ def _save(figure, png_path):
     return path
 
 
-def read_history(csv_path):
+def read_history(csv_path: PathLike) -> dict[str, list[float]]:
     """Reads a history.
 
     Args:
@@ -107,7 +112,7 @@ def _number(text, name, path):
         ) from None
 
 
-def gate_densities(history):
+def gate_densities(history: Mapping[str, list[float]]) -> dict[str, dict[str, list[float]]]:
     """The columns `density/<weight>/<gate>` of weights that have gates.
 
     Args:
@@ -116,7 +121,7 @@ def gate_densities(history):
     Returns:
         A dict from weight to a dict from gate to values.
     """
-    weights = {}
+    weights: dict[str, dict[str, list[float]]] = {}
     for column, values in history.items():
         kind, _, rest = column.partition("/")
         weight, _, gate = rest.rpartition("/")
@@ -190,7 +195,7 @@ def _draw_speed(axes, history):
     axes.set_ylabel("tokens per second")
 
 
-def plot_classifier_history(csv_path, png_path):
+def plot_classifier_history(csv_path: PathLike, png_path: PathLike) -> pathlib.Path:
     """Draws accuracy and sparsity over the epochs of a run of the image trainer.
 
     Args:

@@ -1,13 +1,19 @@
 """What a model's weight matrices and gates hold, in numbers and as a table."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from keras import ops
 
 from keras_selfish.analysis import flops
 from keras_selfish.analysis.flops import Comparison
+
+if TYPE_CHECKING:
+    import keras
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,18 +29,18 @@ class WeightReport:
     """
 
     name: str
-    shape: tuple
+    shape: tuple[int, ...]
     non_zeros: int
     masked: bool
-    gates: tuple = ()
+    gates: tuple[WeightReport, ...] = ()
 
     @property
-    def size(self):
+    def size(self) -> int:
         """Number of entries of the matrix."""
         return math.prod(self.shape)
 
     @property
-    def sparsity(self):
+    def sparsity(self) -> float:
         """Fraction of zeros."""
         return 1.0 - self.non_zeros / self.size
 
@@ -54,19 +60,19 @@ class Report:
     """
 
     name: str
-    weights: tuple
+    weights: tuple[WeightReport, ...]
     parameters: Comparison
     training_flops: Comparison
     inference_flops: Comparison
-    unit: str = "token"
+    unit: Literal["token", "time step", "example"] = "token"
 
     @property
-    def sparsity(self):
+    def sparsity(self) -> float:
         """Fraction of zeros over all weight matrices."""
         size = sum(weight.size for weight in self.weights)
         return 1.0 - sum(weight.non_zeros for weight in self.weights) / size if size else 0.0
 
-    def table(self):
+    def table(self) -> str:
         """The report as text for a terminal: one row a matrix and gate, then the totals."""
         return f"{_weights_table(self)}\n\n{_totals_table(self)}"
 
@@ -74,7 +80,7 @@ class Report:
         return self.table()
 
 
-def report(model):
+def report(model: keras.Layer) -> Report:
     """Counts the connections, parameters and operations of a model, sparse against dense.
 
     It works for models with masks, for stripped models, where the zeros themselves are counted, and for

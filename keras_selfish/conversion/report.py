@@ -1,10 +1,17 @@
 """What `sparsify` made of each weight matrix."""
 
+from __future__ import annotations
+
 import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Self
 
 from keras_selfish.analysis import flops
 from keras_selfish.cloning import with_inner
 from keras_selfish.layers.masked import SparseLayer
+
+if TYPE_CHECKING:
+    import keras
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +28,7 @@ class SparsifiedMatrix:
 
     name: str
     layer: str
-    shape: tuple
+    shape: tuple[int, ...]
     sparse: bool
     reason: str = ""
 
@@ -34,10 +41,10 @@ class SparsifyReport:
         matrices: A `SparsifiedMatrix` for each weight matrix. Layers that are not built have none yet.
     """
 
-    matrices: tuple
+    matrices: tuple[SparsifiedMatrix, ...]
 
     @classmethod
-    def of(cls, pairs, reasons):
+    def of(cls, pairs: Sequence[tuple[keras.Layer, keras.Layer]], reasons: Mapping[int, str | None]) -> Self:
         """The report of what layers have become.
 
         Args:
@@ -56,7 +63,7 @@ class SparsifyReport:
                 )
         return cls(tuple(rows))
 
-    def where(self, earlier, reason):
+    def where(self, earlier: SparsifyReport, reason: str) -> SparsifyReport:
         """The same, with a reason for matrices that an earlier report of the model still had as sparse."""
         rows = [
             dataclasses.replace(row, reason=reason) if before.sparse and not row.sparse else row
@@ -65,11 +72,11 @@ class SparsifyReport:
         return SparsifyReport(tuple(rows))
 
     @property
-    def dense(self):
+    def dense(self) -> tuple[SparsifiedMatrix, ...]:
         """The matrices that have no mask."""
         return tuple(matrix for matrix in self.matrices if not matrix.sparse)
 
-    def left_dense(self):
+    def left_dense(self) -> list[str]:
         """The layers that stay dense, each with the reason, as a list of strings."""
         return list(dict.fromkeys(f"{m.layer}: {m.reason}" for m in self.dense if m.reason))
 

@@ -1,6 +1,10 @@
 """Sparse models from plain Keras layers: the inverse of `strip`."""
 
+from __future__ import annotations
+
 import random
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar, overload
 
 import keras
 import numpy as np
@@ -20,21 +24,49 @@ from keras_selfish.cloning import (
 from keras_selfish.conversion.report import SparsifyReport
 from keras_selfish.conversion.sparse_forms import SPARSE_CLASSES, SPARSE_CLASSES_BY_NAME, masked_sources
 from keras_selfish.layers.masked import SparseLayer
+from keras_selfish.typing import BlockShape, Distribution, Pattern
+
+_Model = TypeVar("_Model", keras.Model, keras.Layer, Sequence[keras.Layer])
 
 INITIAL = ("magnitude", "random", "nonzero")
 
 
+@overload
 def sparsify(
-    model,
-    sparsity=None,
-    distribution="uniform",
-    block_shape=(1, 1),
-    n_of_m=None,
-    mask_seed=None,
-    layers=None,
-    initial="magnitude",
-    return_report=False,
-):
+    model: _Model,
+    sparsity: float | None = None,
+    distribution: Distribution = "uniform",
+    block_shape: BlockShape = (1, 1),
+    n_of_m: Pattern | None = None,
+    mask_seed: int | None = None,
+    layers: Callable[[keras.Layer], bool] | None = None,
+    initial: Literal["magnitude", "random", "nonzero"] = "magnitude",
+    return_report: Literal[False] = False,
+) -> _Model: ...
+@overload
+def sparsify(
+    model: _Model,
+    sparsity: float | None = None,
+    distribution: Distribution = "uniform",
+    block_shape: BlockShape = (1, 1),
+    n_of_m: Pattern | None = None,
+    mask_seed: int | None = None,
+    layers: Callable[[keras.Layer], bool] | None = None,
+    initial: Literal["magnitude", "random", "nonzero"] = "magnitude",
+    *,
+    return_report: Literal[True],
+) -> tuple[_Model, SparsifyReport]: ...
+def sparsify(
+    model: _Model,
+    sparsity: float | None = None,
+    distribution: Distribution = "uniform",
+    block_shape: BlockShape = (1, 1),
+    n_of_m: Pattern | None = None,
+    mask_seed: int | None = None,
+    layers: Callable[[keras.Layer], bool] | None = None,
+    initial: Literal["magnitude", "random", "nonzero"] = "magnitude",
+    return_report: bool = False,
+) -> Any:
     """Returns the same model in sparse layers, with the weights of the connections that are chosen to exist.
 
     It is a copy: names, dtype policies and weights are those of the model, which is left as it is. Nested
@@ -96,7 +128,11 @@ def sparsify(
     masks.check_block_shape(block_shape)
     _check_unbuilt(originals, distribution, initial)
     seed = random.randint(0, 2**31 - 1) if mask_seed is None else masks.check_seed(mask_seed, "mask_seed")
-    arguments = {"distribution": distribution, "block_shape": list(block_shape), "mask_seed": mask_seed}
+    arguments: dict[str, Any] = {
+        "distribution": distribution,
+        "block_shape": list(block_shape),
+        "mask_seed": mask_seed,
+    }
     if n_of_m is not None:
         arguments["n_of_m"] = list(n_of_m)
     # Which weights a layer masks is known once it is made; until then any sparsity will do.

@@ -1,12 +1,18 @@
 """Models that TensorFlow Model Optimization has pruned, which are Keras 2 ones (`tf_keras`), in Keras 3."""
 
+from __future__ import annotations
+
 import copy
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
 
 from keras_selfish.conversion.sparsify import sparsify, twin_with_masks
 from keras_selfish.masks import is_n_of_m
+
+if TYPE_CHECKING:
+    import tf_keras
 
 SEPARABLE = ("groups", "kernel_initializer", "kernel_constraint", "kernel_regularizer")
 # Layers that compute the same from the same weights in both; with the arguments that Keras 3 has dropped.
@@ -79,7 +85,7 @@ RECURRENT = ("Bidirectional", "GRU", "LSTM", "RNN", "SimpleRNN")
 WRAPPER = "PruneLowMagnitude"
 
 
-def from_tfmot(model):
+def from_tfmot(model: tf_keras.Model) -> keras.Model:
     """Returns the sparse Keras 3 twin of a `tf_keras` model that TensorFlow Model Optimization has pruned.
 
     Layers that `tfmot.sparsity.keras.prune_low_magnitude` wraps become sparse ones with the wrappers' masks

@@ -1,10 +1,13 @@
 """Sparse models as LiteRT files, which phones and small computers run."""
 
+from __future__ import annotations
+
 import importlib.util
 import io
 import json
 import pathlib
 import zipfile
+from typing import Literal
 
 import keras
 import numpy as np
@@ -13,6 +16,7 @@ from keras_selfish.export import file
 from keras_selfish.export.checks import check_forward, checked_vocabulary, output_names
 from keras_selfish.export.metadata import metadata
 from keras_selfish.export.strip import strip
+from keras_selfish.typing import PathLike, Tokens
 from keras_selfish.version import __version__
 
 QUANTIZATIONS = (None, "int8", "float16")
@@ -23,7 +27,13 @@ STEPS = 8
 BATCH = 2
 
 
-def litert(model, path, quantize=None, vocabulary=None, time_steps=None):
+def litert(
+    model: keras.Model,
+    path: PathLike,
+    quantize: Literal["int8", "float16"] | None = None,
+    vocabulary: Tokens | None = None,
+    time_steps: int | None = None,
+) -> pathlib.Path:
     """Writes a model as a LiteRT file that is small and fast where the model is sparse.
 
     The file needs the stock runtime only and is written without a converter, on any backend of Keras. For

@@ -1,5 +1,7 @@
 """Sparse models as ONNX files."""
 
+from __future__ import annotations
+
 import contextlib
 import importlib.util
 import logging
@@ -15,6 +17,7 @@ from keras_selfish.cloning import with_inner
 from keras_selfish.export import file
 from keras_selfish.export.checks import check_forward, output_names
 from keras_selfish.export.strip import strip
+from keras_selfish.typing import PathLike
 
 # How far the outputs of the file and of Keras may lie apart, absolutely and relatively.
 TOLERANCE = 1e-5
@@ -29,7 +32,7 @@ LARGE = 1024
 BATCH, STEPS, PIXELS = 2, 16, 64
 
 
-def onnx(model, path):
+def onnx(model: keras.Model, path: PathLike) -> pathlib.Path:
     """Writes a model as an ONNX file: no masks, no optimizer, no Keras.
 
     The weights are those that stand in the model, zeros included: ONNX has no sparse products, so that the

@@ -1,8 +1,12 @@
 """Sparse models as TensorFlow SavedModels."""
 
+from __future__ import annotations
+
 import json
 import pathlib
 import tempfile
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
 
 from keras_selfish.backend import BACKEND
 from keras_selfish.export import folder
@@ -10,9 +14,18 @@ from keras_selfish.export.checks import check_forward, checked_vocabulary
 from keras_selfish.export.metadata import metadata
 from keras_selfish.export.packed_matrix import FORMS
 from keras_selfish.export.strip import strip
+from keras_selfish.typing import PathLike, Tensor, Tokens
+
+if TYPE_CHECKING:
+    import keras
 
 
-def saved_model(model, path, vocabulary=None, packed=None):
+def saved_model(
+    model: keras.Model,
+    path: PathLike,
+    vocabulary: Tokens | None = None,
+    packed: Literal["float32", "bfloat16", "int8"] | None = None,
+) -> pathlib.Path:
     """Writes a model as a SavedModel that needs TensorFlow only: no masks, no optimizer, no keras_selfish.
 
     The weights are those that stand in the model, zeros included. The outputs are float32, also those of a
@@ -105,8 +118,14 @@ def saved_model(model, path, vocabulary=None, packed=None):
 
 
 def text_model(
-    model, path, vocabulary, tokenize, start_token="<eos>", unknown_token="<unk>", generate_unknown=False
-):
+    model: keras.Model,
+    path: PathLike,
+    vocabulary: Tokens,
+    tokenize: Callable[[Tensor], Tensor],
+    start_token: str = "<eos>",
+    unknown_token: str = "<unk>",
+    generate_unknown: bool = False,
+) -> pathlib.Path:
     """Writes a language model as a SavedModel that takes strings.
 
     It is a SavedModel of its own, beside that of `saved_model`: a server that loads a signature must know the
@@ -204,7 +223,7 @@ def text_model(
     return path
 
 
-def _checked_path(path, function):
+def _checked_path(path: PathLike, function: str) -> pathlib.Path:
     if BACKEND != "tensorflow":
         raise RuntimeError(
             f"`{function}` needs Keras to run on TensorFlow: save the model as a .keras file, load it under "

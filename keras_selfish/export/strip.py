@@ -1,5 +1,7 @@
 """Sparse models in plain Keras layers."""
 
+from __future__ import annotations
+
 import inspect
 
 import keras
@@ -11,7 +13,7 @@ from keras_selfish.layers.plain import PlainForm
 from keras_selfish.masks import masked_weights
 
 
-def strip(model):
+def strip(model: keras.Model) -> keras.Model:
     """Returns the same model in plain Keras layers, with the zeros in its weights and no masks.
 
     A sparse model needs this package wherever it is loaded; the stripped one needs Keras only. It is a

@@ -1,9 +1,17 @@
 """Attention whose projections are sparse."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Unpack
+
 import keras
 
 from keras_selfish.layers.einsum_dense import SparseEinsumDense
 from keras_selfish.layers.masked import MASK_ARGUMENTS, SparseLayer
+from keras_selfish.typing import BlockShape, Distribution, Pattern
+
+if TYPE_CHECKING:
+    from keras_selfish.layers.options import GroupQueryAttentionOptions, MultiHeadAttentionOptions
 
 MOST_PROJECTIONS = 8  # so that layers with different seeds have no mask in common
 
@@ -17,14 +25,14 @@ class _SparseAttention(SparseLayer):
 
     def __init__(
         self,
-        *args,
-        sparsity=None,
-        distribution="uniform",
-        block_shape=(1, 1),
-        n_of_m=None,
-        mask_seed=None,
-        **kwargs,
-    ):
+        *args: Any,
+        sparsity: float | None = None,
+        distribution: Distribution = "uniform",
+        block_shape: BlockShape = (1, 1),
+        n_of_m: Pattern | None = None,
+        mask_seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         # One that is never built checks them, and says which sparsity a pattern fixes.
         checked = SparseEinsumDense(
@@ -89,6 +97,12 @@ class SparseMultiHeadAttention(_SparseAttention, keras.layers.MultiHeadAttention
 
     keras_layer = keras.layers.MultiHeadAttention
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, num_heads: int, key_dim: int, *args: Any, **kwargs: Unpack[MultiHeadAttentionOptions]
+        ) -> None: ...
+
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
 class SparseGroupQueryAttention(_SparseAttention, keras.layers.GroupQueryAttention):
@@ -107,3 +121,14 @@ class SparseGroupQueryAttention(_SparseAttention, keras.layers.GroupQueryAttenti
     """
 
     keras_layer = keras.layers.GroupQueryAttention
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            head_dim: int,
+            num_query_heads: int,
+            num_key_value_heads: int,
+            *args: Any,
+            **kwargs: Unpack[GroupQueryAttentionOptions],
+        ) -> None: ...

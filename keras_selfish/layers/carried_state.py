@@ -1,7 +1,16 @@
 """Hidden state carried from one window of a text to the next."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Unpack
+
 import keras
 from keras import ops
+
+from keras_selfish.typing import Config, OpenShape, Tensor, TensorLike
+
+if TYPE_CHECKING:
+    from keras_selfish.layers.options import LayerOptions
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
@@ -32,7 +41,7 @@ class CarriedState(keras.layers.Wrapper):
         ValueError: if the layer does not return sequences and states, or a batch is too large.
     """
 
-    def __init__(self, layer, batch_size, **kwargs):
+    def __init__(self, layer: keras.Layer, batch_size: int, **kwargs: Unpack[LayerOptions]) -> None:
         super().__init__(layer, **kwargs)
         if not (layer.return_sequences and layer.return_state):
             raise ValueError(
@@ -48,7 +57,7 @@ class CarriedState(keras.layers.Wrapper):
             raise ValueError(f"`batch_size` must be at least 1. Received: batch_size={batch_size}")
         self.batch_size = int(batch_size)
 
-    def build(self, inputs_shape, first_shape=None):
+    def build(self, inputs_shape: OpenShape, first_shape: OpenShape | None = None) -> None:
         if not self.layer.built:
             self.layer.build(inputs_shape)
         self.training_states = self._add_states("training")
@@ -67,7 +76,7 @@ class CarriedState(keras.layers.Wrapper):
             for index, size in enumerate(self.layer.state_size)
         ]
 
-    def call(self, inputs, first, training=False):
+    def call(self, inputs: TensorLike, first: TensorLike, training: bool = False) -> Tensor:
         states = self.training_states if training else self.evaluation_states
         keep = ops.expand_dims(ops.logical_not(ops.cast(first, "bool")), 1)
         batch = inputs.shape[0]
@@ -97,8 +106,10 @@ class CarriedState(keras.layers.Wrapper):
             value = ops.concatenate([value, ops.convert_to_tensor(state)[ops.shape(value)[0] :]])
         state.assign(value)
 
-    def compute_output_shape(self, inputs_shape, first_shape=None):
+    def compute_output_shape(
+        self, inputs_shape: OpenShape, first_shape: OpenShape | None = None
+    ) -> OpenShape:
         return self.layer.compute_output_shape(inputs_shape)[0]
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {**super().get_config(), "batch_size": self.batch_size}

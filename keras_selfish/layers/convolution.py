@@ -1,8 +1,22 @@
 """Sparse convolutions."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Unpack
+
 import keras
 
 from keras_selfish.layers.masked import MaskedAttribute, MaskedLayer
+from keras_selfish.typing import BlockShape, Distribution, OpenShape, Pattern, Tensor, TensorLike
+
+if TYPE_CHECKING:
+    from keras_selfish.layers.options import (
+        ConvOptions,
+        ConvTransposeOptions,
+        DepthwiseConvOptions,
+        SeparableConvOptions,
+    )
 
 
 class _SparseConvolution(MaskedLayer):
@@ -10,22 +24,23 @@ class _SparseConvolution(MaskedLayer):
 
     def __init__(
         self,
-        *args,
-        sparsity=None,
-        distribution="uniform",
-        block_shape=(1, 1),
-        n_of_m=None,
-        mask_seed=None,
-        **kwargs,
-    ):
+        *args: Any,
+        sparsity: float | None = None,
+        distribution: Distribution = "uniform",
+        block_shape: BlockShape = (1, 1),
+        n_of_m: Pattern | None = None,
+        mask_seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._init_masks(sparsity, distribution, block_shape, mask_seed, n_of_m)
 
-    def input_channels(self, input_shape):
+    def input_channels(self, input_shape: OpenShape) -> int:
         """Number of channels of an input of this shape."""
-        return input_shape[1 if self.data_format == "channels_first" else -1]
+        channels = input_shape[1 if self.data_format == "channels_first" else -1]
+        return channels  # type: ignore[return-value] # which Keras knows when it builds the layer
 
-    def call(self, inputs):
+    def call(self, inputs: TensorLike) -> Tensor:
         with self.effective_weights():
             return super().call(inputs)
 
@@ -33,11 +48,17 @@ class _SparseConvolution(MaskedLayer):
 class _SparseConv(_SparseConvolution):
     saves_named_weights_only = True
 
-    def masked_shapes(self, input_shape):
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, filters: int, kernel_size: int | Sequence[int], *args: Any, **kwargs: Unpack[ConvOptions]
+        ) -> None: ...
+
+    def masked_shapes(self, input_shape: OpenShape) -> dict[str, OpenShape]:
         return {"kernel": (*self.kernel_size, self.input_channels(input_shape) // self.groups, self.filters)}
 
     @property
-    def kernel(self):
+    def kernel(self) -> Tensor:
         return self.weight_to_use("kernel", super().kernel)
 
 
@@ -117,7 +138,17 @@ class SparseConv3D(_SparseConv, keras.layers.Conv3D):
 class _SparseConvTranspose(_SparseConvolution):
     kernel = MaskedAttribute()
 
-    def masked_shapes(self, input_shape):
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            filters: int,
+            kernel_size: int | Sequence[int],
+            *args: Any,
+            **kwargs: Unpack[ConvTransposeOptions],
+        ) -> None: ...
+
+    def masked_shapes(self, input_shape: OpenShape) -> dict[str, OpenShape]:
         return {"kernel": (*self.kernel_size, self.filters, self.input_channels(input_shape))}
 
 
@@ -201,7 +232,17 @@ class _SparseSeparableConv(_SparseConvolution):
     depthwise_kernel = MaskedAttribute()
     pointwise_kernel = MaskedAttribute()
 
-    def masked_shapes(self, input_shape):
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            filters: int,
+            kernel_size: int | Sequence[int],
+            *args: Any,
+            **kwargs: Unpack[SeparableConvOptions],
+        ) -> None: ...
+
+    def masked_shapes(self, input_shape: OpenShape) -> dict[str, OpenShape]:
         channels = self.input_channels(input_shape)
         window = (1,) * len(self.kernel_size)
         return {
@@ -267,7 +308,13 @@ class SparseSeparableConv2D(_SparseSeparableConv, keras.layers.SeparableConv2D):
 class _SparseDepthwiseConv(_SparseConvolution):
     kernel = MaskedAttribute()
 
-    def masked_shapes(self, input_shape):
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, kernel_size: int | Sequence[int], *args: Any, **kwargs: Unpack[DepthwiseConvOptions]
+        ) -> None: ...
+
+    def masked_shapes(self, input_shape: OpenShape) -> dict[str, OpenShape]:
         return {"kernel": (*self.kernel_size, self.input_channels(input_shape), self.depth_multiplier)}
 
 

@@ -1,9 +1,17 @@
 """Sparse fully connected layer."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Unpack
+
 import keras
 from keras import ops
 
 from keras_selfish.layers.masked import MaskedLayer
+from keras_selfish.typing import BlockShape, Distribution, OpenShape, Pattern, Tensor, TensorLike
+
+if TYPE_CHECKING:
+    from keras_selfish.layers.options import DenseOptions
 
 HALF_PRECISION = ("bfloat16", "float16")
 
@@ -44,26 +52,26 @@ class SparseDense(MaskedLayer, keras.layers.Dense):
 
     def __init__(
         self,
-        units,
-        *args,
-        sparsity=None,
-        distribution="uniform",
-        block_shape=(1, 1),
-        n_of_m=None,
-        mask_seed=None,
-        **kwargs,
-    ):
+        units: int,
+        *args: Any,
+        sparsity: float | None = None,
+        distribution: Distribution = "uniform",
+        block_shape: BlockShape = (1, 1),
+        n_of_m: Pattern | None = None,
+        mask_seed: int | None = None,
+        **kwargs: Unpack[DenseOptions],
+    ) -> None:
         super().__init__(units, *args, **kwargs)
         self._init_masks(sparsity, distribution, block_shape, mask_seed, n_of_m)
 
-    def masked_shapes(self, input_shape):
+    def masked_shapes(self, input_shape: OpenShape) -> dict[str, OpenShape]:
         return {"kernel": (input_shape[-1], self.units)}
 
     @property
-    def kernel(self):
+    def kernel(self) -> Tensor:
         return self.weight_to_use("kernel", super().kernel)
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: TensorLike, training: bool | None = None) -> Tensor:
         with self.effective_weights():
             if not self.use_bias or self.bias.dtype not in HALF_PRECISION:
                 return super().call(inputs, training=training)

@@ -1,10 +1,18 @@
 """Dropout and activation regularisation of the AWD-LSTM."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Unpack
+
 import keras
 import numpy as np
 from keras import ops
 
 from keras_selfish.layers.plain import PlainForm
+from keras_selfish.typing import Config, OpenShape, Tensor, TensorLike
+
+if TYPE_CHECKING:
+    from keras_selfish.layers.options import LayerOptions
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
@@ -40,17 +48,22 @@ class LockedDropout(PlainForm, keras.layers.Dropout):
     keras_layer = keras.layers.Dropout
     noise_shape_of_a_sequence = (None, 1, None)
 
-    def __init__(self, rate, seed=None, **kwargs):
+    def __init__(
+        self,
+        rate: float,
+        seed: int | keras.random.SeedGenerator | None = None,
+        **kwargs: Unpack[LayerOptions],
+    ) -> None:
         super().__init__(check_rate(rate), noise_shape=self.noise_shape_of_a_sequence, seed=seed, **kwargs)
         self.input_spec = keras.layers.InputSpec(ndim=3)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         config = super().get_config()
         del config["noise_shape"]
         return config
 
     @classmethod
-    def without_masks(cls, config):
+    def without_masks(cls, config: Config) -> tuple[type[keras.Layer], Config] | None:
         return super().without_masks({**config, "noise_shape": cls.noise_shape_of_a_sequence})
 
 
@@ -95,14 +108,14 @@ class ActivationRegularization(PlainForm, keras.layers.Layer):
     keras_layer = keras.layers.Identity
     further_arguments = ("ar", "tar")
 
-    def __init__(self, ar=0.0, tar=0.0, **kwargs):
+    def __init__(self, ar: float = 0.0, tar: float = 0.0, **kwargs: Unpack[LayerOptions]) -> None:
         super().__init__(**kwargs)
         self.ar = _check_factor(ar, "ar")
         self.tar = _check_factor(tar, "tar")
         self.supports_masking = True
         self.input_spec = keras.layers.InputSpec(ndim=3)
 
-    def call(self, inputs, training=False):
+    def call(self, inputs: TensorLike, training: bool = False) -> Tensor:
         if training and self.ar:
             self.add_loss(self.ar * ops.mean(ops.square(ops.cast(inputs, "float32"))))
         if training and self.tar and inputs.shape[1] != 1:
@@ -112,7 +125,7 @@ class ActivationRegularization(PlainForm, keras.layers.Layer):
             self.add_loss(self.tar * ops.sum(ops.square(changes)) / ops.cast(count, "float32"))
         return inputs
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: OpenShape) -> OpenShape:
         return input_shape
 
 

@@ -3,14 +3,21 @@
 Functions that return a layer, as `keras.Input` is one.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from keras_selfish.layers.dropout import check_rate
 from keras_selfish.layers.embedding import SparseEmbedding, SparseReversibleEmbedding
 from keras_selfish.layers.gru import SparseGRU
 from keras_selfish.layers.lstm import SparseLSTM
 from keras_selfish.layers.simple_rnn import SparseSimpleRNN
 
+if TYPE_CHECKING:
+    import keras
 
-def WeightDrop(layer, rate):
+
+def WeightDrop(layer: keras.layers.RNN, rate: float) -> keras.layers.RNN:
     """The same recurrent layer with DropConnect on its recurrent kernel (of an RHN: on all of them).
 
     In training each call drops other connections, the same ones at all time steps, and scales what is left by
@@ -40,7 +47,9 @@ def WeightDrop(layer, rate):
     return _with_rate(layer, "weight_drop", rate, (SparseLSTM, SparseGRU, SparseSimpleRNN))
 
 
-def EmbeddingDropout(layer, rate):
+def EmbeddingDropout(
+    layer: keras.layers.Embedding, rate: float
+) -> SparseEmbedding | SparseReversibleEmbedding:
     """The same embedding with dropout of words: in training each call does without some of the vocabulary.
 
     A dropped word's embedding is zero wherever the word stands, and the others are scaled by 1 / (1 - rate).

@@ -1,8 +1,17 @@
 """Sparse product of any two axes of a tensor."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Unpack
+
 import keras
 
 from keras_selfish.layers.masked import MaskedLayer
+from keras_selfish.typing import BlockShape, Distribution, OpenShape, Pattern, Shape, Tensor, TensorLike
+
+if TYPE_CHECKING:
+    from keras_selfish.layers.options import EinsumDenseOptions
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
@@ -46,32 +55,34 @@ class SparseEinsumDense(MaskedLayer, keras.layers.EinsumDense):
 
     def __init__(
         self,
-        equation,
-        output_shape,
-        *args,
-        sparsity=None,
-        distribution="uniform",
-        block_shape=(1, 1),
-        n_of_m=None,
-        mask_seed=None,
-        **kwargs,
-    ):
+        equation: str,
+        output_shape: int | Sequence[int | None],
+        *args: Any,
+        sparsity: float | None = None,
+        distribution: Distribution = "uniform",
+        block_shape: BlockShape = (1, 1),
+        n_of_m: Pattern | None = None,
+        mask_seed: int | None = None,
+        **kwargs: Unpack[EinsumDenseOptions],
+    ) -> None:
         super().__init__(equation, output_shape, *args, **kwargs)
         self._init_masks(sparsity, distribution, block_shape, mask_seed, n_of_m)
 
-    def masked_shapes(self, input_shape):
+    def masked_shapes(self, input_shape: OpenShape) -> dict[str, OpenShape]:
         # Keras reads the equation in its own `build`, and tells the kernel's shape to `add_weight`.
         return {}
 
-    def add_weight(self, shape=None, *args, name=None, **kwargs):
+    def add_weight(
+        self, shape: Shape | None = None, *args: Any, name: str | None = None, **kwargs: Any
+    ) -> keras.Variable:
         if name == "kernel" and self.sparsity:
             self._plan_masks({"kernel": shape})
         return super().add_weight(shape, *args, name=name, **kwargs)
 
     @property
-    def kernel(self):
+    def kernel(self) -> Tensor:
         return self.weight_to_use("kernel", super().kernel)
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: TensorLike, training: bool | None = None) -> Tensor:
         with self.effective_weights():
             return super().call(inputs, training=training)

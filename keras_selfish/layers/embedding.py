@@ -1,10 +1,18 @@
 """Sparse token embeddings, also tied to the decoder."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Unpack
+
 import keras
 from keras import ops
 
 from keras_selfish.layers.dropout import check_rate, drop_words
 from keras_selfish.layers.masked import MASK_ARGUMENTS, MaskedAttribute, MaskedLayer, with_masked_gradient
+from keras_selfish.typing import BlockShape, Distribution, OpenShape, Pattern, Tensor, TensorLike
+
+if TYPE_CHECKING:
+    from keras_selfish.layers.options import EmbeddingOptions, ReversibleEmbeddingOptions
 
 
 class _SparseEmbeddingBase(MaskedLayer):
@@ -14,19 +22,19 @@ class _SparseEmbeddingBase(MaskedLayer):
 
     def __init__(
         self,
-        input_dim,
-        output_dim,
-        *args,
-        sparsity=None,
-        distribution="uniform",
-        block_shape=(1, 1),
-        n_of_m=None,
-        mask_seed=None,
-        embedding_dropout=0.0,
-        seed=None,
-        weights=None,
-        **kwargs,
-    ):
+        input_dim: int,
+        output_dim: int,
+        *args: Any,
+        sparsity: float | None = None,
+        distribution: Distribution = "uniform",
+        block_shape: BlockShape = (1, 1),
+        n_of_m: Pattern | None = None,
+        mask_seed: int | None = None,
+        embedding_dropout: float = 0.0,
+        seed: int | keras.random.SeedGenerator | None = None,
+        weights: TensorLike | list[TensorLike] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(input_dim, output_dim, *args, **kwargs)
         self._init_masks(sparsity, distribution, block_shape, mask_seed, n_of_m)
         self.embedding_dropout = check_rate(embedding_dropout, "embedding_dropout")
@@ -39,18 +47,20 @@ class _SparseEmbeddingBase(MaskedLayer):
                 weights[0] if isinstance(weights, list) and len(weights) == 1 else weights
             )
 
-    def masked_shapes(self, input_shape):
+    def masked_shapes(self, input_shape: OpenShape) -> dict[str, OpenShape]:
         return {"embeddings": (self.input_dim, self.output_dim)}
 
     @property
-    def embeddings(self):
+    def embeddings(self) -> Tensor:
         return self.weight_to_use("embeddings", super().embeddings)
 
-    def quantized_call(self, *args, training=False, **kwargs):
+    def quantized_call(self, *args: Any, training: bool = False, **kwargs: Any) -> Tensor:
         """As in Keras, whose layer is not told of training."""
         return super().quantized_call(*args, **kwargs)
 
-    def compute_output_spec(self, inputs, *args, training=False, **kwargs):
+    def compute_output_spec(
+        self, inputs: TensorLike, *args: Any, training: bool = False, **kwargs: Any
+    ) -> keras.KerasTensor:
         return super().compute_output_spec(inputs, *args, **kwargs)
 
     def _look_up(self, inputs, training):
@@ -113,7 +123,13 @@ class SparseEmbedding(_SparseEmbeddingBase, keras.layers.Embedding):
 
     keras_layer = keras.layers.Embedding
 
-    def call(self, inputs, training=False):
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, input_dim: int, output_dim: int, *args: Any, **kwargs: Unpack[EmbeddingOptions]
+        ) -> None: ...
+
+    def call(self, inputs: TensorLike, training: bool = False) -> Tensor:
         drops = training and self.embedding_dropout
         return self._look_up(inputs, training) if self._masked or drops else super().call(inputs)
 
@@ -142,13 +158,19 @@ class SparseReversibleEmbedding(_SparseEmbeddingBase, keras.layers.ReversibleEmb
     masked_names = {"embeddings": (), "reverse_embeddings": ()}
     reverse_embeddings = MaskedAttribute()
 
-    def masked_shapes(self, input_shape):
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, input_dim: int, output_dim: int, *args: Any, **kwargs: Unpack[ReversibleEmbeddingOptions]
+        ) -> None: ...
+
+    def masked_shapes(self, input_shape: OpenShape) -> dict[str, OpenShape]:
         shapes = super().masked_shapes(input_shape)
         if not self.tie_weights:
             shapes["reverse_embeddings"] = (self.output_dim, self.input_dim)
         return shapes
 
-    def call(self, inputs, reverse=False, training=False):
+    def call(self, inputs: TensorLike, reverse: bool = False, training: bool = False) -> Tensor:
         drops = training and self.embedding_dropout
         if reverse or not (self._masked or drops):
             with self.effective_weights():

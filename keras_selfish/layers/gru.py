@@ -1,5 +1,9 @@
 """Sparse gated recurrent unit."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Unpack
+
 import keras
 from keras import ops
 
@@ -7,6 +11,10 @@ from keras_selfish import recurrence
 from keras_selfish.layers.masked import MaskedAttribute
 from keras_selfish.layers.recurrent import SparseCell, SparseRecurrent
 from keras_selfish.recurrence.cells import wide_dtype
+
+if TYPE_CHECKING:
+    from keras_selfish.layers.options import GRUCellOptions, GRUOptions
+    from keras_selfish.recurrence.cells import RecurrentWeights
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
@@ -23,10 +31,14 @@ class SparseGRUCell(SparseCell, keras.layers.GRUCell):
     kernel = MaskedAttribute()
     recurrent_kernel = MaskedAttribute()
 
-    def recurrence_options(self):
+    if TYPE_CHECKING:
+
+        def __init__(self, units: int, *args: Any, **kwargs: Unpack[GRUCellOptions]) -> None: ...
+
+    def recurrence_options(self) -> dict[str, Any]:
         return {"reset_after": self.reset_after}
 
-    def recurrent_weights(self):
+    def recurrent_weights(self) -> RecurrentWeights:
         kernels, bias, _ = super().recurrent_weights()
         if not self.reset_after:
             return ops.split(kernels[0], [2 * self.units], axis=1), bias, None
@@ -55,3 +67,7 @@ class SparseGRU(SparseRecurrent, keras.layers.GRU):
     keras_layer = keras.layers.GRU
     cell_class = SparseGRUCell
     cell_name = "gru_cell"
+
+    if TYPE_CHECKING:
+
+        def __init__(self, units: int, *args: Any, **kwargs: Unpack[GRUOptions]) -> None: ...

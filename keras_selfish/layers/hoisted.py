@@ -1,12 +1,23 @@
 """Recurrent cells whose input projection is computed once per sequence, outside of the time loop."""
 
+from __future__ import annotations
+
 import contextlib
 import contextvars
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Unpack
 
 import keras
 
+from keras_selfish.typing import Tensor, TensorLike
+
+if TYPE_CHECKING:
+    from keras_selfish.layers.options import RNNOptions
+
 # Not an attribute of the cell: two threads may run the same model, one of them outside of its loop.
-_projected_cells = contextvars.ContextVar("cells whose inputs have been projected", default=())
+_projected_cells: contextvars.ContextVar[tuple[Any, ...]] = contextvars.ContextVar(
+    "cells whose inputs have been projected", default=()
+)
 
 
 class HoistedCell:
@@ -20,7 +31,9 @@ class HoistedCell:
     leaves the loop; in a plain `keras.layers.RNN` the cell gives the same numbers, projecting at each step.
     """
 
-    def project_inputs(self, inputs, training=False):
+    compute_dtype: str  # of the Keras layer that it is placed before
+
+    def project_inputs(self, inputs: TensorLike, training: bool = False) -> Tensor:
         """What of a time step depends on the inputs alone.
 
         Args:
@@ -32,7 +45,9 @@ class HoistedCell:
         """
         raise ValueError(f"{type(self).__name__} must define `project_inputs`.")
 
-    def step(self, projected, states, training=False):
+    def step(
+        self, projected: TensorLike, states: Sequence[Tensor], training: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
         """A time step of the cell.
 
         Args:
@@ -45,13 +60,15 @@ class HoistedCell:
         """
         raise ValueError(f"{type(self).__name__} must define `step`.")
 
-    def call(self, inputs, states, training=False):
+    def call(
+        self, inputs: TensorLike, states: Sequence[Tensor], training: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
         if not any(cell is self for cell in _projected_cells.get()):
             inputs = self.project_inputs(inputs, training=training)
         return self.step(inputs, states, training=training)
 
     @contextlib.contextmanager
-    def inputs_projected(self):
+    def inputs_projected(self) -> Iterator[None]:
         """Within the block the cell takes its inputs for projected ones."""
         token = _projected_cells.set((*_projected_cells.get(), self))
         try:
@@ -96,7 +113,7 @@ class HoistedRNN(keras.layers.RNN):
     [[12. 12.]]
     """
 
-    def __init__(self, cell, *args, **kwargs):
+    def __init__(self, cell: HoistedCell, *args: Any, **kwargs: Unpack[RNNOptions]) -> None:
         super().__init__(cell, *args, **kwargs)
         if not isinstance(cell, HoistedCell):
             raise ValueError(
@@ -110,7 +127,13 @@ class HoistedRNN(keras.layers.RNN):
                 f"{cell.compute_dtype}, in a layer that computes in {self.compute_dtype}"
             )
 
-    def inner_loop(self, sequences, initial_state, mask, training=False):
+    def inner_loop(
+        self,
+        sequences: TensorLike,
+        initial_state: Sequence[Tensor],
+        mask: TensorLike | None,
+        training: bool = False,
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
         projected = self.cell.project_inputs(sequences, training=training)
         with self.cell.inputs_projected():
             return super().inner_loop(projected, initial_state, mask, training=training)

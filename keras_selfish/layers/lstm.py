@@ -1,10 +1,17 @@
 """Sparse long short-term memory."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Unpack
+
 import keras
 
 from keras_selfish import recurrence
 from keras_selfish.layers.masked import MaskedAttribute
 from keras_selfish.layers.recurrent import SparseCell, SparseRecurrent
+
+if TYPE_CHECKING:
+    from keras_selfish.layers.options import LSTMCellOptions, LSTMOptions
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
@@ -39,6 +46,10 @@ class SparseLSTMCell(SparseCell, keras.layers.LSTMCell):
     recurrence_class = recurrence.LSTM
     kernel = MaskedAttribute()
     recurrent_kernel = MaskedAttribute()
+
+    if TYPE_CHECKING:
+
+        def __init__(self, units: int, *args: Any, **kwargs: Unpack[LSTMCellOptions]) -> None: ...
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
@@ -90,3 +101,7 @@ class SparseLSTM(SparseRecurrent, keras.layers.LSTM):
     keras_layer = keras.layers.LSTM
     cell_class = SparseLSTMCell
     cell_name = "lstm_cell"
+
+    if TYPE_CHECKING:
+
+        def __init__(self, units: int, *args: Any, **kwargs: Unpack[LSTMOptions]) -> None: ...

@@ -5,10 +5,14 @@ outside its mask (see `masked_variables.py`), so the product's value is the weig
 gradient has to be masked: one pass over the weights instead of two.
 """
 
+from __future__ import annotations
+
 import contextlib
 import contextvars
 import random
 import types
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import keras
 from keras import ops
@@ -18,6 +22,7 @@ from keras_selfish.layers.mask_gradient import mask_gradient
 from keras_selfish.layers.masked_variables import make_guarded
 from keras_selfish.layers.plain import PlainForm
 from keras_selfish.packing import pack_masked, unpack_masked
+from keras_selfish.typing import Config, OpenShape, Tensor
 from keras_selfish.workers import prepare_for_fit
 
 MASK_ARGUMENTS = ("sparsity", "distribution", "block_shape", "n_of_m", "mask_seed")
@@ -26,7 +31,7 @@ MASK_ARGUMENTS = ("sparsity", "distribution", "block_shape", "n_of_m", "mask_see
 DEFAULT_SPARSITY = 0.67  # that of the published models
 
 # By the id of a layer that is in a call.
-_computed_weights = contextvars.ContextVar(
+_computed_weights: contextvars.ContextVar[Mapping[int, dict[str, Tensor]]] = contextvars.ContextVar(
     "weights that layers have computed", default=types.MappingProxyType({})
 )
 
@@ -34,9 +39,9 @@ _computed_weights = contextvars.ContextVar(
 class SparseLayer(PlainForm):
     """Mixin of all sparse layers and cells: the mask arguments, and the way back to plain Keras."""
 
-    further_arguments = MASK_ARGUMENTS
+    further_arguments: tuple[str, ...] = MASK_ARGUMENTS
 
-    def get_config(self):
+    def get_config(self) -> Config:
         config = {**super().get_config(), "block_shape": list(self.block_shape)}
         if config.pop("n_of_m") is not None:
             config["n_of_m"] = list(self.n_of_m)
@@ -47,7 +52,7 @@ class StaysItself:
     """Mixin, placed first, of sparse layers that Keras has no form of: stripped, they stay, but dense."""
 
     @classmethod
-    def without_masks(cls, config):
+    def without_masks(cls, config: Config) -> tuple[type[keras.Layer], Config] | None:
         """As in `PlainForm`: the same class without masks; the zeros stay in its weights."""
         config = {name: value for name, value in config.items() if name not in MASK_ARGUMENTS}
         return cls, {**config, "sparsity": 0.0}
@@ -60,8 +65,8 @@ class MaskedLayer(SparseLayer):
     shapes in `masked_shapes(input_shape)` before `build`, and computes inside `effective_weights()`.
     """
 
-    masked_names = {}
-    gate_sizes = ()  # for gates of different widths
+    masked_names: Mapping[str, tuple[str, ...]] = {}
+    gate_sizes: tuple[int, ...] = ()  # for gates of different widths
     # Dense and Embedding write the weights they know by name, and so leave out the masks.
     saves_named_weights_only = False
 
@@ -84,13 +89,13 @@ class MaskedLayer(SparseLayer):
         self._check_quantization()
         self._masked = {}
 
-    def masked_shapes(self, input_shape):
+    def masked_shapes(self, input_shape: OpenShape) -> dict[str, OpenShape]:
         """Shapes of the masked weights as a dict from weight name to shape."""
         raise ValueError(f"{type(self).__name__} must define `masked_shapes`.")
 
-    def build(self, input_shape=None, **kwargs):
+    def build(self, input_shape: OpenShape | None = None, **kwargs: Any) -> None:
         if self.sparsity and not self.built:
-            self._plan_masks(self.masked_shapes(input_shape))
+            self._plan_masks(self.masked_shapes(input_shape))  # type: ignore[arg-type]
         super().build(input_shape, **kwargs)
 
     def _plan_masks(self, shapes):
@@ -112,7 +117,7 @@ class MaskedLayer(SparseLayer):
             for index, ((name, shape), count) in enumerate(zip(shapes.items(), counts, strict=True))
         }
 
-    def add_weight(self, *args, name=None, **kwargs):
+    def add_weight(self, *args: Any, name: str | None = None, **kwargs: Any) -> keras.Variable:
         """Adds a weight; one that is to be masked gets its mask beside it and starts at zero outside."""
         initial_masks = self.__dict__.get("_initial_masks", {})
         if name not in initial_masks:
@@ -138,7 +143,7 @@ class MaskedLayer(SparseLayer):
         self._masked[name] = masked_weight = make_guarded(
             weight,
             mask,
-            gates=self.masked_names[name],
+            gates=self.masked_names[name],  # type: ignore[index] # not None: it is one of the masks
             gate_sizes=self.gate_sizes,
             block_shape=self.block_shape,
             n_of_m=self.n_of_m,
@@ -150,7 +155,7 @@ class MaskedLayer(SparseLayer):
             weight.regularizer = _OfConnections(regularizer, masked_weight)
         return weight
 
-    def weight_to_use(self, name, variable):
+    def weight_to_use(self, name: str, variable: keras.Variable) -> Tensor:
         """What an attribute that holds a masked weight gives: the masked weight inside a layer's call.
 
         The call need not be this layer's: `Bidirectional` hands the kernels of its layers to cuDNN, and a
@@ -164,7 +169,7 @@ class MaskedLayer(SparseLayer):
         return masked(masked_weight, self._dtype_of(masked_weight))
 
     @contextlib.contextmanager
-    def effective_weights(self):
+    def effective_weights(self) -> Iterator[None]:
         """Within the block the masked weights are computed once, in the compute dtype, not at each use."""
         computed = {
             name: masked(masked_weight, self._dtype_of(masked_weight))
@@ -195,7 +200,7 @@ class MaskedLayer(SparseLayer):
         finally:
             _computed_weights.reset(token)
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: Any) -> None:
         if not self._masked:
             super().save_own_variables(store)
             return
@@ -203,7 +208,7 @@ class MaskedLayer(SparseLayer):
         arrays = {key: ops.convert_to_numpy(variable) for key, variable in variables.items()}
         pack_masked(store, arrays, [pair[:2] for pair in self._masked_keys(variables)])
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         if not self._masked:
             super().load_own_variables(store)
             return
@@ -232,11 +237,11 @@ class MaskedLayer(SparseLayer):
             for masked_weight in self._masked.values()
         ]
 
-    def enable_lora(self, rank, *args, **kwargs):
+    def enable_lora(self, rank: int, *args: Any, **kwargs: Any) -> None:
         self._check_lora("rank", rank)
         super().enable_lora(rank, *args, **kwargs)
 
-    def quantize(self, mode=None, type_check=True, config=None):
+    def quantize(self, mode: str | None = None, type_check: bool = True, config: Any = None) -> None:
         """Quantizes the layer as Keras does, at sparsity 0; a masked layer raises `NotImplementedError`."""
         if self.sparsity:
             # `Model.quantize` turns this error into a warning, and leaves the layer as it is.

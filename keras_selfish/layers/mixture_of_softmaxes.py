@@ -1,11 +1,28 @@
 """A mixture of softmaxes as the decoder of a language model."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self, Unpack
+
 import keras
 from keras import ops
 
 from keras_selfish.layers.dropout import check_rate
 from keras_selfish.layers.log_mixture import log_mixture
 from keras_selfish.layers.masked import MaskedAttribute, MaskedLayer, StaysItself
+from keras_selfish.typing import (
+    BlockShape,
+    Config,
+    Distribution,
+    Initializer,
+    OpenShape,
+    Pattern,
+    Tensor,
+    TensorLike,
+)
+
+if TYPE_CHECKING:
+    from keras_selfish.layers.options import LayerOptions
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
@@ -81,22 +98,22 @@ class MixtureOfSoftmaxes(StaysItself, MaskedLayer, keras.layers.Layer):
 
     def __init__(
         self,
-        units,
-        experts,
-        latent_units,
-        embedding=None,
-        latent_dropout=0.0,
-        seed=None,
-        kernel_initializer="glorot_uniform",
-        decoder_initializer="glorot_uniform",
-        latent_bias_initializer="zeros",
-        sparsity=None,
-        distribution="uniform",
-        block_shape=(1, 1),
-        n_of_m=None,
-        mask_seed=None,
-        **kwargs,
-    ):
+        units: int,
+        experts: int,
+        latent_units: int,
+        embedding: keras.layers.ReversibleEmbedding | None = None,
+        latent_dropout: float = 0.0,
+        seed: int | keras.random.SeedGenerator | None = None,
+        kernel_initializer: Initializer = "glorot_uniform",
+        decoder_initializer: Initializer = "glorot_uniform",
+        latent_bias_initializer: Initializer = "zeros",
+        sparsity: float | None = None,
+        distribution: Distribution = "uniform",
+        block_shape: BlockShape = (1, 1),
+        n_of_m: Pattern | None = None,
+        mask_seed: int | None = None,
+        **kwargs: Unpack[LayerOptions],
+    ) -> None:
         super().__init__(**kwargs)
         sizes = {"units": units, "experts": experts, "latent_units": latent_units}
         _check_sizes(sizes)
@@ -114,8 +131,8 @@ class MixtureOfSoftmaxes(StaysItself, MaskedLayer, keras.layers.Layer):
         self.supports_masking = True
         self._init_masks(sparsity, distribution, block_shape, mask_seed, n_of_m)
 
-    def masked_shapes(self, input_shape):
-        shapes = {
+    def masked_shapes(self, input_shape: OpenShape) -> dict[str, OpenShape]:
+        shapes: dict[str, OpenShape] = {
             "prior_kernel": (input_shape[-1], self.experts),
             "latent_kernel": (input_shape[-1], self.experts * self.latent_units),
         }
@@ -123,7 +140,7 @@ class MixtureOfSoftmaxes(StaysItself, MaskedLayer, keras.layers.Layer):
             shapes["decoder_kernel"] = (self.latent_units, self.units)
         return shapes
 
-    def build(self, input_shape):
+    def build(self, input_shape: OpenShape) -> None:
         super().build(input_shape)  # plans the masks
         shapes = self.masked_shapes(input_shape)
         for name, shape in shapes.items():
@@ -138,7 +155,7 @@ class MixtureOfSoftmaxes(StaysItself, MaskedLayer, keras.layers.Layer):
         # What is added to logits is float32, as the logits are.
         self.bias = self.add_weight(shape=(self.units,), initializer="zeros", name="bias", autocast=False)
 
-    def call(self, inputs, training=False):
+    def call(self, inputs: TensorLike, training: bool = False) -> Tensor:
         with self.effective_weights():
             log_priors = ops.log_softmax(ops.cast(self._product(inputs, self.prior_kernel), "float32"))
             latents = self._product(inputs, self.latent_kernel) + self._cast(self.latent_bias)
@@ -168,18 +185,18 @@ class MixtureOfSoftmaxes(StaysItself, MaskedLayer, keras.layers.Layer):
         return ops.cast(ops.convert_to_tensor(tensor), self.compute_dtype)
 
     @property
-    def repeated_weights(self):
+    def repeated_weights(self) -> list[tuple[keras.Variable, int]]:
         """Weights that each token is multiplied by several times: pairs (variable, times)."""
         decoder = self.decoder_kernel if self.embedding is None else self.embedding.embeddings
         return [(decoder, self.experts)]
 
-    def compute_output_spec(self, inputs, training=False):
+    def compute_output_spec(self, inputs: TensorLike, training: bool = False) -> keras.KerasTensor:
         return keras.KerasTensor((*inputs.shape[:-1], self.units), dtype="float32")
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: OpenShape) -> OpenShape:
         return (*input_shape[:-1], self.units)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         embedding = self.embedding
         return {
             **super().get_config(),
@@ -195,7 +212,7 @@ class MixtureOfSoftmaxes(StaysItself, MaskedLayer, keras.layers.Layer):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: Config) -> Self:
         if isinstance(config.get("embedding"), dict):
             config = {**config, "embedding": keras.saving.deserialize_keras_object(config["embedding"])}
         return super().from_config(config)

@@ -1,6 +1,10 @@
 """Sparse long short-term memory with ordered neurons."""
 
+from __future__ import annotations
+
 import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import keras
 from keras import ops
@@ -8,6 +12,10 @@ from keras import ops
 from keras_selfish import recurrence
 from keras_selfish.layers.masked import MaskedAttribute
 from keras_selfish.layers.sparse_hoisted import SparseHoistedCell, SparseHoistedRNN
+from keras_selfish.typing import Config, OpenShape, Tensor, TensorLike
+
+if TYPE_CHECKING:
+    from keras_selfish.layers.options import OrderedCellOptions, OrderedOptions
 
 SCALINGS = ("training", "inference")
 
@@ -32,7 +40,14 @@ class SparseONLSTMCell(SparseHoistedCell):
     # the state, too, since on JAX the output of a padded step is the first state.
     appends_distances = False
 
-    def __init__(self, units, chunk_size=10, *, weight_drop_scaling="training", **kwargs):
+    def __init__(
+        self,
+        units: int,
+        chunk_size: int = 10,
+        *,
+        weight_drop_scaling: Literal["training", "inference"] = "training",
+        **kwargs: Unpack[OrderedCellOptions],
+    ) -> None:
         is_integer = isinstance(chunk_size, int) and not isinstance(chunk_size, bool)
         if not is_integer or chunk_size < 1 or units % chunk_size:
             raise ValueError(
@@ -50,13 +65,15 @@ class SparseONLSTMCell(SparseHoistedCell):
         self.state_size = [units, units]
 
     @property
-    def gate_sizes(self):
+    def gate_sizes(self) -> tuple[int, ...]:
         return (self.units // self.chunk_size,) * 2 + (self.units,) * 4
 
-    def recurrence_options(self):
+    def recurrence_options(self) -> dict[str, Any]:
         return {"chunk_size": self.chunk_size}
 
-    def step(self, projected, states, training=False):
+    def step(
+        self, projected: TensorLike, states: Sequence[Tensor], training: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
         states, kept = self.computed(projected, [states[0][:, : self.units], states[1]], training)
         if self.appends_distances:
             # Of the forget gate and the input gate, of which the input's falls from 1.
@@ -65,7 +82,7 @@ class SparseONLSTMCell(SparseHoistedCell):
         return ops.cast(states[0], self.compute_dtype), states
 
     @contextlib.contextmanager
-    def effective_weights(self, training=False):
+    def effective_weights(self, training: bool = False) -> Iterator[None]:
         """As in the base class; scaled in inference, dropped weights are smaller by as much in training."""
         with super().effective_weights(training=training):
             scaled = (
@@ -75,7 +92,7 @@ class SparseONLSTMCell(SparseHoistedCell):
             with self._computed_weights(self._effective | kept):
                 yield
 
-    def get_config(self):
+    def get_config(self) -> Config:
         own = {"chunk_size": self.chunk_size, "weight_drop_scaling": self.weight_drop_scaling}
         return {**super().get_config(), **own}
 
@@ -148,7 +165,9 @@ class SparseONLSTM(SparseHoistedRNN):
     cell_class = SparseONLSTMCell
     cell_name = "on_lstm_cell"
 
-    def __init__(self, units, *args, return_distances=False, **kwargs):
+    def __init__(
+        self, units: int, *args: int, return_distances: bool = False, **kwargs: Unpack[OrderedOptions]
+    ) -> None:
         super().__init__(units, *args, **kwargs)
         if return_distances and not self.return_sequences:
             raise ValueError(
@@ -161,7 +180,13 @@ class SparseONLSTM(SparseHoistedRNN):
     def _whole_sequence_applies(self, mask, training):
         return not self.return_distances and super()._whole_sequence_applies(mask, training)
 
-    def inner_loop(self, sequences, initial_state, mask, training=False):
+    def inner_loop(
+        self,
+        sequences: TensorLike,
+        initial_state: Sequence[Tensor],
+        mask: TensorLike | None,
+        training: bool = False,
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
         if not self.return_distances:
             return super().inner_loop(sequences, initial_state, mask, training=training)
         h, c = initial_state
@@ -169,7 +194,13 @@ class SparseONLSTM(SparseHoistedRNN):
         last, outputs, (h, c) = super().inner_loop(sequences, initial_state, mask, training=training)
         return last, outputs, [h[:, : self.units], c]
 
-    def call(self, sequences, initial_state=None, mask=None, training=False):
+    def call(
+        self,
+        sequences: TensorLike,
+        initial_state: Sequence[TensorLike] | None = None,
+        mask: TensorLike | None = None,
+        training: bool = False,
+    ) -> Any:
         results = super().call(sequences, initial_state=initial_state, mask=mask, training=training)
         if not self.return_distances:
             return results
@@ -177,18 +208,18 @@ class SparseONLSTM(SparseHoistedRNN):
         outputs, forget, input_ = ops.split(outputs, [self.units, self.units + 1], axis=-1)
         return outputs, *states, ops.squeeze(forget, -1), ops.squeeze(input_, -1)
 
-    def compute_output_shape(self, sequences_shape, initial_state_shape=None):
+    def compute_output_shape(self, sequences_shape: OpenShape, initial_state_shape: Any = None) -> Any:
         shape = super().compute_output_shape(sequences_shape)
         if not self.return_distances:
             return shape
         distances = tuple(sequences_shape[:2])
         return (*(shape if self.return_state else [shape]), distances, distances)
 
-    def compute_mask(self, inputs, mask):
+    def compute_mask(self, inputs: Any, mask: Any) -> Any:
         output_mask = super().compute_mask(inputs, mask)
         if not self.return_distances:
             return output_mask
         return [*(output_mask if self.return_state else [output_mask]), None, None]
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {**super().get_config(), "return_distances": self.return_distances}

@@ -1,7 +1,11 @@
 """What the sparse forms of Keras's recurrent layers share."""
 
+from __future__ import annotations
+
 import contextlib
 import inspect
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import ops
@@ -11,6 +15,10 @@ from keras_selfish.backend import BACKEND
 from keras_selfish.layers.dropout import check_rate, drop_connections
 from keras_selfish.layers.masked import MASK_ARGUMENTS, MaskedLayer, SparseLayer, current_call
 from keras_selfish.masks import check_seed
+from keras_selfish.typing import BlockShape, Config, Distribution, OpenShape, Pattern, Tensor, TensorLike
+
+if TYPE_CHECKING:
+    from keras_selfish.recurrence.cells import RecurrentWeights
 
 ARGUMENTS = (*MASK_ARGUMENTS, "weight_drop")
 
@@ -30,28 +38,28 @@ class SparseCell(MaskedLayer):
     """
 
     further_arguments = ARGUMENTS
-    gates = ()
-    recurrence_class = recurrence.SimpleRNN
-    dropped_names = ("recurrent_kernel",)
+    gates: tuple[str, ...] = ()
+    recurrence_class: type[recurrence.Cell] = recurrence.SimpleRNN
+    dropped_names: Sequence[str] = ("recurrent_kernel",)
 
     def __init__(
         self,
-        units,
-        *args,
-        sparsity=None,
-        distribution="uniform",
-        block_shape=(1, 1),
-        n_of_m=None,
-        mask_seed=None,
-        weight_drop=0.0,
-        **kwargs,
-    ):
+        units: int,
+        *args: Any,
+        sparsity: float | None = None,
+        distribution: Distribution = "uniform",
+        block_shape: BlockShape = (1, 1),
+        n_of_m: Pattern | None = None,
+        mask_seed: int | None = None,
+        weight_drop: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(units, *args, **kwargs)
         self._init_masks(sparsity, distribution, block_shape, mask_seed, n_of_m)
         self.weight_drop = check_rate(weight_drop, "weight_drop")
 
     @property
-    def recurrence(self):
+    def recurrence(self) -> recurrence.Cell:
         """The cell as `recurrence.run` takes it."""
         return self.recurrence_class(
             activation=own_function(self.activation, keras.activations.tanh),
@@ -61,24 +69,26 @@ class SparseCell(MaskedLayer):
             **self.recurrence_options(),
         )
 
-    def recurrence_options(self):
+    def recurrence_options(self) -> dict[str, Any]:
         """Further arguments of `recurrence_class`."""
         return {}
 
-    def recurrent_weights(self):
+    def recurrent_weights(self) -> RecurrentWeights:
         """The recurrent kernels, the bias of the inputs, and those of the products; see `recurrence.run`."""
         bias = ops.cast(self.bias, self.compute_dtype) if self.use_bias else None
         return [self.recurrent_kernel], bias, None
 
     @property
-    def masked_names(self):
+    def masked_names(self) -> dict[str, tuple[str, ...]]:
         return {"kernel": self.gates, "recurrent_kernel": self.gates}
 
-    def masked_shapes(self, input_shape):
+    def masked_shapes(self, input_shape: OpenShape) -> dict[str, OpenShape]:
         width = max(len(self.gates), 1) * self.units
         return {"kernel": (input_shape[-1], width), "recurrent_kernel": (self.units, width)}
 
-    def call(self, inputs, states, training=False):
+    def call(
+        self, inputs: TensorLike, states: Sequence[Tensor], training: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
         # A sparse layer has masked the kernels before its loop; in a plain `keras.layers.RNN` there is no
         # place but the time step itself.
         if self._effective:
@@ -93,7 +103,7 @@ class SparseCell(MaskedLayer):
             return super().call(inputs, states, training=training)
 
     @contextlib.contextmanager
-    def effective_weights(self, training=False):
+    def effective_weights(self, training: bool = False) -> Iterator[None]:
         """As in `MaskedLayer`; in training some connections are dropped."""
         with super().effective_weights():
             dropped = self.dropped_names if training and self.weight_drop else ()
@@ -109,7 +119,7 @@ class SparseCell(MaskedLayer):
         weight = ops.cast(ops.convert_to_tensor(weight), self.compute_dtype)
         return drop_connections(weight, self.weight_drop, self.seed_generator)
 
-    def weight_to_use(self, name, variable):
+    def weight_to_use(self, name: str, variable: keras.Variable) -> Tensor:
         # `Bidirectional` may hand the kernels of its layers to cuDNN without calling the layers.
         unseen = name in self.dropped_names and name not in self._effective
         if unseen and self.weight_drop and getattr(current_call(), "training", False):
@@ -121,23 +131,23 @@ class RunsSparseCell(SparseLayer):
     """Mixin for a recurrent layer whose masks are those of the cell that it runs."""
 
     @property
-    def sparsity(self):
+    def sparsity(self) -> float:
         return self.cell.sparsity
 
     @property
-    def distribution(self):
+    def distribution(self) -> Distribution:
         return self.cell.distribution
 
     @property
-    def block_shape(self):
+    def block_shape(self) -> tuple[int, int]:
         return self.cell.block_shape
 
     @property
-    def weight_drop(self):
+    def weight_drop(self) -> float:
         return self.cell.weight_drop
 
     @property
-    def n_of_m(self):
+    def n_of_m(self) -> tuple[int, int] | None:
         return self.cell.n_of_m
 
     def _whole_sequence_applies(self, mask, training):
@@ -183,22 +193,21 @@ class SparseRecurrent(RunsSparseCell):
     """
 
     further_arguments = ARGUMENTS
-    keras_layer = None
-    cell_class = None
-    cell_name = None
+    cell_class: type[SparseCell]
+    cell_name: str
 
     def __init__(
         self,
-        units,
-        *args,
-        sparsity=None,
-        distribution="uniform",
-        block_shape=(1, 1),
-        n_of_m=None,
-        mask_seed=None,
-        weight_drop=0.0,
-        **kwargs,
-    ):
+        units: int,
+        *args: Any,
+        sparsity: float | None = None,
+        distribution: Distribution = "uniform",
+        block_shape: BlockShape = (1, 1),
+        n_of_m: Pattern | None = None,
+        mask_seed: int | None = None,
+        weight_drop: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         mask_seed = None if mask_seed is None else check_seed(mask_seed, "mask_seed")
         arguments = _arguments(self.keras_layer, units, *args, **kwargs)
         cell_names = set(inspect.signature(_keras_base(self.cell_class).__init__).parameters)
@@ -234,7 +243,13 @@ class SparseRecurrent(RunsSparseCell):
         if use_cudnn and BACKEND == "tensorflow":
             self.supports_jit = False
 
-    def inner_loop(self, sequences, initial_state, mask, training=False):
+    def inner_loop(
+        self,
+        sequences: TensorLike,
+        initial_state: Sequence[Tensor],
+        mask: TensorLike | None,
+        training: bool = False,
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
         # Keras casts neither integers and booleans, nor what `TimeDistributed` hands on in its own dtype.
         sequences, *initial_state = (
             ops.cast(tensor, self.compute_dtype) for tensor in (sequences, *initial_state)
@@ -295,7 +310,7 @@ class SparseRecurrent(RunsSparseCell):
             and self.compute_dtype in ("float32", "float64")
         )
 
-    def get_config(self):
+    def get_config(self) -> Config:
         config = super().get_config()
         config["seed"] = self.cell.seed  # which Keras 3.15 forgets in its SimpleRNN
         if hasattr(self, "use_cudnn"):

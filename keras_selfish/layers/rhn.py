@@ -1,11 +1,20 @@
 """Sparse recurrent highway network."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Unpack
+
 import keras
 from keras import ops
 
 from keras_selfish import recurrence
 from keras_selfish.layers.masked import MaskedAttribute
 from keras_selfish.layers.sparse_hoisted import SparseHoistedCell, SparseHoistedRNN
+from keras_selfish.typing import Config, Shape, Tensor
+
+if TYPE_CHECKING:
+    from keras_selfish.layers.options import HighwayCellOptions, HighwayOptions
+    from keras_selfish.recurrence.cells import RecurrentWeights
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
@@ -22,7 +31,15 @@ class SparseRHNCell(SparseHoistedCell):
     recurrence_class = recurrence.RHN
     kernel = MaskedAttribute()
 
-    def __init__(self, units, depth=10, *, coupled=True, transform_bias=-2.0, **kwargs):
+    def __init__(
+        self,
+        units: int,
+        depth: int = 10,
+        *,
+        coupled: bool = True,
+        transform_bias: float | None = -2.0,
+        **kwargs: Unpack[HighwayCellOptions],
+    ) -> None:
         if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
             raise ValueError(f"`depth` must be a positive integer. Received: depth={depth!r}")
         super().__init__(units, **kwargs)
@@ -31,21 +48,21 @@ class SparseRHNCell(SparseHoistedCell):
         self.transform_bias = None if transform_bias is None else float(transform_bias)
 
     @property
-    def gates(self):
+    def gates(self) -> tuple[str, ...]:
         return ("h", "t") if self.coupled else ("h", "t", "c")
 
-    def recurrence_options(self):
+    def recurrence_options(self) -> dict[str, Any]:
         return {"depth": self.depth, "coupled": self.coupled}
 
     @property
-    def recurrent_names(self):
+    def recurrent_names(self) -> list[str]:
         return [f"recurrent_kernel_{index}" for index in range(self.depth)]
 
     @property
-    def bias_shape(self):
+    def bias_shape(self) -> tuple[int, ...]:
         return (self.depth, len(self.gates) * self.units)
 
-    def initial_bias(self, shape, dtype=None):
+    def initial_bias(self, shape: Shape, dtype: str | None = None) -> Tensor:
         bias = self.bias_initializer(shape, dtype=dtype)
         if self.transform_bias is None:
             return bias
@@ -53,7 +70,7 @@ class SparseRHNCell(SparseHoistedCell):
         transform = ops.full((self.depth, self.units), self.transform_bias, dtype=dtype)
         return ops.concatenate([before, transform, after], axis=1)
 
-    def recurrent_weights(self):
+    def recurrent_weights(self) -> RecurrentWeights:
         kernels, bias, _ = super().recurrent_weights()
         if bias is None:
             return kernels, None, None
@@ -61,7 +78,7 @@ class SparseRHNCell(SparseHoistedCell):
         count = len(self.gates)
         return kernels, first, [[None] * count, *(ops.split(row, count) for row in others)]
 
-    def get_config(self):
+    def get_config(self) -> Config:
         config = {"depth": self.depth, "coupled": self.coupled, "transform_bias": self.transform_bias}
         return {**super().get_config(), **config}
 
@@ -129,3 +146,7 @@ class SparseRHN(SparseHoistedRNN):
 
     cell_class = SparseRHNCell
     cell_name = "rhn_cell"
+
+    if TYPE_CHECKING:
+
+        def __init__(self, units: int, depth: int = 10, **kwargs: Unpack[HighwayOptions]) -> None: ...

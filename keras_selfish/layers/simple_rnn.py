@@ -1,9 +1,16 @@
 """Sparse fully connected recurrent network."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Unpack
+
 import keras
 
 from keras_selfish.layers.masked import MaskedAttribute
 from keras_selfish.layers.recurrent import SparseCell, SparseRecurrent
+
+if TYPE_CHECKING:
+    from keras_selfish.layers.options import SimpleRNNCellOptions, SimpleRNNOptions
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
@@ -17,6 +24,10 @@ class SparseSimpleRNNCell(SparseCell, keras.layers.SimpleRNNCell):
     keras_layer = keras.layers.SimpleRNNCell
     kernel = MaskedAttribute()
     recurrent_kernel = MaskedAttribute()
+
+    if TYPE_CHECKING:
+
+        def __init__(self, units: int, *args: Any, **kwargs: Unpack[SimpleRNNCellOptions]) -> None: ...
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
@@ -36,3 +47,7 @@ class SparseSimpleRNN(SparseRecurrent, keras.layers.SimpleRNN):
     keras_layer = keras.layers.SimpleRNN
     cell_class = SparseSimpleRNNCell
     cell_name = "simple_rnn_cell"
+
+    if TYPE_CHECKING:
+
+        def __init__(self, units: int, *args: Any, **kwargs: Unpack[SimpleRNNOptions]) -> None: ...

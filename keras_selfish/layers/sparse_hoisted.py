@@ -1,6 +1,10 @@
 """What sparse recurrent layers share that have no Keras parent."""
 
+from __future__ import annotations
+
 import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
 
 import keras
 from keras import ops
@@ -10,6 +14,10 @@ from keras_selfish.layers.masked import StaysItself, masked
 from keras_selfish.layers.recurrent import RunsSparseCell, SparseCell, seed_of_cell
 from keras_selfish.masks import check_seed
 from keras_selfish.recurrence.cells import split_last, wide_dtype
+from keras_selfish.typing import Activation, Config, OpenShape, Shape, Tensor, TensorLike
+
+if TYPE_CHECKING:
+    from keras_selfish.recurrence.cells import RecurrentWeights
 
 LAYER_ARGUMENTS = (
     "return_sequences",
@@ -32,7 +40,7 @@ class _OwnCell(HoistedCell, keras.layers.SimpleRNNCell):
     for cells of Keras's own only; it computes nothing of what that cell does.
     """
 
-    def build(self, input_shape):
+    def build(self, input_shape: OpenShape) -> None:
         for index, (name, shape) in enumerate(self.masked_shapes(input_shape).items()):
             role = "recurrent" if index else "kernel"
             weight = self.add_weight(
@@ -54,10 +62,10 @@ class _OwnCell(HoistedCell, keras.layers.SimpleRNNCell):
             )
         self.built = True
 
-    def initial_bias(self, shape, dtype=None):
+    def initial_bias(self, shape: Shape, dtype: str | None = None) -> Tensor:
         return self.bias_initializer(shape, dtype=dtype)
 
-    def get_initial_state(self, batch_size=None):
+    def get_initial_state(self, batch_size: int | None = None) -> list[Tensor]:
         sizes = self.state_size if isinstance(self.state_size, list) else [self.state_size]
         return [ops.zeros((batch_size, size), dtype=self.compute_dtype) for size in sizes]
 
@@ -70,19 +78,21 @@ class SparseHoistedCell(StaysItself, SparseCell, _OwnCell):
     `kernel`, for each product a recurrent kernel, and one bias, which is added to the projected inputs.
     """
 
-    def __init__(self, units, *args, recurrent_activation="sigmoid", **kwargs):
+    def __init__(
+        self, units: int, *args: Any, recurrent_activation: Activation = "sigmoid", **kwargs: Any
+    ) -> None:
         # States stand in float32 in half precision, which Keras would cast at every step.
         super().__init__(units, *args, autocast=False, **kwargs)
         self.recurrent_activation = keras.activations.get(recurrent_activation)
 
     @property
-    def recurrent_names(self):
+    def recurrent_names(self) -> list[str]:
         """The name of the recurrent kernel of each product."""
         count = len(self.recurrence.widths(self.units))
         return ["recurrent_kernel"] if count == 1 else [f"recurrent_kernel_{i}" for i in range(count)]
 
     @property
-    def masked_names(self):
+    def masked_names(self) -> dict[str, tuple[str, ...]]:
         places, widths = self.recurrence.input_gates(), self.recurrence.widths(self.units)
         names = {"kernel": self.gates}
         for index, name in enumerate(self.recurrent_names):
@@ -94,23 +104,23 @@ class SparseHoistedCell(StaysItself, SparseCell, _OwnCell):
         return names
 
     @property
-    def dropped_names(self):
+    def dropped_names(self) -> list[str]:
         return self.recurrent_names
 
-    def masked_shapes(self, input_shape):
+    def masked_shapes(self, input_shape: OpenShape) -> dict[str, OpenShape]:
         products = zip(self.recurrent_names, self.recurrence.widths(self.units), strict=True)
         kernel = (input_shape[-1], sum(self.recurrence.input_widths(self.units)))
         return {"kernel": kernel, **{name: (self.units, sum(widths)) for name, widths in products}}
 
     @property
-    def bias_shape(self):
+    def bias_shape(self) -> tuple[int, ...]:
         return (sum(self.recurrence.input_widths(self.units)),)
 
-    def recurrent_weights(self):
+    def recurrent_weights(self) -> RecurrentWeights:
         kernels = [self.in_use(name) for name in self.recurrent_names]
         return kernels, self.in_use("bias") if self.use_bias else None, None
 
-    def drop_inputs(self, inputs, training=False):
+    def drop_inputs(self, inputs: TensorLike, training: bool = False) -> Tensor:
         """The inputs `(batch, ..., features)`, in training with dropout, the same at all time steps."""
         if not (training and self.dropout):
             return inputs
@@ -118,14 +128,18 @@ class SparseHoistedCell(StaysItself, SparseCell, _OwnCell):
         mask = self.get_dropout_mask(inputs[:, 0] if is_sequence else inputs)
         return inputs * (ops.expand_dims(mask, 1) if is_sequence else mask)
 
-    def project_inputs(self, inputs, training=False):
+    def project_inputs(self, inputs: TensorLike, training: bool = False) -> Tensor:
         return ops.matmul(self.drop_inputs(inputs, training), self.in_use("kernel"))
 
-    def step(self, projected, states, training=False):
+    def step(
+        self, projected: TensorLike, states: Sequence[Tensor], training: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
         states, _ = self.computed(projected, states, training)
         return ops.cast(states[0], self.compute_dtype), states
 
-    def computed(self, projected, states, training=False):
+    def computed(
+        self, projected: TensorLike, states: Sequence[Tensor], training: bool = False
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """A time step where the loop is not ours: the states, and what the recurrence keeps of it."""
         cell, dtype = self.recurrence, wide_dtype(self.compute_dtype)
         kernels, bias, biases = self.recurrent_weights()
@@ -144,13 +158,13 @@ class SparseHoistedCell(StaysItself, SparseCell, _OwnCell):
         x = split_last(plus(projected, bias), cell.input_widths(self.units))
         return cell.step(x, list(states), product)
 
-    def recurrent_dropout_mask(self, state, training=False):
+    def recurrent_dropout_mask(self, state: TensorLike, training: bool = False) -> Tensor | None:
         """What multiplies all that the recurrent kernels see: drawn once per sequence; or None."""
         if not (training and self.recurrent_dropout):
             return None
         return self.get_recurrent_dropout_mask(ops.cast(state[:, : self.units], self.compute_dtype))
 
-    def in_use(self, name):
+    def in_use(self, name: str) -> Tensor:
         """A weight as a tensor: a masked kernel in the compute dtype, the bias in at least float32."""
         if name in self._effective:
             return self._effective[name]
@@ -160,14 +174,14 @@ class SparseHoistedCell(StaysItself, SparseCell, _OwnCell):
         return ops.cast(getattr(self, name), dtype)
 
     @contextlib.contextmanager
-    def effective_weights(self, training=False):
+    def effective_weights(self, training: bool = False) -> Iterator[None]:
         """Within the block all weights are masked and cast once, not at each use."""
         with super().effective_weights(training=training):
             names = [*self.masked_names, *(["bias"] if self.use_bias else [])]
             with self._computed_weights({name: self.in_use(name) for name in names}):
                 yield
 
-    def get_config(self):
+    def get_config(self) -> Config:
         activation = keras.activations.serialize(self.recurrent_activation)
         return {**super().get_config(), "recurrent_activation": activation}
 
@@ -178,10 +192,10 @@ class SparseHoistedRNN(StaysItself, RunsSparseCell, HoistedRNN):
     Arguments of `keras.layers.RNN` are the layer's, all others the cell's.
     """
 
-    cell_class = None
-    cell_name = None
+    cell_class: type[SparseHoistedCell]
+    cell_name: str
 
-    def __init__(self, units, *args, mask_seed=None, **kwargs):
+    def __init__(self, units: int, *args: Any, mask_seed: int | None = None, **kwargs: Any) -> None:
         mask_seed = None if mask_seed is None else check_seed(mask_seed, "mask_seed")
         layer_arguments = {name: kwargs.pop(name) for name in LAYER_ARGUMENTS if name in kwargs}
         cell = self.cell_class(
@@ -197,7 +211,13 @@ class SparseHoistedRNN(StaysItself, RunsSparseCell, HoistedRNN):
         self.mask_seed = mask_seed
         self.input_spec = keras.layers.InputSpec(ndim=3)
 
-    def inner_loop(self, sequences, initial_state, mask, training=False):
+    def inner_loop(
+        self,
+        sequences: TensorLike,
+        initial_state: Sequence[Tensor],
+        mask: TensorLike | None,
+        training: bool = False,
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
         # In half precision a state would lose small changes.
         initial_state = [ops.cast(state, wide_dtype(self.compute_dtype)) for state in initial_state]
         # Masked here, once per call: inside the loop it would be done at every time step.
@@ -211,16 +231,16 @@ class SparseHoistedRNN(StaysItself, RunsSparseCell, HoistedRNN):
             return self._run(sequences, initial_state, kernel, weights, mask, dropout)
 
     @property
-    def units(self):
+    def units(self) -> int:
         return self.cell.units
 
-    def get_config(self):
+    def get_config(self) -> Config:
         layer_config = HoistedRNN.get_config(self)
         layer_config.pop("cell")
         return {**self.cell.get_config(), **layer_config, "mask_seed": self.mask_seed}
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: Config, custom_objects: Mapping[str, Any] | None = None) -> Self:
         return cls(**config)
 
 

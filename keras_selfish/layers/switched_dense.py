@@ -1,5 +1,9 @@
 """Fully connected layer whose connections, or whole units, are switched on and off."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, Unpack
+
 import keras
 import numpy as np
 from keras import ops
@@ -8,6 +12,10 @@ from keras_selfish.layers.dense import HALF_PRECISION, add_bias
 from keras_selfish.layers.plain import PlainForm
 from keras_selfish.masks import MaskedWeight
 from keras_selfish.packing import pack_masked, unpack_masked
+from keras_selfish.typing import OpenShape, Tensor, TensorLike
+
+if TYPE_CHECKING:
+    from keras_selfish.layers.options import DenseOptions
 
 GRANULARITIES = ("connection", "neuron")
 KERNEL_KEYS = ("0", "kernel_mask")  # of Keras's layer and of this one
@@ -54,7 +62,14 @@ class SwitchedDense(PlainForm, keras.layers.Dense):
     keras_layer = keras.layers.Dense
     further_arguments = ("granularity", "frozen")
 
-    def __init__(self, units, *args, granularity="connection", frozen=False, **kwargs):
+    def __init__(
+        self,
+        units: int,
+        *args: Any,
+        granularity: Literal["connection", "neuron"] = "connection",
+        frozen: bool = False,
+        **kwargs: Unpack[DenseOptions],
+    ) -> None:
         if granularity not in GRANULARITIES:
             raise ValueError(
                 f"`granularity` must be one of {', '.join(GRANULARITIES)}. "
@@ -75,9 +90,9 @@ class SwitchedDense(PlainForm, keras.layers.Dense):
         self.granularity = granularity
         self.frozen = bool(frozen)
 
-    def build(self, input_shape):
+    def build(self, input_shape: OpenShape) -> None:
         super().build(input_shape)
-        shape = (input_shape[-1], self.units)
+        shape: tuple[Any, int] = (input_shape[-1], self.units)
         # All replicas decide the same, so that the first one's decision is everyone's.
         state = {"trainable": False, "autocast": False, "aggregation": "only_first_replica"}
         self.mask = self.add_weight(
@@ -98,16 +113,16 @@ class SwitchedDense(PlainForm, keras.layers.Dense):
         kernel.masked_weight = self.masked_weight
 
     @property
-    def switching(self):
+    def switching(self) -> Any:
         """What decides about the switches (see `keras_selfish.switcher.switching`); None in a layer alone."""
         # Not an attribute that Keras sees: the switcher would become a part of each layer that it switches.
         return self.__dict__.get("_switched_by")
 
     @switching.setter
-    def switching(self, switching):
+    def switching(self, switching: Any) -> Any:
         self.__dict__["_switched_by"] = switching
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: TensorLike, training: bool | None = None) -> Tensor:
         if self.granularity == "neuron":
             return self._call_switching_units(inputs, training)
         kernel = ops.cast(self._switched_kernel(training), self.compute_dtype)
@@ -147,7 +162,7 @@ class SwitchedDense(PlainForm, keras.layers.Dense):
         half = keras.backend.standardize_dtype(self.compute_dtype) in HALF_PRECISION
         return add_bias(outputs, bias) if half else ops.add(outputs, bias)
 
-    def set_switches(self, mask, scale=None):
+    def set_switches(self, mask: TensorLike, scale: TensorLike | None = None) -> None:
         """Switches connections or units by hand.
 
         Args:
@@ -172,12 +187,12 @@ class SwitchedDense(PlainForm, keras.layers.Dense):
                 )
             self.scale.assign(scale)
 
-    def freeze(self):
+    def freeze(self) -> None:
         """Fixes the switches as they are and sets the kernel to zero where a connection is off."""
         self.frozen = True
         self.masked_weight.project()
 
-    def plain_weights(self):
+    def plain_weights(self) -> list[np.ndarray]:
         """Kernel and bias of a `keras.layers.Dense` that computes the same where units are on.
 
         Returns:
@@ -191,19 +206,19 @@ class SwitchedDense(PlainForm, keras.layers.Dense):
             weights = [(weight * factor).astype(weight.dtype) for weight in weights]
         return weights
 
-    def enable_lora(self, rank, *args, **kwargs):
+    def enable_lora(self, rank: int, *args: Any, **kwargs: Any) -> None:
         raise ValueError(
             "A low-rank product has no zeros and cannot be added to switched weights. "
             f"Received: rank={rank!r}; strip the model first"
         )
 
-    def quantize(self, *args, **kwargs):
+    def quantize(self, *args: Any, **kwargs: Any) -> None:
         raise ValueError("Switched weights cannot be quantized; strip the model first")
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: Any) -> None:
         if not self.built:
             return
-        variables = {}
+        variables: dict[str, Any] = {}
         super().save_own_variables(variables)
         variables["kernel_mask"] = self.mask
         if self.scale is not None:
@@ -211,7 +226,7 @@ class SwitchedDense(PlainForm, keras.layers.Dense):
         arrays = {key: ops.convert_to_numpy(variable) for key, variable in variables.items()}
         pack_masked(store, arrays, [KERNEL_KEYS])
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         if not self.built:
             super().load_own_variables(store)  # which says so
             return

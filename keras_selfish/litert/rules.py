@@ -5,16 +5,19 @@ and known values as NumPy arrays. Keras 3.15 names the settings of its operation
 rule compares what it writes with Keras.
 """
 
+from __future__ import annotations
+
 import functools
 import math
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_selfish.litert.graph import Tensor
 
-OPERATIONS = {}
-LAYERS = {}
+OPERATIONS: dict[str, Any] = {}
+LAYERS: dict[Any, Any] = {}
 
 
 def _rule(*names):

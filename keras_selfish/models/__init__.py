@@ -1,6 +1,19 @@
 """Ready-made models and the settings they were published with."""
 
+from typing import TYPE_CHECKING
+
 from keras_selfish._lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    # What editors and type checkers read of the names that load lazily.
+    from keras_selfish.models.architecture import Architecture
+    from keras_selfish.models.cross_entropy import TokenCrossEntropy
+    from keras_selfish.models.image_classifiers import NETWORKS, image_classifier
+    from keras_selfish.models.language_models import LanguageModel, language_model
+    from keras_selfish.models.memory import check_memory, training_bytes
+    from keras_selfish.models.perplexity import Perplexity
+    from keras_selfish.models.presets import PRESETS, preset
+    from keras_selfish.models.sizes import small_dense
 
 __all__ = [
     "NETWORKS",
@@ -17,20 +30,21 @@ __all__ = [
     "training_bytes",
 ]
 
-__getattr__ = lazy_attributes(
-    __name__,
-    {
-        "Architecture": "architecture",
-        "LanguageModel": "language_models",
-        "NETWORKS": "image_classifiers",
-        "PRESETS": "presets",
-        "Perplexity": "perplexity",
-        "TokenCrossEntropy": "cross_entropy",
-        "check_memory": "memory",
-        "image_classifier": "image_classifiers",
-        "language_model": "language_models",
-        "preset": "presets",
-        "small_dense": "sizes",
-        "training_bytes": "memory",
-    },
-)
+if not TYPE_CHECKING:  # to a type checker any name would be one of them
+    __getattr__ = lazy_attributes(
+        __name__,
+        {
+            "Architecture": "architecture",
+            "LanguageModel": "language_models",
+            "NETWORKS": "image_classifiers",
+            "PRESETS": "presets",
+            "Perplexity": "perplexity",
+            "TokenCrossEntropy": "cross_entropy",
+            "check_memory": "memory",
+            "image_classifier": "image_classifiers",
+            "language_model": "language_models",
+            "preset": "presets",
+            "small_dense": "sizes",
+            "training_bytes": "memory",
+        },
+    )

@@ -1,8 +1,13 @@
 """What a language model is made of, as data."""
 
+from __future__ import annotations
+
 import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from keras_selfish import masks
+from keras_selfish.typing import BlockShape, Config, Distribution, Pattern
 
 CELLS = ("lstm", "rhn", "on_lstm")
 KERNEL_LIMITS = ("units", "inputs")
@@ -64,31 +69,31 @@ class Architecture:
     """
 
     vocabulary_size: int
-    units: int | tuple = 256
-    layers: int = None
-    embedding_units: int = None
+    units: int | Sequence[int] = 256
+    layers: int | None = None
+    embedding_units: int | None = None
     dropout: float = 0.25
-    input_dropout: float = None
-    hidden_dropout: float = None
-    output_dropout: float = None
+    input_dropout: float | None = None
+    hidden_dropout: float | None = None
+    output_dropout: float | None = None
     locked: bool = False
     embedding_dropout: float = 0.0
     ar: float = 0.0
     ar_before_dropout: bool = False
     tar: float = 0.0
     sparsity: float = 0.67
-    distribution: str = "uniform"
-    block_shape: tuple = (1, 1)
-    n_of_m: tuple = None
+    distribution: Distribution = "uniform"
+    block_shape: BlockShape = (1, 1)
+    n_of_m: Pattern | None = None
     tied: bool = False
     decoder_bias: bool = True
-    bias_vectors: int = 1
-    kernel_limit: str = "units"
-    cell: str = "lstm"
-    cell_options: dict = None
+    bias_vectors: Literal[1, 2] = 1
+    kernel_limit: Literal["units", "inputs"] = "units"
+    cell: Literal["lstm", "rhn", "on_lstm"] = "lstm"
+    cell_options: Mapping[str, Any] | None = None
     experts: int = 1
     latent_dropout: float = 0.0
-    reference_length: int = None
+    reference_length: int | None = None
 
     def __post_init__(self):
         self._set("block_shape", masks.check_block_shape(self.block_shape))
@@ -179,25 +184,25 @@ class Architecture:
         self._set("sparsity", 1.0 - n / m)
 
     @property
-    def layer_units(self):
+    def layer_units(self) -> tuple[int, ...]:
         """Units of each recurrent layer, a tuple."""
-        if isinstance(self.units, tuple):
-            return self.units
+        if not isinstance(self.units, int):
+            return tuple(self.units)
         return (self.units,) * (2 if self.layers is None else self.layers)
 
     @property
-    def token_units(self):
+    def token_units(self) -> int:
         """Features of a token."""
         return self.embedding_units or self.layer_units[-1]
 
-    def dropout_rates(self):
+    def dropout_rates(self) -> list[float]:
         """The rates after the embedding, after each recurrent layer but the last, and after the last."""
         rates = {place: getattr(self, f"{place}_dropout") for place in PLACES}
         rates = {place: self.dropout if rate is None else rate for place, rate in rates.items()}
         hidden = [rates["hidden"]] * (len(self.layer_units) - 1)
         return [rates["input"], *hidden, rates["output"]]
 
-    def get_config(self):
+    def get_config(self) -> Config:
         """The settings as a dict of JSON values."""
         config = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}

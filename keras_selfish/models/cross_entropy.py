@@ -1,9 +1,12 @@
 """The cross-entropy of tokens."""
 
+from __future__ import annotations
+
 import keras
 from keras import ops
 
 from keras_selfish.backend import of_backend
+from keras_selfish.typing import Tensor, TensorLike
 
 
 @of_backend
@@ -35,8 +38,13 @@ class TokenCrossEntropy(keras.losses.Loss):
     2.3026
     """
 
-    def __init__(self, reduction="sum_over_batch_size", name="token_cross_entropy", dtype=None):
+    def __init__(
+        self,
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "token_cross_entropy",
+        dtype: str | keras.DTypePolicy | None = None,
+    ) -> None:
         super().__init__(name=name, reduction=reduction, dtype=dtype)
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: TensorLike, y_pred: TensorLike) -> Tensor:
         return cross_entropy(ops.cast(y_true, "int32"), y_pred)

@@ -1,6 +1,10 @@
 """The networks of the published experiments on images, with dense layers of any kind."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import keras
 
@@ -18,14 +22,14 @@ MOBILENET = (
 
 
 def image_classifier(
-    network,
-    input_shape,
-    classes,
-    dense=keras.layers.Dense,
-    output_dense=None,
-    width=1.0,
-    name=None,
-):
+    network: Literal["lenet_300_100", "lenet_5", "vgg_16", "resnet_18", "resnet_34", "mobilenet"],
+    input_shape: Sequence[int],
+    classes: int,
+    dense: Callable[..., keras.Layer] = keras.layers.Dense,
+    output_dense: Callable[..., keras.Layer] | None = None,
+    width: float = 1.0,
+    name: str | None = None,
+) -> keras.Model:
     """A network for small images, whose fully connected layers are made by a function of your choice.
 
     The forms are those for MNIST and CIFAR: LeNet-300-100 and LeNet-5 with 20 and 50 filters (LeCun et al.

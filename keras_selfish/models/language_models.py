@@ -1,5 +1,10 @@
 """Recurrent language models whose every weight matrix is sparse."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self, Unpack
+
 import keras
 import numpy as np
 from keras import ops
@@ -23,7 +28,11 @@ from keras_selfish.models.biases import BiasVectors, LogitsBias
 from keras_selfish.models.memory import check_memory
 from keras_selfish.optimizers import SNTASGD
 from keras_selfish.optimizers.state import innermost
+from keras_selfish.typing import Config, Tensor, TensorLike
 from keras_selfish.workers import prepare_for_fit
+
+if TYPE_CHECKING:
+    from keras_selfish.models.options import ArchitectureOptions, LanguageModelOptions
 
 # The recurrent layers by name, and what they are given to begin as published.
 CELLS = {
@@ -66,13 +75,21 @@ class LanguageModel(keras.Model):
     """
 
     def __init__(
-        self, vocabulary_size, units=256, *, batch_size=20, seed=0, dtype=None, name=None, **architecture
-    ):
+        self,
+        vocabulary_size: int,
+        units: int | Sequence[int] = 256,
+        *,
+        batch_size: int = 20,
+        seed: int = 0,
+        dtype: str | keras.DTypePolicy | None = None,
+        name: str | None = None,
+        **architecture: Unpack[ArchitectureOptions],
+    ) -> None:
         prepare_for_fit()
-        architecture = Architecture(vocabulary_size, units, **architecture)
+        settings = Architecture(vocabulary_size, units, **architecture)
         if keras.distribution.distribution() is None:  # else machines may share the weights
-            check_memory(architecture, batch_size, held=("weights", "masks", "states"))
-        parts = _Parts(architecture, seed, dtype)
+            check_memory(settings, batch_size, held=("weights", "masks", "states"))
+        parts = _Parts(settings, seed, dtype)
         tokens = keras.Input((None,), dtype="int32", name="tokens")
         # Not boolean: Keras 3.15 adds up the first batch over replicas to learn its shape.
         first = keras.Input((), dtype="int32", name="first")
@@ -81,26 +98,33 @@ class LanguageModel(keras.Model):
             carried = CarriedState(layer, batch_size, name=f"{layer.name}_carried", dtype=dtype)
             features = carried(features, first)
             if layer is parts.recurrent[-1]:
-                features = parts.penalize(features, tar=architecture.tar)
-                if architecture.ar_before_dropout:
-                    features = parts.penalize(features, ar=architecture.ar)
+                features = parts.penalize(features, tar=settings.tar)
+                if settings.ar_before_dropout:
+                    features = parts.penalize(features, ar=settings.ar)
             features = after(features)
-        if not architecture.ar_before_dropout:
-            features = parts.penalize(features, ar=architecture.ar)
+        if not settings.ar_before_dropout:
+            features = parts.penalize(features, ar=settings.ar)
         super().__init__({"tokens": tokens, "first": first}, parts.decode(features), name=name)
-        self.architecture = architecture
+        self.architecture = settings
         self.batch_size = batch_size
         self.seed = seed
         self._policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
         self.embedding, self.recurrent, self.dropouts = parts.embedding, parts.recurrent, parts.dropouts
         self.decoder, self.decoder_bias = parts.decoder, parts.decoder_bias
-        if architecture.bias_vectors == 2:
+        if settings.bias_vectors == 2:
             for layer in self.recurrent:
-                layer.cell.bias.summands = 2.0 if architecture.cell != "rhn" else _first_of(layer.cell.depth)
-        if architecture.sparsity and architecture.distribution != "uniform":
-            masks.distribute(self, architecture.sparsity, architecture.distribution, seed)
+                layer.cell.bias.summands = 2.0 if settings.cell != "rhn" else _first_of(layer.cell.depth)
+        if settings.sparsity and settings.distribution != "uniform":
+            masks.distribute(self, settings.sparsity, settings.distribution, seed)
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    def compute_loss(
+        self,
+        x: Mapping[str, TensorLike] | None = None,
+        y: TensorLike | None = None,
+        y_pred: TensorLike | None = None,
+        sample_weight: TensorLike | None = None,
+        training: bool = True,
+    ) -> Tensor:
         """As in `keras.Model`; tells the optimizer by how much to scale the step (see `Architecture`)."""
         two = self.architecture.bias_vectors == 2
         if training and two and not isinstance(innermost(self.optimizer), SNTASGD):
@@ -118,7 +142,7 @@ class LanguageModel(keras.Model):
             optimizer.scale_step(ops.shape(y)[1] / self.architecture.reference_length)
         return super().compute_loss(x, y, y_pred, sample_weight, training)
 
-    def get_metrics_result(self):
+    def get_metrics_result(self) -> dict[str, Tensor]:
         """As in `keras.Model`; the loss is that of the mean token.
 
         Keras averages the loss over windows, and a short last window would count as much as a full one.
@@ -129,7 +153,7 @@ class LanguageModel(keras.Model):
             results["loss"] = ops.log(results["perplexity"])
         return results
 
-    def stepwise(self):
+    def stepwise(self) -> keras.Model:
         """The same layers as a Functional model with explicit states, for generation and serving.
 
         Returns:
@@ -151,7 +175,7 @@ class LanguageModel(keras.Model):
         logits = _decode(features, self.embedding, self.decoder, self.decoder_bias)
         return keras.Model([tokens, *states], [logits, *finals], name=f"{self.name}_stepwise")
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {
             **self.architecture.get_config(),
             "batch_size": self.batch_size,
@@ -161,7 +185,7 @@ class LanguageModel(keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: Config, custom_objects: Mapping[str, Any] | None = None) -> Self:
         # Files from before there was a choice hold tied models without a bias.
         tied = config.get("tied", False) and config.get("experts", 1) == 1
         return cls(**{"decoder_bias": not tied, **config})
@@ -302,7 +326,9 @@ def _first_of(depth):
     return np.array([[2.0]] + [[1.0]] * (depth - 1), "float32")
 
 
-def language_model(preset=None, vocabulary_size=None, **overrides):
+def language_model(
+    preset: str | None = None, vocabulary_size: int | None = None, **overrides: Unpack[LanguageModelOptions]
+) -> LanguageModel:
     """A `LanguageModel` with the settings of a preset, any of which can be overridden.
 
     Args:
@@ -324,7 +350,9 @@ def language_model(preset=None, vocabulary_size=None, **overrides):
     >>> model.architecture.units, model.architecture.sparsity
     (32, 0.67)
     """
-    settings = presets.preset(preset) if preset is not None else {"model": {}, "training": {}}
+    settings: dict[str, dict[str, Any]] = {"model": {}, "training": {}}
+    if preset is not None:
+        settings = presets.preset(preset)
     if vocabulary_size is None:
-        vocabulary_size = presets.VOCABULARY_SIZES.get(settings["training"].get("dataset"), 10_000)
+        vocabulary_size = presets.VOCABULARY_SIZES.get(settings["training"].get("dataset", ""), 10_000)
     return LanguageModel(vocabulary_size, **{**settings["model"], **overrides})

@@ -1,10 +1,17 @@
 """How much memory a language model takes, told from its settings before any of it is taken."""
 
+from __future__ import annotations
+
 import contextlib
 import math
 import os
 import pathlib
 import subprocess
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from keras_selfish.models.architecture import Architecture
 
 FLOAT32, BOOL = 4, 1  # bytes
 HELD = ("weights", "masks", "optimizer", "states", "logits")
@@ -59,7 +66,12 @@ def _tokens(architecture, features, units):
     return weights, biases
 
 
-def training_bytes(architecture, batch_size=1, time_steps=1, precision="float32"):
+def training_bytes(
+    architecture: Architecture,
+    batch_size: int = 1,
+    time_steps: int = 1,
+    precision: str = "float32",
+) -> dict[str, int]:
     """What training a `LanguageModel` with `SNTASGD` holds in memory, without making it.
 
     What a step needs besides is more: activations of all layers, copies of weights in half precision.
@@ -114,8 +126,15 @@ def _total(parts):
 
 
 def check_memory(
-    architecture, batch_size=1, time_steps=1, precision="float32", *, held=HELD, name="`{}`", available=None
-):
+    architecture: Architecture,
+    batch_size: int = 1,
+    time_steps: int = 1,
+    precision: str = "float32",
+    *,
+    held: Sequence[str] = HELD,
+    name: str = "`{}`",
+    available: float | None = None,
+) -> None:
     """Refuses a `LanguageModel` that cannot fit, before it takes any memory.
 
     It is generous: what is counted has to be there at the same time, and activations, gradients and the
@@ -135,7 +154,9 @@ def check_memory(
     """
     parts = _bytes_by_part(architecture, batch_size, time_steps, precision)
     needs = {part: sum(sizes.get(kind, 0) for kind in held) for part, sizes in parts.items()}
-    large = _what_is_large(max(needs, key=needs.get), architecture, batch_size, time_steps, name)
+    large = _what_is_large(
+        max(needs, key=lambda part: needs[part]), architecture, batch_size, time_steps, name
+    )
     check_bytes(
         sum(needs.values()), *large, what=f"{', '.join(held[:-1])} and {held[-1]}", available=available
     )

@@ -1,9 +1,12 @@
 """Perplexity, weighted by tokens."""
 
+from __future__ import annotations
+
 import keras
 from keras import ops
 
 from keras_selfish.models.cross_entropy import cross_entropy
+from keras_selfish.typing import Config, Tensor, TensorLike
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
@@ -28,13 +31,17 @@ class Perplexity(keras.metrics.Metric):
     10.0
     """
 
-    def __init__(self, from_logits=True, name="perplexity", dtype=None):
+    def __init__(
+        self, from_logits: bool = True, name: str = "perplexity", dtype: str | keras.DTypePolicy | None = None
+    ) -> None:
         super().__init__(name=name, dtype=dtype)
         self.from_logits = from_logits
         self.cross_entropy = self.add_variable(shape=(), initializer="zeros", name="cross_entropy")
         self.tokens = self.add_variable(shape=(), initializer="zeros", name="tokens")
 
-    def update_state(self, y_true, y_pred, sample_weight=None):
+    def update_state(
+        self, y_true: TensorLike, y_pred: TensorLike, sample_weight: TensorLike | None = None
+    ) -> None:
         """Adds the tokens `y_true` (batch, time) under predictions `y_pred` (batch, time, vocabulary)."""
         y_true, y_pred = ops.cast(y_true, "int32"), ops.cast(y_pred, self.dtype)
         if self.from_logits:
@@ -47,8 +54,8 @@ class Perplexity(keras.metrics.Metric):
         self.cross_entropy.assign_add(ops.sum(losses * weights))
         self.tokens.assign_add(ops.sum(weights))
 
-    def result(self):
+    def result(self) -> Tensor:
         return ops.exp(ops.divide_no_nan(self.cross_entropy, self.tokens))
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {**super().get_config(), "from_logits": self.from_logits}

@@ -4,6 +4,10 @@ A preset has two parts: arguments of the model, and arguments of its training. I
 neither Keras nor a backend.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 VOCABULARY_SIZES = {"ptb": 10_000, "wikitext2": 33_278}
 
 _TRAINING = {
@@ -33,7 +37,7 @@ _DROP_CONNECT = {"weight_drop_scaling": "inference"}
 _ON_LSTM = {"ar_before_dropout": True, "kernel_limit": "inputs"}
 _SMALL = {**_TRAINING, "epochs": 14, "patience": 2}
 
-PRESETS = {
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # Liu et al. 2021, arXiv 2101.09048: Penn Treebank, 73.79 / 71.65 validation / test perplexity.
     "ptb_lstm": {
         "model": {"units": 1500, "layers": 2, "dropout": 0.65, "sparsity": 0.67},
@@ -197,7 +201,7 @@ PRESETS = {
 }
 
 
-def preset(name):
+def preset(name: str) -> dict[str, dict[str, Any]]:
     """The settings of a preset.
 
     Args:

@@ -1,10 +1,17 @@
 """Dense models as small as sparse ones."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Unpack
+
 from keras_selfish.analysis import report
 from keras_selfish.models.language_models import LanguageModel
 
+if TYPE_CHECKING:
+    from keras_selfish.models.options import LanguageModelOptions
 
-def small_dense(vocabulary_size, **settings):
+
+def small_dense(vocabulary_size: int, **settings: Unpack[LanguageModelOptions]) -> dict[str, Any]:
     """The settings of a dense language model with as many parameters as a sparse one.
 
     All its layers are narrowed by the same factor.

@@ -1,5 +1,9 @@
 """When averaging starts, and where the averages stand while a model is trained."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import keras
 import numpy as np
 from absl import logging
@@ -8,6 +12,7 @@ from keras import ops
 from keras_selfish.backend import BACKEND
 from keras_selfish.optimizers.snt_asgd import HISTORY_LENGTH, SNTASGD
 from keras_selfish.optimizers.state import leaves
+from keras_selfish.typing import Logs
 
 
 class NonMonotonicAveraging(keras.callbacks.Callback):
@@ -57,7 +62,9 @@ class NonMonotonicAveraging(keras.callbacks.Callback):
     Reference: Merity et al. 2018, arXiv 1708.02182, algorithm 1; Liu et al. 2021, arXiv 2101.09048.
     """
 
-    def __init__(self, monitor="val_loss", patience=5, restart_epochs=()):
+    def __init__(
+        self, monitor: str = "val_loss", patience: int = 5, restart_epochs: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         if not isinstance(monitor, str) or not monitor.startswith("val_"):
             raise ValueError(
@@ -81,7 +88,7 @@ class NonMonotonicAveraging(keras.callbacks.Callback):
         self._validated = False
 
     @property
-    def optimizers(self):
+    def optimizers(self) -> list[SNTASGD]:
         """The `SNTASGD` optimizers of the model that are built, those in wrappers included."""
         found = [leaf for leaf in leaves(self.model.optimizer) if isinstance(leaf, SNTASGD)]
         if not found:
@@ -93,7 +100,7 @@ class NonMonotonicAveraging(keras.callbacks.Callback):
             self.model.jax_state_sync()  # otherwise the variables are empty, and writing to them is lost
         return [optimizer for optimizer in found if optimizer.built]
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Logs | None = None) -> None:
         self._in_fit = True
         self._validated = False
         for optimizer in self.optimizers:
@@ -103,7 +110,7 @@ class NonMonotonicAveraging(keras.callbacks.Callback):
                 optimizer.start_averaging()
                 optimizer.averages_in.assign(0.0)
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
         self._put_averages(inside=False)
         if epoch in self.restart_epochs:  # as many are done: Keras counts from 0
             for optimizer in self.optimizers:
@@ -111,11 +118,11 @@ class NonMonotonicAveraging(keras.callbacks.Callback):
                     optimizer.start_averaging()
                     logging.info("Averaging starts anew after epoch %d.", epoch)
 
-    def on_test_begin(self, logs=None):
+    def on_test_begin(self, logs: Logs | None = None) -> None:
         if self._in_fit:
             self._put_averages(inside=True)
 
-    def on_test_end(self, logs=None):
+    def on_test_end(self, logs: Logs | None = None) -> None:
         # Not at the end of the epoch: callbacks before this one in the list save their checkpoint there.
         if not self._in_fit:
             return
@@ -130,11 +137,11 @@ class NonMonotonicAveraging(keras.callbacks.Callback):
                 logging.info("Averaging starts after update %d.", _number(optimizer.trigger))
             optimizer.validation_history.assign(appended(history, value))
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         for optimizer in self.optimizers:
             optimizer.remember_weights()
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Logs | None = None) -> None:
         if any(optimizer.weights_were_replaced() for optimizer in self.optimizers):
             logging.info("The averages stay out of the model: another callback has set its weights.")
         else:

@@ -1,6 +1,10 @@
 """SNT-ASGD: sparse non-monotonically triggered averaged stochastic gradient descent."""
 
+from __future__ import annotations
+
 import zlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Literal, Unpack
 
 import keras
 import numpy as np
@@ -10,10 +14,14 @@ from keras_selfish import masks
 from keras_selfish.optimizers import update
 from keras_selfish.optimizers.state import reset_state
 from keras_selfish.packing import pack, unpacked
+from keras_selfish.typing import Config, Tensor, TensorLike
 from keras_selfish.variables import fill
 
+if TYPE_CHECKING:
+    from keras_selfish.optimizers.options import OptimizerOptions
+
 CLIP_NORMS = ("dense", "active")
-DEFAULT_CLIP_NORM = "dense"
+DEFAULT_CLIP_NORM: Final = "dense"
 
 AVERAGED_RATES = ("current", "first")
 
@@ -93,18 +101,18 @@ class SNTASGD(keras.optimizers.Optimizer):
 
     def __init__(
         self,
-        learning_rate=40.0,
-        weight_decay=None,
-        clipnorm=None,
-        clipvalue=None,
-        global_clipnorm=None,
-        clip_norm_of=DEFAULT_CLIP_NORM,
-        averaged_rate="current",
-        loss_scale_factor=None,
-        gradient_accumulation_steps=None,
-        name=None,
-        **kwargs,
-    ):
+        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule | Callable[[], float] = 40.0,
+        weight_decay: float | None = None,
+        clipnorm: float | None = None,
+        clipvalue: float | None = None,
+        global_clipnorm: float | None = None,
+        clip_norm_of: Literal["dense", "active"] = DEFAULT_CLIP_NORM,
+        averaged_rate: Literal["current", "first"] = "current",
+        loss_scale_factor: float | None = None,
+        gradient_accumulation_steps: int | None = None,
+        name: str | None = None,
+        **kwargs: Unpack[OptimizerOptions],
+    ) -> None:
         _check_not_negative("weight_decay", weight_decay)
         limits = {"clipnorm": clipnorm, "clipvalue": clipvalue, "global_clipnorm": global_clipnorm}
         for argument, limit in limits.items():
@@ -127,11 +135,11 @@ class SNTASGD(keras.optimizers.Optimizer):
         self.clip_norm_of = clip_norm_of
         self.averaged_rate = averaged_rate
         # From `scale_loss`, which asks for gradients that no mask has touched, to `apply`: of which weights.
-        self._asked_for_dense = None
-        self._step_factor = None
-        self._remembered = None
+        self._asked_for_dense: list[masks.MaskedWeight] | None = None
+        self._step_factor: Tensor | None = None
+        self._remembered: tuple[int, int] | None = None
 
-    def build(self, variables):
+    def build(self, variables: list[keras.Variable]) -> None:
         if self.built:
             return
         update.check_replicas(self)
@@ -172,7 +180,7 @@ class SNTASGD(keras.optimizers.Optimizer):
     def _clips_dense_norm(self):
         return self.clip_norm_of == "dense" and bool(self.clipnorm or self.global_clipnorm)
 
-    def scale_loss(self, loss):
+    def scale_loss(self, loss: Tensor) -> Tensor:
         if self._clips_dense_norm:
             # On TensorFlow the first batch is differentiated before the optimizer is told its variables.
             found = self._masked_weights() if self.built else masks.living_masked_weights()
@@ -181,7 +189,7 @@ class SNTASGD(keras.optimizers.Optimizer):
             self._asked_for_dense = found
         return super().scale_loss(loss)
 
-    def scale_step(self, factor):
+    def scale_step(self, factor: TensorLike | float) -> None:
         """Multiplies the learning rate of the coming step, and of no other.
 
         A model calls it while it computes its loss (in the same trace), for a batch whose sequences are
@@ -196,7 +204,7 @@ class SNTASGD(keras.optimizers.Optimizer):
         found = (getattr(variable, "masked_weight", None) for variable in self._trainable_variables)
         return [masked_weight for masked_weight in found if masked_weight is not None]
 
-    def apply(self, grads, trainable_variables=None):
+    def apply(self, grads: list[Tensor], trainable_variables: list[keras.Variable] | None = None) -> None:
         if self._clips_dense_norm:
             self._check_dense_gradients(trainable_variables)
         super().apply(grads, trainable_variables)
@@ -242,7 +250,9 @@ class SNTASGD(keras.optimizers.Optimizer):
         )
         return ops.where(begun, kept, rate)
 
-    def clip(self, gradients, variables):
+    def clip(
+        self, gradients: list[Tensor], variables: list[keras.Variable]
+    ) -> tuple[list[Tensor], list[Tensor | float]]:
         """Clips gradients that are summed over replicas.
 
         A factor is cheaper than a clipped gradient: the step multiplies by the learning rate anyway.
@@ -280,7 +290,14 @@ class SNTASGD(keras.optimizers.Optimizer):
 
     # The step
 
-    def update_step(self, gradient, variable, learning_rate, factor=1.0, mean=None):
+    def update_step(
+        self,
+        gradient: TensorLike,
+        variable: keras.Variable,
+        learning_rate: Tensor,
+        factor: Tensor = 1.0,
+        mean: tuple[Tensor, Tensor, Tensor] | None = None,
+    ) -> None:
         """Moves one variable.
 
         Args:
@@ -305,11 +322,11 @@ class SNTASGD(keras.optimizers.Optimizer):
             **({} if mean is None else {"mean": mean}),
         )
 
-    def is_averaging(self):
+    def is_averaging(self) -> Tensor:
         """Whether averaging has begun, a boolean scalar tensor."""
         return ops.greater_equal(ops.convert_to_tensor(self.trigger), 0.0)
 
-    def mean_of(self, variable):
+    def mean_of(self, variable: keras.Variable) -> tuple[keras.Variable, keras.Variable, Tensor]:
         """What `update.py` needs to move the average of a variable that was just moved.
 
         Returns:
@@ -323,7 +340,7 @@ class SNTASGD(keras.optimizers.Optimizer):
 
     # Between steps
 
-    def start_averaging(self):
+    def start_averaging(self) -> None:
         """Starts to average now, or anew: the average of each weight begins at the weight's value."""
         now = ops.cast(self.iterations, "float32")
         self.trigger.assign(now)
@@ -334,7 +351,7 @@ class SNTASGD(keras.optimizers.Optimizer):
                 old = ops.convert_to_tensor(births)
                 births.assign(ops.where(ops.greater_equal(old, 0.0), now, old))
 
-    def exchange_averages(self):
+    def exchange_averages(self) -> None:
         """Swaps each weight with its average, bit by bit, and notes in `averages_in` which stands where."""
         for variable, average in zip(self._trainable_variables, self.averages, strict=True):
             weight = _copied(variable)
@@ -342,11 +359,11 @@ class SNTASGD(keras.optimizers.Optimizer):
             average.assign(weight)
         self.averages_in.assign(1.0 - ops.convert_to_tensor(self.averages_in))
 
-    def remember_weights(self):
+    def remember_weights(self) -> None:
         """Notes what the weights are, for `weights_were_replaced`."""
         self._remembered = self._trace_of_weights()
 
-    def weights_were_replaced(self):
+    def weights_were_replaced(self) -> bool:
         """Whether others have set the weights since they were last remembered, in the course of averaging.
 
         Where the number of updates is another, training has gone on, or all of it comes from a checkpoint.
@@ -359,7 +376,7 @@ class SNTASGD(keras.optimizers.Optimizer):
     def _trace_of_weights(self):
         return int(ops.convert_to_numpy(self.iterations)), _trace(self._trainable_variables)
 
-    def reset_slots(self, variable, dropped, grown):
+    def reset_slots(self, variable: keras.Variable, dropped: TensorLike, grown: TensorLike) -> None:
         """Puts the state of connections that came or went to what it is for new, or for no, connections.
 
         Args:
@@ -387,7 +404,7 @@ class SNTASGD(keras.optimizers.Optimizer):
         fill(self.births[index], dropped, -1.0)
         fill(self.births[index], grown, self.iterations)
 
-    def align_masks(self):
+    def align_masks(self) -> None:
         """Fits the state to the masks, after weights with other masks were loaded into the model.
 
         Weights that no longer exist lose their average; weights that the optimizer did not know begin now.
@@ -403,14 +420,14 @@ class SNTASGD(keras.optimizers.Optimizer):
                 grown = ops.logical_and(mask, ops.logical_not(known))
                 self.reset_slots(variable, dropped, grown)
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: Any) -> None:
         for index, variable in enumerate(self.variables):
             pack(store, str(index), ops.convert_to_numpy(variable))
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         super().load_own_variables(unpacked(store))
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {
             **super().get_config(),
             "clip_norm_of": self.clip_norm_of,

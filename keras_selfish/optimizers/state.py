@@ -1,6 +1,9 @@
 """Optimizer state of connections that were dropped or grown."""
 
+from __future__ import annotations
+
 import weakref
+from typing import Any
 
 import keras
 from keras import ops
@@ -14,7 +17,7 @@ _NOT_ELEMENTWISE = (keras.optimizers.Muon, keras.optimizers.Adafactor)
 
 _PROBE_SHAPE = (2, 3)
 
-_initial_values = weakref.WeakKeyDictionary()
+_initial_values: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
 def reset_state(optimizer, masked_weight, dropped, grown):

@@ -6,15 +6,19 @@ through `transposed`; the inputs' part of the gates, and everything else, is the
 of the gates do not depend on the gradient that comes in, and so are computed for all steps at once.
 """
 
+from __future__ import annotations
+
 import abc
 import dataclasses
 import itertools
 from collections.abc import Callable
+from typing import ClassVar, TypeAlias
 
 import keras
 from keras import ops
 
 from keras_selfish.backend import BACKEND
+from keras_selfish.typing import Tensor
 
 if BACKEND == "tensorflow":
     import tensorflow as tf
@@ -35,14 +39,14 @@ def wide_dtype(dtype):
     return "float32" if dtype in ("bfloat16", "float16") else dtype
 
 
-def of_sigmoid(value, factor):
+def of_sigmoid(value: Tensor, factor: Tensor) -> Tensor:
     """The derivative of a sigmoid, of its value, times a factor."""
     if BACKEND == "tensorflow":  # one pass over the memory
         return tf.raw_ops.SigmoidGrad(y=value, dy=factor)
     return factor * value * (1 - value)
 
 
-def of_tanh(value, factor):
+def of_tanh(value: Tensor, factor: Tensor) -> Tensor:
     """The derivative of tanh, of its value, times a factor."""
     if BACKEND == "tensorflow":
         return tf.raw_ops.TanhGrad(y=value, dy=factor)
@@ -68,26 +72,26 @@ class Cell(abc.ABC):
     activation: Callable | None = None
     gate_activation: Callable | None = None
 
-    wide_states = (True,)
+    wide_states: ClassVar[tuple[bool, ...]] = (True,)
     layer = "RNN"
     unit_step = 1
 
     @property
-    def has_gradient(self):
+    def has_gradient(self) -> bool:
         """Whether the activations are those that the gradient is written for."""
         return self.activation is None and self.gate_activation is None
 
-    def activate(self, tensor):
+    def activate(self, tensor: Tensor) -> Tensor:
         return tanh(tensor) if self.activation is None else self.activation(tensor)
 
-    def gate(self, tensor):
+    def gate(self, tensor: Tensor) -> Tensor:
         return ops.sigmoid(tensor) if self.gate_activation is None else self.gate_activation(tensor)
 
     @abc.abstractmethod
-    def widths(self, units):
+    def widths(self, units: int) -> list[list[int]]:
         """For each product with a recurrent kernel the widths of the gates that it gives, a list of lists."""
 
-    def input_gates(self):
+    def input_gates(self) -> list[tuple[int, int] | None]:
         """Which gates the inputs take part in, a list.
 
         Each is (product, gate) where the projected inputs are added to that gate of that product, and so
@@ -96,16 +100,18 @@ class Cell(abc.ABC):
         """
         return [(0, gate) for gate in range(len(self.widths(1)[0]))]
 
-    def padding_values(self):
+    def padding_values(self) -> list[float]:
         """For each gate of the inputs what pads it, so that added units stay zero; by default 0."""
         return [0.0] * len(self.input_gates())
 
     @abc.abstractmethod
-    def kept(self, units):
+    def kept(self, units: int) -> list[int]:
         """The widths of the tensors that `step` keeps."""
 
     @abc.abstractmethod
-    def step(self, x, states, product):
+    def step(
+        self, x: list[Tensor], states: list[Tensor], product: Callable[[int, Tensor], list[Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """A time step.
 
         Args:
@@ -117,12 +123,12 @@ class Cell(abc.ABC):
             The states after the step; the tensors that `factors` needs of it.
         """
 
-    def inputs(self, before, kept):
+    def inputs(self, before: list[Tensor], kept: list[Tensor]) -> list[Tensor]:
         """What is multiplied by each recurrent kernel, of all steps; by default the first state."""
         return [before[0]]
 
     @abc.abstractmethod
-    def factors(self, before, after, kept):
+    def factors(self, before: list[Tensor], after: list[Tensor], kept: list[Tensor]) -> list[Tensor]:
         """What `back` needs, computed for all steps at once.
 
         Args:
@@ -135,7 +141,9 @@ class Cell(abc.ABC):
         """
 
     @abc.abstractmethod
-    def back(self, d, factors, transposed):
+    def back(
+        self, d: list[Tensor], factors: list[Tensor], transposed: Callable[[int, list[Tensor]], Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """The gradient of a time step.
 
         Args:
@@ -148,12 +156,12 @@ class Cell(abc.ABC):
             The gradients of the states before the step; those of `x` in gates that are in no product.
         """
 
-    def input_widths(self, units):
+    def input_widths(self, units: int) -> list[int]:
         """The widths of the gates that the inputs take part in."""
         widths = self.widths(units)
         return [units if place is None else widths[place[0]][place[1]] for place in self.input_gates()]
 
-    def of_inputs(self, d_products, apart, units):
+    def of_inputs(self, d_products: list[Tensor], apart: list[Tensor], units: int) -> Tensor:
         """The gradient of the projected inputs of all steps.
 
         Args:
@@ -161,12 +169,16 @@ class Cell(abc.ABC):
             apart: Those that `back` returned besides, of all steps.
             units: The number of units.
         """
-        places, all_widths, apart = self.input_gates(), self.widths(units), iter(apart)
+        places, all_widths, others = self.input_gates(), self.widths(units), iter(apart)
         if places == [(0, gate) for gate in range(len(all_widths[0]))]:
             return d_products[0]
         split = [split_last(*pair) for pair in zip(d_products, all_widths, strict=True)]
-        parts = [next(apart) if place is None else split[place[0]][place[1]] for place in places]
+        parts = [next(others) if place is None else split[place[0]][place[1]] for place in places]
         return ops.concatenate(parts, axis=-1)
+
+
+# The recurrent kernels, the bias of the inputs, and those of the products; see `driver.run`.
+RecurrentWeights: TypeAlias = tuple[list[Tensor], Tensor | None, list[list[Tensor | None]] | None]
 
 
 def split_last(tensor, widths):
@@ -185,13 +197,15 @@ class LSTM(Cell):
     wide_states = (False, True)
     layer = "LSTM"
 
-    def widths(self, units):
+    def widths(self, units: int) -> list[list[int]]:
         return [[units] * 4]
 
-    def kept(self, units):
+    def kept(self, units: int) -> list[int]:
         return [units] * 4
 
-    def step(self, x, states, product):
+    def step(
+        self, x: list[Tensor], states: list[Tensor], product: Callable[[int, Tensor], list[Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         h, c = states
         i, f, g, o = (of_x + of_h for of_x, of_h in zip(x, product(0, h), strict=True))
         i, f, o = (self.gate(gate) for gate in (i, f, o))
@@ -199,13 +213,15 @@ class LSTM(Cell):
         c = f * c + i * g
         return [o * self.activate(c), c], [i, f, g, o]
 
-    def factors(self, before, after, kept):
+    def factors(self, before: list[Tensor], after: list[Tensor], kept: list[Tensor]) -> list[Tensor]:
         i, f, g, o = kept
         tanh_c = tanh(after[1])
         of_gates = [of_sigmoid(i, g), of_sigmoid(f, before[1]), of_tanh(g, i), of_sigmoid(o, tanh_c)]
         return [*of_gates, of_tanh(tanh_c, o), f]
 
-    def back(self, d, factors, transposed):
+    def back(
+        self, d: list[Tensor], factors: list[Tensor], transposed: Callable[[int, list[Tensor]], Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         (dh, dc), (of_i, of_f, of_g, of_o, from_h, f) = d, factors
         dc = dc + dh * from_h
         dz = [dc * of_i, dc * of_f, dc * of_g, dh * of_o]
@@ -228,16 +244,18 @@ class GRU(Cell):
 
     layer = "GRU"
 
-    def widths(self, units):
+    def widths(self, units: int) -> list[list[int]]:
         return [[units] * 3] if self.reset_after else [[units] * 2, [units]]
 
-    def input_gates(self):
+    def input_gates(self) -> list[tuple[int, int] | None]:
         return [(0, 0), (0, 1), None if self.reset_after else (1, 0)]
 
-    def kept(self, units):
+    def kept(self, units: int) -> list[int]:
         return [units] * (4 if self.reset_after else 3)
 
-    def step(self, x, states, product):
+    def step(
+        self, x: list[Tensor], states: list[Tensor], product: Callable[[int, Tensor], list[Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         (h,) = states
         z, r, *candidate = product(0, h)
         z, r = self.gate(x[0] + z), self.gate(x[1] + r)
@@ -245,17 +263,19 @@ class GRU(Cell):
         g = self.activate(x[2] + of_h)
         return [g + z * (h - g)], [z, r, g, *candidate]
 
-    def inputs(self, before, kept):
+    def inputs(self, before: list[Tensor], kept: list[Tensor]) -> list[Tensor]:
         return before if self.reset_after else [before[0], kept[1] * before[0]]
 
-    def factors(self, before, after, kept):
+    def factors(self, before: list[Tensor], after: list[Tensor], kept: list[Tensor]) -> list[Tensor]:
         z, r, g, *candidate = kept
         of_z, of_g = of_sigmoid(z, before[0] - g), of_tanh(g, 1 - z)
         if self.reset_after:
             return [of_z, of_sigmoid(r, of_g * candidate[0]), of_g * r, of_g, z]
         return [of_z, of_sigmoid(r, before[0]), r, of_g, z]
 
-    def back(self, d, factors, transposed):
+    def back(
+        self, d: list[Tensor], factors: list[Tensor], transposed: Callable[[int, list[Tensor]], Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         (dh,), (of_z, of_r, r, of_g, z) = d, factors
         dz, dg = dh * of_z, dh * of_g
         if self.reset_after:  # r is that of the candidate's product
@@ -275,20 +295,24 @@ class SimpleRNN(Cell):
     wide_states = (False,)
     layer = "SimpleRNN"
 
-    def widths(self, units):
+    def widths(self, units: int) -> list[list[int]]:
         return [[units]]
 
-    def kept(self, units):
+    def kept(self, units: int) -> list[int]:
         return []
 
-    def step(self, x, states, product):
+    def step(
+        self, x: list[Tensor], states: list[Tensor], product: Callable[[int, Tensor], list[Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         return [self.activate(x[0] + product(0, states[0])[0])], []
 
-    def factors(self, before, after, kept):
+    def factors(self, before: list[Tensor], after: list[Tensor], kept: list[Tensor]) -> list[Tensor]:
         h = ops.cast(after[0], wide_dtype(after[0].dtype))
         return [1 - h * h]
 
-    def back(self, d, factors, transposed):
+    def back(
+        self, d: list[Tensor], factors: list[Tensor], transposed: Callable[[int, list[Tensor]], Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         return [transposed(0, [d[0] * factors[0]])], []
 
 
@@ -308,13 +332,15 @@ class RHN(Cell):
 
     layer = "RHN"
 
-    def widths(self, units):
+    def widths(self, units: int) -> list[list[int]]:
         return [[units] * (2 if self.coupled else 3)] * self.depth
 
-    def kept(self, units):
+    def kept(self, units: int) -> list[int]:
         return [units] * (self.depth * (3 if self.coupled else 4) - 1)
 
-    def step(self, x, states, product):
+    def step(
+        self, x: list[Tensor], states: list[Tensor], product: Callable[[int, Tensor], list[Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         (state,), kept = states, []
         for index in range(self.depth):
             gates = product(index, state)
@@ -330,17 +356,19 @@ class RHN(Cell):
         count = len(tensors) // self.depth
         return [tensors[first : first + count] for first in range(0, len(tensors), count)]
 
-    def inputs(self, before, kept):
+    def inputs(self, before: list[Tensor], kept: list[Tensor]) -> list[Tensor]:
         return [state for state, *_ in self._by_depth(before, kept)]
 
-    def factors(self, before, after, kept):
+    def factors(self, before: list[Tensor], after: list[Tensor], kept: list[Tensor]) -> list[Tensor]:
         factors = []
         for state, h, t, *c in self._by_depth(before, kept):
             of_t = of_sigmoid(t, h - state if self.coupled else h)
             factors += [of_tanh(h, t), of_t, *(of_sigmoid(gate, state) for gate in c), *(c or [1 - t])]
         return factors
 
-    def back(self, d, factors, transposed):
+    def back(
+        self, d: list[Tensor], factors: list[Tensor], transposed: Callable[[int, list[Tensor]], Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         (ds,), count = d, len(factors) // self.depth
         for index in reversed(range(self.depth)):
             *of_gates, carry = factors[index * count : (index + 1) * count]
@@ -364,19 +392,21 @@ class ONLSTM(Cell):
     layer = "ONLSTM"
 
     @property
-    def unit_step(self):
+    def unit_step(self) -> int:
         return self.chunk_size
 
-    def padding_values(self):
+    def padding_values(self) -> list[float]:
         return [-1e9] * 2 + [0.0] * 4  # nothing of the softmax
 
-    def widths(self, units):
+    def widths(self, units: int) -> list[list[int]]:
         return [[units // self.chunk_size] * 2 + [units] * 4]
 
-    def kept(self, units):
+    def kept(self, units: int) -> list[int]:
         return self.widths(units)[0]
 
-    def step(self, x, states, product):
+    def step(
+        self, x: list[Tensor], states: list[Tensor], product: Callable[[int, Tensor], list[Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         h, c = states
         *masters, o, g, i, f = (of_x + of_h for of_x, of_h in zip(x, product(0, h), strict=True))
         shares = ops.softmax(ops.stack(masters, axis=-2), axis=-1)
@@ -393,7 +423,7 @@ class ONLSTM(Cell):
         written = master_i * (1 + master_f * (i - 1))
         return master_i, master_f, written, master_f * (1 + master_i * (f - 1))
 
-    def factors(self, before, after, kept):
+    def factors(self, before: list[Tensor], after: list[Tensor], kept: list[Tensor]) -> list[Tensor]:
         *masters, o, g, i, f = kept
         c, tanh_c, shares = before[1], tanh(after[1]), ops.stack(masters, axis=-2)
         master_i, master_f, written, held = self._gates(shares, i, f)
@@ -404,7 +434,9 @@ class ONLSTM(Cell):
         of_masters = ops.stack([-of_master_i, of_master_f], axis=-2)
         return [of_masters, shares, *of_gates, of_sigmoid(f, c * overlap), of_tanh(tanh_c, o), held]
 
-    def back(self, d, factors, transposed):
+    def back(
+        self, d: list[Tensor], factors: list[Tensor], transposed: Callable[[int, list[Tensor]], Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         (dh, dc), (of_masters, shares, of_o, of_g, of_i, of_f, from_h, held) = d, factors
         dc = dc + dh * from_h
         of_units = ops.reshape(dc[:, None] * of_masters, (-1, *shares.shape[1:], self.chunk_size))

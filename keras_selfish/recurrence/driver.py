@@ -1,18 +1,27 @@
 """Recurrent cells over whole sequences: what all backends share; the time loops are the backend's."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import keras
 from keras import ops
 
 from keras_selfish.backend import BACKEND, of_backend
 from keras_selfish.recurrence import padding
 from keras_selfish.recurrence.cells import split_last
+from keras_selfish.typing import Tensor, TensorLike
+
+if TYPE_CHECKING:
+    from keras_selfish.recurrence.cells import Cell
 
 # Elsewhere layers run in Keras's own loop.
 IS_AVAILABLE = BACKEND in ("tensorflow", "jax")
 
 
 @of_backend
-def on_gpu():
+def on_gpu() -> bool:
     """Whether Keras computes on a GPU, where it may call cuDNN."""
     return False
 
@@ -43,17 +52,17 @@ def run_loops(cell, x, states, kernels, biases, mask=None, dropout=None):
 
 
 def run(
-    cell,
-    sequences,
-    states,
-    kernel,
-    kernels,
-    bias=None,
-    biases=None,
-    dropout=None,
-    go_backwards=False,
-    mask=None,
-):
+    cell: Cell,
+    sequences: TensorLike | list[TensorLike],
+    states: Sequence[Tensor],
+    kernel: TensorLike,
+    kernels: list[TensorLike],
+    bias: TensorLike | None = None,
+    biases: list[list[TensorLike | None]] | None = None,
+    dropout: TensorLike | list[TensorLike] | None = None,
+    go_backwards: bool = False,
+    mask: TensorLike | None = None,
+) -> tuple[Tensor, list[Tensor]]:
     """Runs a cell over whole sequences, with its hand-written gradient.
 
     What makes it fast: one product projects the inputs of all time steps, so that a step is left with the
@@ -94,8 +103,9 @@ def run(
     units = kernels[0].shape[0]
     biases = biases or [[None] * len(widths) for widths in cell.widths(units)]
     of_gates = isinstance(sequences, list)
-    sequences = [ops.convert_to_tensor(each) for each in (sequences if of_gates else [sequences])]
-    dtype = keras.backend.standardize_dtype(sequences[0].dtype)
+    every = sequences if isinstance(sequences, list) else [sequences]
+    tensors = [ops.convert_to_tensor(each) for each in every]
+    dtype = keras.backend.standardize_dtype(tensors[0].dtype)
 
     def as_tensor(value):
         return None if value is None else ops.convert_to_tensor(value)
@@ -108,7 +118,7 @@ def run(
     kernel, kernels = in_dtype(kernel), [in_dtype(each) for each in kernels]
     dropout = [in_dtype(each) for each in dropout] if isinstance(dropout, list) else in_dtype(dropout)
     mask = None if mask is None else _time_major(ops.cast(mask, "bool")[:, :, None], go_backwards)
-    inputs = [_time_major(each, go_backwards) for each in sequences]
+    inputs = [_time_major(each, go_backwards) for each in tensors]
     if on_gpu():
         weights = padding.pad_units(cell, states, kernel, kernels, bias, biases, dropout)
         states, kernel, kernels, bias, biases, dropout = weights
@@ -118,15 +128,15 @@ def run(
     if of_gates:
         widths = cell.input_widths(kernels[0].shape[0])
         biases_of_gates = [None] * len(widths) if bias is None else split_last(bias, widths)
-        of_gates = zip(inputs, split_last(kernel, widths), biases_of_gates, strict=True)
-        x = ops.concatenate([project(*of_gate) for of_gate in of_gates], axis=-1)
+        gates = zip(inputs, split_last(kernel, widths), biases_of_gates, strict=True)
+        x = ops.concatenate([project(*gate) for gate in gates], axis=-1)
     else:
         x = project(inputs[0], kernel, bias)
     outputs, states = run_loops(cell, x, states, kernels, biases, mask, dropout)
     outputs = ops.cast(ops.transpose(outputs, (1, 0, 2)), dtype)
     if on_gpu():
         outputs, *states = (tensor[..., :units] for tensor in (outputs, *states))
-    return outputs, states
+    return outputs, list(states)
 
 
 def _time_major(tensor, go_backwards):

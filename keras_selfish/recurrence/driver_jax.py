@@ -1,5 +1,7 @@
 """The time loops of recurrent cells on JAX, forward and backward."""
 
+from __future__ import annotations
+
 import functools
 
 import jax
@@ -9,7 +11,7 @@ from jax import lax
 from keras_selfish.recurrence.cells import split_last
 
 
-def on_gpu():
+def on_gpu() -> bool:
     """Whether JAX computes on a GPU, where Keras calls cuDNN for the LSTM.
 
     Keras 3.15 does so (`jax.experimental.rnn.lstm`) with tanh and sigmoid, a bias, and without padded

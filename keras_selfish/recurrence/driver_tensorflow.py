@@ -1,5 +1,7 @@
 """The time loops of recurrent cells on TensorFlow, forward and backward."""
 
+from __future__ import annotations
+
 import tensorflow as tf
 
 from keras_selfish.recurrence.cells import split_last
@@ -11,7 +13,7 @@ from keras_selfish.recurrence.cells import split_last
 SEPARATE_UP_TO = 512
 
 
-def on_gpu():
+def on_gpu() -> bool:
     """Whether a GPU is visible."""
     return bool(tf.config.list_physical_devices("GPU"))
 

@@ -1,7 +1,11 @@
 """The callback that rewires a model while it trains."""
 
+from __future__ import annotations
+
 import functools
 import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from absl import logging
@@ -11,6 +15,13 @@ from keras_selfish.optimizers import state
 from keras_selfish.rewiring import device, rules, schedules
 from keras_selfish.rewiring.choice import DROP_SCOPES, choose_changes
 from keras_selfish.rewiring.updates import MaskUpdates
+from keras_selfish.typing import Logs
+
+if TYPE_CHECKING:
+    from keras_selfish.masks import MaskedWeight
+    from keras_selfish.rewiring.gradients import GradientData
+    from keras_selfish.rewiring.rules import DropRule, GrowRule, RedistributionRule
+    from keras_selfish.rewiring.schedules import Schedule
 
 __all__ = ["Rewiring"]
 
@@ -71,25 +82,26 @@ class Rewiring(MaskUpdates):
     [0.75, 0.75]
     """
 
-    rounding = staticmethod(math.ceil)  # of the number of connections that a matrix loses
+    # Of the number of connections that a matrix loses.
+    rounding: Callable[[float], int] = staticmethod(math.ceil)
 
     def __init__(
         self,
-        pruning_rate=0.5,
-        schedule="cosine",
-        end_rate=0.005,
-        frequency="epoch",
-        end_step=None,
-        total_steps=None,
-        stop_fraction=1.0,
-        drop="magnitude",
-        drop_scope="matrix",
-        grow="random",
-        redistribution=None,
-        gradient_data=None,
-        reset_regrown=False,
-        seed=0,
-    ):
+        pruning_rate: float = 0.5,
+        schedule: Schedule = "cosine",
+        end_rate: float = 0.005,
+        frequency: int | Literal["epoch"] = "epoch",
+        end_step: int | None = None,
+        total_steps: int | None = None,
+        stop_fraction: float = 1.0,
+        drop: DropRule = "magnitude",
+        drop_scope: Literal["matrix", "model"] = "matrix",
+        grow: GrowRule = "random",
+        redistribution: RedistributionRule | None = None,
+        gradient_data: GradientData | None = None,
+        reset_regrown: bool = False,
+        seed: int = 0,
+    ) -> None:
         super().__init__(gradient_data, seed)
         _check_fraction("pruning_rate", pruning_rate)
         _check_fraction("end_rate", end_rate)
@@ -134,7 +146,7 @@ class Rewiring(MaskUpdates):
 
     # When.
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Logs | None = None) -> None:
         super().on_train_begin(logs)
         needs_total = self.total_steps is None and self._needs_total_steps
         if needs_total and not self._parameters:
@@ -145,7 +157,7 @@ class Rewiring(MaskUpdates):
                 f"of steps. Received: total_steps=None, frequency={self.frequency}"
             )
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
         super().on_epoch_begin(epoch, logs)
         if self._first_step is None:
             # In epoch 0 training starts, or goes on after an earlier `fit`; in a later one it is resumed.
@@ -161,12 +173,12 @@ class Rewiring(MaskUpdates):
         due = epoch > 0 or (self._clock.epoch_is_due and self._follows_a_fit)
         self._epoch_due = self.frequency == "epoch" and due
 
-    def is_due(self, last, step):
+    def is_due(self, last: int, step: int) -> bool:
         if self.frequency == "epoch":
             return self._epoch_due
         return 0 < step // self.frequency > last // self.frequency
 
-    def on_epoch_end(self, epoch=None, logs=None):
+    def on_epoch_end(self, epoch: int | None = None, logs: Logs | None = None) -> None:
         super().on_epoch_end(epoch, logs)
         self._clock.end_epoch(self._parameters.get("steps"))
         self._epoch_due = self.frequency == "epoch"  # in a loop that does not say when an epoch begins
@@ -220,7 +232,7 @@ class Rewiring(MaskUpdates):
 
     # What.
 
-    def update(self, step):
+    def update(self, step: int) -> None:
         self._epoch_due = self._clock.epoch_is_due = False
         if not self._has_ended(step) and not self._just_triggered():
             self.rewire(self._rate(step, self._epoch), step)
@@ -229,7 +241,7 @@ class Rewiring(MaskUpdates):
         ended = self.end_step is not None and step > self.end_step
         return ended or (self.stop_fraction < 1.0 and step > self._schedule_steps(step, self._epoch))
 
-    def rewire(self, rate, step):
+    def rewire(self, rate: float, step: int) -> None:
         """Rewires the model now; `fit` calls it, and a training loop of one's own may after `set_model`.
 
         Args:
@@ -263,7 +275,7 @@ class Rewiring(MaskUpdates):
         )
         self.change(step, choose, self._gradient_batches)
 
-    def check_weight(self, masked_weight):
+    def check_weight(self, masked_weight: MaskedWeight) -> None:
         if masked_weight.n_of_m and (self.redistribution is not None or self.drop_scope == "model"):
             raise ValueError(
                 f"`n_of_m` fixes the number of connections of {masked_weight.name!r}, which "

@@ -1,6 +1,9 @@
 """Counting the training steps of a model, whichever optimizer trains it and however often `fit` is called."""
 
+from __future__ import annotations
+
 import weakref
+from typing import Any
 
 import keras
 from absl import logging
@@ -11,7 +14,7 @@ from keras_selfish.optimizers import state
 
 __all__ = ["Clock", "clock_of"]
 
-_clocks = weakref.WeakKeyDictionary()
+_clocks: weakref.WeakKeyDictionary[Any, Clock] = weakref.WeakKeyDictionary()
 
 
 def clock_of(model):

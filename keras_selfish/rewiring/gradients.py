@@ -5,15 +5,26 @@ batches of the training data, and everything the forward pass changed (carried s
 metrics) is put back, so that training goes on as if nothing had happened.
 """
 
+from __future__ import annotations
+
 import contextlib
 import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import keras
 from keras import ops
 
 from keras_selfish.backend import BACKEND, of_backend
+from keras_selfish.typing import Tensor
+
+if TYPE_CHECKING:
+    from keras_selfish.masks import MaskedWeight
 
 __all__ = ["DenseGradients"]
+
+# One batch, a sequence or an iterable of batches, or a function from the training step to a batch.
+GradientData: TypeAlias = "Iterable[Any] | keras.utils.PyDataset | Callable[[int], tuple[Any, ...]]"
 
 
 @of_backend
@@ -42,7 +53,7 @@ class DenseGradients:
         ValueError: if `data` is none of these.
     """
 
-    def __init__(self, data):
+    def __init__(self, data: GradientData) -> None:
         is_sequence = hasattr(data, "__getitem__") and hasattr(data, "__len__")
         of_batches = callable(data) or is_sequence or hasattr(data, "__iter__")
         if not of_batches or isinstance(data, (str, bytes, dict)) or hasattr(data, "shape"):
@@ -50,10 +61,12 @@ class DenseGradients:
         if isinstance(data, list) and not all(isinstance(batch, tuple) for batch in data):
             raise _not_data(data)
         self.data = data
-        self._model = None
-        self._gradients = None
+        self._model: keras.Model | None = None
+        self._gradients: Any = None
 
-    def __call__(self, model, weights, step, batches):
+    def __call__(
+        self, model: keras.Model, weights: Sequence[MaskedWeight], step: int, batches: int
+    ) -> list[Tensor]:
         """The mean gradient over some batches.
 
         Args:
@@ -68,7 +81,8 @@ class DenseGradients:
         if self._model is not model:
             self._model, self._gradients = model, make_gradients(model)
         variables = [masked_weight.weight for masked_weight in weights]
-        total, count = None, 0
+        total: Any = None
+        count = 0
         with contextlib.ExitStack() as dense, _unchanged(model):
             for masked_weight in weights:
                 dense.enter_context(masked_weight.dense_gradient())

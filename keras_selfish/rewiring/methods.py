@@ -3,9 +3,15 @@
 Their defaults are the published ones; every argument of `Rewiring` can be given.
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING, Unpack
 
 from keras_selfish.rewiring.callback import Rewiring
+
+if TYPE_CHECKING:
+    from keras_selfish.rewiring.options import RewiringOptions
 
 
 class SelfishRewiring(Rewiring):
@@ -23,7 +29,7 @@ class SelfishRewiring(Rewiring):
     Reference: Liu et al. 2021, "Selfish Sparse RNN Training", arXiv 2101.09048, section 3.
     """
 
-    def __init__(self, pruning_rate=0.8, **kwargs):
+    def __init__(self, pruning_rate: float = 0.8, **kwargs: Unpack[RewiringOptions]) -> None:
         super().__init__(pruning_rate, **kwargs)
 
 
@@ -35,8 +41,8 @@ class Static(Rewiring):
         **kwargs: See `Rewiring`.
     """
 
-    def __init__(self, pruning_rate=0.0, **kwargs):
-        super().__init__(0.0, **{**kwargs, "schedule": "constant"})
+    def __init__(self, pruning_rate: float = 0.0, **kwargs: Unpack[RewiringOptions]) -> None:
+        super().__init__(0.0, **(kwargs | {"schedule": "constant"}))
 
 
 class SET(Rewiring):
@@ -49,9 +55,13 @@ class SET(Rewiring):
     Reference: Mocanu et al. 2018, arXiv 1707.04780, algorithm 1.
     """
 
-    def __init__(self, pruning_rate=0.3, **kwargs):
-        defaults = {"schedule": "constant", "drop": "magnitude_by_sign", "reset_regrown": True}
-        super().__init__(pruning_rate, **{**defaults, **kwargs})
+    def __init__(self, pruning_rate: float = 0.3, **kwargs: Unpack[RewiringOptions]) -> None:
+        defaults: RewiringOptions = {
+            "schedule": "constant",
+            "drop": "magnitude_by_sign",
+            "reset_regrown": True,
+        }
+        super().__init__(pruning_rate, **(defaults | kwargs))
 
 
 class DSR(Rewiring):
@@ -67,9 +77,13 @@ class DSR(Rewiring):
     Reference: Mostafa and Wang 2019, arXiv 1902.05967, algorithm 1.
     """
 
-    def __init__(self, pruning_rate=0.3, **kwargs):
-        defaults = {"schedule": "constant", "drop_scope": "model", "redistribution": "nonzeros"}
-        super().__init__(pruning_rate, **{**defaults, **kwargs})
+    def __init__(self, pruning_rate: float = 0.3, **kwargs: Unpack[RewiringOptions]) -> None:
+        defaults: RewiringOptions = {
+            "schedule": "constant",
+            "drop_scope": "model",
+            "redistribution": "nonzeros",
+        }
+        super().__init__(pruning_rate, **(defaults | kwargs))
 
 
 class SNFS(Rewiring):
@@ -82,8 +96,9 @@ class SNFS(Rewiring):
     Reference: Dettmers and Zettlemoyer 2019, arXiv 1907.04840, section 3.
     """
 
-    def __init__(self, pruning_rate=0.5, **kwargs):
-        super().__init__(pruning_rate, **{"grow": "momentum", "redistribution": "momentum", **kwargs})
+    def __init__(self, pruning_rate: float = 0.5, **kwargs: Unpack[RewiringOptions]) -> None:
+        defaults: RewiringOptions = {"grow": "momentum", "redistribution": "momentum"}
+        super().__init__(pruning_rate, **(defaults | kwargs))
 
 
 class RigL(Rewiring):
@@ -99,9 +114,14 @@ class RigL(Rewiring):
 
     rounding = staticmethod(math.floor)
 
-    def __init__(self, pruning_rate=0.3, **kwargs):
-        defaults = {"grow": "gradient", "frequency": 100, "stop_fraction": 0.75, "end_rate": 0.0}
-        super().__init__(pruning_rate, **{**defaults, **kwargs})
+    def __init__(self, pruning_rate: float = 0.3, **kwargs: Unpack[RewiringOptions]) -> None:
+        defaults: RewiringOptions = {
+            "grow": "gradient",
+            "frequency": 100,
+            "stop_fraction": 0.75,
+            "end_rate": 0.0,
+        }
+        super().__init__(pruning_rate, **(defaults | kwargs))
 
 
 class GSE(Rewiring):
@@ -114,5 +134,6 @@ class GSE(Rewiring):
     Reference: Heddes et al. 2024, arXiv 2401.06898, algorithm 1.
     """
 
-    def __init__(self, pruning_rate=0.3, **kwargs):
-        super().__init__(pruning_rate, **{"grow": "guided", "frequency": 100, **kwargs})
+    def __init__(self, pruning_rate: float = 0.3, **kwargs: Unpack[RewiringOptions]) -> None:
+        defaults: RewiringOptions = {"grow": "guided", "frequency": 100}
+        super().__init__(pruning_rate, **(defaults | kwargs))

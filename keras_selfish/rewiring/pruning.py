@@ -1,6 +1,9 @@
 """Methods that begin with all connections and only take away: pruning while training, and once before it."""
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +14,12 @@ from keras_selfish.rewiring.counts import target_count
 from keras_selfish.rewiring.rewire import active_blocks, choose_dropped, drop_scores, make_change
 from keras_selfish.rewiring.selection import largest_of_groups
 from keras_selfish.rewiring.updates import MaskUpdates
+
+if TYPE_CHECKING:
+    from keras_selfish.masks import MaskedWeight
+    from keras_selfish.rewiring.gradients import GradientData
+    from keras_selfish.rewiring.rules import DropRule
+    from keras_selfish.rewiring.schedules import PruningSchedule
 
 
 class GMP(MaskUpdates):
@@ -52,7 +61,13 @@ class GMP(MaskUpdates):
 
     starts_dense = needs_built_model = True
 
-    def __init__(self, schedule, drop="magnitude", gradient_data=None, seed=0):
+    def __init__(
+        self,
+        schedule: PruningSchedule,
+        drop: DropRule = "magnitude",
+        gradient_data: GradientData | None = None,
+        seed: int = 0,
+    ) -> None:
         super().__init__(gradient_data, seed)
         missing = [name for name in ("begin_step", "end_step", "frequency") if not hasattr(schedule, name)]
         if missing or not callable(schedule):
@@ -68,7 +83,7 @@ class GMP(MaskUpdates):
     # TensorFlow Model Optimization counts the first step as 1: masks change before the step that is named,
     # and a schedule may end with the last one.
 
-    def is_due(self, last, step):
+    def is_due(self, last: int, step: int) -> bool:
         return self._updates_until(step + 1) > self._updates_until(last + 1)
 
     def _updates_until(self, step):
@@ -79,12 +94,12 @@ class GMP(MaskUpdates):
         ended = end != -1 and step >= end
         return 1 + ((end if ended else step) - begin) // self.schedule.frequency + ended
 
-    def update(self, step):
+    def update(self, step: int) -> None:
         end = self.schedule.end_step
         _, sparsity = self.schedule(step + 1 if end == -1 else min(step + 1, end))
         self.prune(float(sparsity), step)
 
-    def prune(self, sparsity, step):
+    def prune(self, sparsity: float, step: int) -> None:
         """Takes connections from every masked weight until it has this sparsity.
 
         Args:
@@ -103,7 +118,7 @@ class GMP(MaskUpdates):
 
         self.change(step, lambda matrices, each: each(choose, matrices), self._gradient_batches)
 
-    def check_weight(self, masked_weight):
+    def check_weight(self, masked_weight: MaskedWeight) -> None:
         if masked_weight.n_of_m:
             raise ValueError(
                 f"`n_of_m` fixes the number of connections of {masked_weight.name!r}, which gradual pruning "
@@ -133,16 +148,18 @@ class SNIP(MaskUpdates):
 
     needs_built_model = True
 
-    def __init__(self, gradient_data=None, drop="sensitivity", seed=0):
+    def __init__(
+        self, gradient_data: GradientData | None = None, drop: DropRule = "sensitivity", seed: int = 0
+    ) -> None:
         super().__init__(gradient_data, seed)
         self.drop = rules.resolve("drop", drop, rules.DROP_RULES)
         self._gradient_batches = rules.batches_needed(self.drop)
         self.check_gradient_data(self._gradient_batches)
 
-    def is_due(self, last, step):
+    def is_due(self, last: int, step: int) -> bool:
         return step == 0 and last < 0
 
-    def update(self, step):
+    def update(self, step: int) -> None:
         weights = [w for w in masks.masked_weights(self.model) if w.weight.trainable and not w.n_of_m]
         count = sum(weight.active // math.prod(weight.block_shape) for weight in weights)
         masks.densify(self.model)

@@ -1,7 +1,13 @@
 """The methods by name, as data. Importing this module loads neither Keras nor a backend."""
 
+from __future__ import annotations
+
 import dataclasses
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from keras_selfish.rewiring.updates import MaskUpdates
 
 __all__ = ["METHODS", "REWIRING_OPTIONS", "Method"]
 
@@ -19,12 +25,12 @@ class Method:
     """
 
     summary: str
-    source: str = None
+    source: str | type[MaskUpdates] | None = None
     begins_sparse: bool = True
-    options: tuple = ()
+    options: tuple[str, ...] = ()
 
     @property
-    def callback(self):
+    def callback(self) -> type[MaskUpdates] | None:
         """The callback class, or None."""
         if not isinstance(self.source, str):
             return self.source
@@ -43,8 +49,9 @@ def _prunes(summary, name):
     return Method(summary, f"keras_selfish.rewiring.pruning:{name}", begins_sparse=False)
 
 
-# The one place to add a method: the trainers list what is here, and the package exports the classes.
-METHODS = {
+# The one place to add a method: the trainers list what is here, and the package exports the classes. Type
+# checkers read imports instead, in `rewiring/__init__.py` and the package's; a test names what they lack.
+METHODS: dict[str, Method] = {
     "dense": Method("all connections exist", begins_sparse=False),
     "dense_small": Method(
         "all exist, in fewer units: as many parameters as the sparse model", begins_sparse=False
@@ -61,7 +68,7 @@ METHODS = {
 }
 
 
-def callback_modules():
+def callback_modules() -> dict[str, str]:
     """The callback classes of the methods: a dict from name to module."""
     sources = [method.source.split(":") for method in METHODS.values() if method.source]
     return {name: module for module, name in sources}

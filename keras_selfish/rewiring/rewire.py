@@ -1,5 +1,7 @@
 """One rewiring of one matrix: how a change of connections is chosen and applied."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 
@@ -10,6 +12,7 @@ from keras_selfish import masks
 from keras_selfish.optimizers.state import holders, reset_state
 from keras_selfish.rewiring import rules, selection
 from keras_selfish.rewiring.counts import rewired_count, share_out
+from keras_selfish.typing import TensorLike
 from keras_selfish.variables import fill, view
 
 __all__ = [
@@ -37,9 +40,9 @@ class Change:
             include the ones that were dropped and regrown, which otherwise are in neither array.
     """
 
-    mask: np.ndarray
-    dropped: np.ndarray
-    grown: np.ndarray
+    mask: TensorLike
+    dropped: TensorLike
+    grown: TensorLike
 
     @property
     def empty(self):

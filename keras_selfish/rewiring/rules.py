@@ -13,12 +13,22 @@ score is the L2 norm of its weights' scores. A published method is its rules:
     Rewiring(drop="magnitude", grow=gradient, gradient_data=windows)
 """
 
+from __future__ import annotations
+
 import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from keras_selfish import masks
 from keras_selfish.rewiring import selection
+
+if TYPE_CHECKING:
+    import keras
+
+_Rule = TypeVar("_Rule", bound=Callable[..., Any])
 
 __all__ = [
     "DROP_RULES",
@@ -56,21 +66,21 @@ class Matrix:
         generator: A `numpy.random.Generator` of this matrix and step.
     """
 
-    weight: np.ndarray
-    mask: np.ndarray
-    masked_weight: object
-    optimizer: object = None
-    gradient: np.ndarray = None
-    generator: object = None
+    weight: npt.NDArray[Any]
+    mask: npt.NDArray[np.bool_]
+    masked_weight: masks.MaskedWeight
+    optimizer: keras.optimizers.Optimizer | None = None
+    gradient: Any = None  # an array where a rule has asked for it
+    generator: Any = None
 
 
-def after_dropping(rule):
+def after_dropping(rule: _Rule) -> _Rule:
     """Decorator of a redistribution rule that looks at what is left, not at what there was before."""
-    rule.after_dropping = True
+    rule.after_dropping = True  # type: ignore[attr-defined]
     return rule
 
 
-def needs_gradients(batches):
+def needs_gradients(batches: int) -> Callable[[_Rule], _Rule]:
     """Decorator of a rule that reads `matrix.gradient`: the mean of the gradients of so many batches."""
 
     def mark(rule):
@@ -100,15 +110,26 @@ def resolve(name, value, known):
     return known[value]
 
 
+# Each a name, or a function of a `Matrix`. Scores may be several arrays, which share the count.
+DropRule: TypeAlias = (
+    Literal["magnitude", "magnitude_by_sign", "sensitivity"]
+    | Callable[[Matrix], npt.NDArray[Any] | list[npt.NDArray[Any]]]
+)
+GrowRule: TypeAlias = (
+    Literal["random", "gradient", "momentum", "guided"] | Callable[[Matrix], npt.NDArray[Any] | None]
+)
+RedistributionRule: TypeAlias = Literal["magnitude", "nonzeros", "momentum"] | Callable[[Matrix], float]
+
+
 # Which go.
 
 
-def magnitude(matrix):
+def magnitude(matrix: Matrix) -> npt.NDArray[Any]:
     """Drops weights close to zero. The gates of a recurrent kernel compete, as they are ranked together."""
     return np.abs(matrix.weight)
 
 
-def magnitude_by_sign(matrix):
+def magnitude_by_sign(matrix: Matrix) -> list[npt.NDArray[Any]]:
     """Drops the positive and the negative weights nearest to zero, half of the count on each side.
 
     A block is positive if its sum is. Several arrays of scores, infinite where a weight is no candidate,
@@ -124,7 +145,7 @@ def magnitude_by_sign(matrix):
 
 
 @needs_gradients(batches=1)
-def sensitivity(matrix):
+def sensitivity(matrix: Matrix) -> npt.NDArray[Any]:
     """Drops weights whose removal changes the loss least, to first order: |weight * gradient|.
 
     Reference: Lee et al. 2019, "SNIP", arXiv 1810.02340, equation 4.
@@ -135,13 +156,13 @@ def sensitivity(matrix):
 # Which come.
 
 
-def random(matrix):
+def random(matrix: Matrix) -> None:
     """Grows uniformly at random."""
     return None
 
 
 @needs_gradients(batches=1)
-def gradient(matrix):
+def gradient(matrix: Matrix) -> npt.NDArray[Any]:
     """Grows where the gradient of one batch is largest.
 
     Reference: Evci et al. 2020, "Rigging the Lottery", arXiv 1911.11134, algorithm 1.
@@ -151,7 +172,7 @@ def gradient(matrix):
 
 # A momentum of 0.9 averages over about ten gradients.
 @needs_gradients(batches=10)
-def momentum(matrix):
+def momentum(matrix: Matrix) -> npt.NDArray[Any]:
     """Grows where the gradient, averaged over ten batches, is largest.
 
     The published momentum averages over the steps before, for which every step would have to compute the
@@ -164,7 +185,7 @@ def momentum(matrix):
 
 
 @needs_gradients(batches=1)
-def guided(matrix):
+def guided(matrix: Matrix) -> npt.NDArray[Any]:
     """Grows where the gradient is largest within a random subset, as large as the connections are many.
 
     Reference: Heddes et al. 2024, "Always-Sparse Training by Growing Connections with Guided Stochastic
@@ -181,7 +202,7 @@ def guided(matrix):
 
 
 @after_dropping
-def nonzeros(matrix):
+def nonzeros(matrix: Matrix) -> float:
     """Shares growth by the connections that are left.
 
     Reference: Mostafa and Wang 2019, "Parameter efficient training of deep convolutional neural networks by
@@ -190,13 +211,13 @@ def nonzeros(matrix):
     return float(np.count_nonzero(matrix.mask))
 
 
-def mean_magnitude(matrix):
+def mean_magnitude(matrix: Matrix) -> float:
     """Shares growth by the mean magnitude of the connections, before any go."""
     return float(np.abs(matrix.weight).sum(where=matrix.mask) / max(np.count_nonzero(matrix.mask), 1))
 
 
 @needs_gradients(batches=10)
-def mean_momentum(matrix):
+def mean_momentum(matrix: Matrix) -> float:
     """Shares growth by the mean magnitude of the momentum (see `momentum`) of the connections, before any go.
 
     Reference: Dettmers and Zettlemoyer 2019, arXiv 1907.04840, section 3.

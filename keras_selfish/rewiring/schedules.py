@@ -4,8 +4,12 @@ A schedule is any callable `schedule(step, total_steps)` that returns a fraction
 `total_steps` says so by an attribute `needs_total_steps = True`; the others may be given None.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
+from collections.abc import Callable
+from typing import Any, Literal, Protocol, TypeAlias
 
 from keras_selfish.masks import check_sparsity
 
@@ -27,7 +31,7 @@ class Cosine:
     end_rate: float = 0.005
     needs_total_steps = True
 
-    def __call__(self, step, total_steps):
+    def __call__(self, step: int, total_steps: int) -> float:
         progress = min(step / total_steps, 1.0)
         return self.end_rate + (self.rate - self.end_rate) * (1.0 + math.cos(math.pi * progress)) / 2.0
 
@@ -40,7 +44,7 @@ class Linear:
     end_rate: float = 0.005
     needs_total_steps = True
 
-    def __call__(self, step, total_steps):
+    def __call__(self, step: int, total_steps: int) -> float:
         return self.rate + (self.end_rate - self.rate) * min(step / total_steps, 1.0)
 
 
@@ -52,9 +56,12 @@ class Constant:
     end_rate: float = 0.005
     needs_total_steps = False
 
-    def __call__(self, step, total_steps=None):
+    def __call__(self, step: int, total_steps: int | None = None) -> float:
         return self.rate
 
+
+# A name, or a function of the step and the number of steps.
+Schedule: TypeAlias = Literal["cosine", "linear", "constant"] | Callable[[int, Any], float]
 
 SCHEDULES = {"cosine": Cosine, "linear": Linear, "constant": Constant}
 
@@ -92,9 +99,28 @@ class PolynomialDecay:
                 f"begin_step={self.begin_step}, end_step={self.end_step}, frequency={self.frequency}"
             )
 
-    def __call__(self, step):
+    def __call__(self, step: int) -> tuple[bool, float]:
         """Whether to prune at this step, and the sparsity to prune to."""
         since = step - self.begin_step
         due = self.begin_step <= step <= self.end_step and since % self.frequency == 0
         left = 1.0 - min(max(since / (self.end_step - self.begin_step), 0.0), 1.0)
         return due, self.final_sparsity + (self.initial_sparsity - self.final_sparsity) * left**self.power
+
+
+class PruningSchedule(Protocol):
+    """What `GMP` reads of its schedule: `PolynomialDecay`, or one of TensorFlow Model Optimization."""
+
+    @property
+    def begin_step(self) -> int:
+        """First training step at which weights are pruned."""
+
+    @property
+    def end_step(self) -> int:
+        """Last one; -1 for no end."""
+
+    @property
+    def frequency(self) -> int:
+        """Steps from one pruning to the next."""
+
+    def __call__(self, step: int) -> tuple[Any, Any]:
+        """Whether to prune at this step, and the sparsity to prune to."""

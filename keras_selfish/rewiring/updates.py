@@ -1,8 +1,12 @@
 """The callback that changes masks while a model trains: when it does, and what it reports."""
 
+from __future__ import annotations
+
 import collections
 import concurrent.futures
 import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -13,6 +17,13 @@ from keras_selfish.optimizers import state
 from keras_selfish.rewiring.clock import clock_of
 from keras_selfish.rewiring.gradients import DenseGradients
 from keras_selfish.rewiring.rewire import apply_change, read_matrix
+from keras_selfish.typing import Logs, Tensor
+
+if TYPE_CHECKING:
+    from keras_selfish.masks import MaskedWeight
+    from keras_selfish.rewiring.gradients import GradientData
+    from keras_selfish.rewiring.rewire import Change
+    from keras_selfish.rewiring.rules import Matrix
 
 __all__ = ["MaskUpdates"]
 
@@ -38,7 +49,7 @@ class MaskUpdates(keras.callbacks.Callback):
     # Methods that change masks before the first step cannot wait for a first batch to build the model.
     needs_built_model = False
 
-    def __init__(self, gradient_data=None, seed=0):
+    def __init__(self, gradient_data: GradientData | None = None, seed: int = 0) -> None:
         super().__init__()
         masks.check_seed(seed)
         self.gradients = None if gradient_data is None else DenseGradients(gradient_data)
@@ -64,20 +75,20 @@ class MaskUpdates(keras.callbacks.Callback):
 
     # What a subclass says.
 
-    def is_due(self, last, step):
+    def is_due(self, last: int, step: int) -> bool:
         """Whether the masks are to change after the step `last` and at the latest at `step`.
 
         It reads nothing from the device and, once True, stays so for later `step`s.
         """
         raise ValueError(f"{type(self).__name__} must define `is_due`.")
 
-    def update(self, step):
+    def update(self, step: int) -> None:
         """Changes the masks."""
         raise ValueError(f"{type(self).__name__} must define `update`.")
 
     # When.
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Logs | None = None) -> None:
         self._forget_training()
         if self.gradients is not None:
             self.gradients.check()
@@ -89,11 +100,11 @@ class MaskUpdates(keras.callbacks.Callback):
                 f"before the first step. Received: model={self.model.name!r}; begin it with a `keras.Input`"
             )
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
         self._epoch = epoch
         self._clock.begin_epoch()
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
         # Not when training begins: callbacks that restore weights may stand after this one in the list, and
         # a model without an input shape, like its optimizer, is built by the first batch.
         if not self._prepared and self.model.built:
@@ -124,7 +135,7 @@ class MaskUpdates(keras.callbacks.Callback):
         before, accumulated = self._epoch * batches, self.accumulated_batches()
         return before // accumulated - (before - executed) // accumulated
 
-    def accumulated_batches(self):
+    def accumulated_batches(self) -> int:
         """Batches of one update of the optimizer."""
         return getattr(self._clock.optimizer, "gradient_accumulation_steps", None) or 1
 
@@ -132,7 +143,7 @@ class MaskUpdates(keras.callbacks.Callback):
     def _steps_together(self):
         return getattr(self.model, "steps_per_execution", 1) or 1
 
-    def on_epoch_end(self, epoch=None, logs=None):
+    def on_epoch_end(self, epoch: int | None = None, logs: Logs | None = None) -> None:
         if not self._prepared:
             self._prepare()
         if logs is not None:
@@ -140,7 +151,7 @@ class MaskUpdates(keras.callbacks.Callback):
 
     # What.
 
-    def matrices(self, step, gradient_batches=0):
+    def matrices(self, step: int, gradient_batches: int = 0) -> list[Matrix]:
         """The trainable masked weights as `rules.Matrix`, with gradients over so many batches."""
         return [
             read_matrix(
@@ -164,7 +175,12 @@ class MaskUpdates(keras.callbacks.Callback):
             for (index, masked_weight), gradient in zip(weights, gradients, strict=True)
         ]
 
-    def change_on_device(self, step, choose, gradient_batches=0):
+    def change_on_device(
+        self,
+        step: int,
+        choose: Callable[[MaskedWeight, Tensor | None, int], Change | None],
+        gradient_batches: int = 0,
+    ) -> None:
         """As `change`, for a function of one `MaskedWeight`, its gradient (a tensor or None) and a seed."""
         looked_at = self._looked_at(step, gradient_batches)
         changes = [
@@ -172,7 +188,12 @@ class MaskUpdates(keras.callbacks.Callback):
         ]
         self._apply([weight for weight, *_ in looked_at], changes)
 
-    def change(self, step, choose, gradient_batches=0):
+    def change(
+        self,
+        step: int,
+        choose: Callable[[list[Matrix], Callable[..., list[Any]]], list[Change | None]],
+        gradient_batches: int = 0,
+    ) -> None:
         """Chooses a `Change` (None for none) of each trainable masked weight and applies it.
 
         Args:
@@ -195,7 +216,7 @@ class MaskUpdates(keras.callbacks.Callback):
                 apply_change(masked_weight, change, self._clock.optimizers)
         self._statistics = None
 
-    def check_gradient_data(self, batches):
+    def check_gradient_data(self, batches: int) -> None:
         """Raises `ValueError` if rules need gradients of some batches and there is no data for them."""
         if batches and self.gradients is None:
             raise ValueError(
@@ -203,7 +224,7 @@ class MaskUpdates(keras.callbacks.Callback):
                 "connections that do not exist. Received: gradient_data=None; pass the training data"
             )
 
-    def statistics(self):
+    def statistics(self) -> dict[str, float]:
         """The sparsity of all masked weights together and the density of each gate, as a dict of floats."""
         if self._statistics is None:  # masks change in updates only
             self._statistics = _measure(masks.masked_weights(self.model))
@@ -217,7 +238,7 @@ class MaskUpdates(keras.callbacks.Callback):
         self.align()
         self._prepared = all(optimizer.built for optimizer in self._clock.optimizers)
 
-    def align(self):
+    def align(self) -> None:
         """Makes the optimizers agree with masks that were changed by others than `change`."""
         optimizers = self._clock.optimizers
         for masked_weight in masks.masked_weights(self.model):
@@ -251,7 +272,7 @@ class MaskUpdates(keras.callbacks.Callback):
                     state.check_elementwise(leaf)
             self.check_weight(masked_weight)
 
-    def check_weight(self, masked_weight):
+    def check_weight(self, masked_weight: MaskedWeight) -> None:
         """Raises `ValueError` for a masked weight that this method has no meaning for."""
 
     def _step(self):

@@ -1,6 +1,9 @@
 """Training two sides of a model in turns, inside Keras's own `fit`."""
 
+from __future__ import annotations
+
 import contextlib
+from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import ops
@@ -8,9 +11,15 @@ from keras import ops
 from keras_selfish.backend import BACKEND
 from keras_selfish.cloning import with_inner
 from keras_selfish.switcher.switching import PHASES, REFRESH, SWITCHER, TASK
+from keras_selfish.typing import Tensor
+
+if TYPE_CHECKING:
+    from keras import Model as _Base  # what it is placed before
+else:
+    _Base = object
 
 
-class AlternatingTraining:
+class AlternatingTraining(_Base):
     """Mixin, placed before `keras.Model`, that gives each step of `fit` to one side.
 
     Each phase has a train function of its own, chosen in Python between steps: a branch inside one function
@@ -22,7 +31,9 @@ class AlternatingTraining:
     `warmup_steps`, `frozen`.
     """
 
-    def phase_of(self, step):
+    train_function: Any
+
+    def phase_of(self, step: int) -> str:
         """What the step after this number of steps does: one of `"task"`, `"refresh"` and `"switcher"`."""
         if self.frozen or step < self.warmup_steps:
             return TASK
@@ -32,19 +43,19 @@ class AlternatingTraining:
         return REFRESH if place == self.switcher_steps else TASK
 
     @property
-    def trainable_weights(self):
+    def trainable_weights(self) -> list[keras.Variable]:
         # Keras's trainers take the gradients of these.
         if not self.__dict__.get("_in_step"):
             return super().trainable_weights
         return self.sides()[self.switching.phase == SWITCHER]
 
-    def make_train_function(self, force=False):
+    def make_train_function(self, force: bool = False) -> None:
         if self.train_function is not None and not force:
             return
         functions = {}
         for phase in PHASES:
             # A function of its own for each phase: JAX keeps what it has compiled by the function's identity.
-            self.train_step = lambda *args: type(self).train_step(self, *args)
+            self.train_step = lambda *args: type(self).train_step(self, *args)  # type: ignore[method-assign]
             super().make_train_function(force=True)
             functions[phase] = self.train_function
         del self.train_step
@@ -79,11 +90,11 @@ class AlternatingTraining:
         # Keras 3.15 has no public way to layers inside layers.
         return [one for one in with_inner(self) if isinstance(one, keras.layers.BatchNormalization)]
 
-    def fit(self, *args, **kwargs):
+    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         self._find_place()
         return super().fit(*args, **kwargs)
 
-    def train_on_batch(self, *args, **kwargs):
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         self._find_place()
         return super().train_on_batch(*args, **kwargs)
 
@@ -92,7 +103,7 @@ class AlternatingTraining:
         if self.optimizer is not None:  # Keras says best that the model must be compiled
             self._steps_done = int(ops.convert_to_numpy(self.optimizer.iterations))
 
-    def call(self, inputs, training=None, mask=None):
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         self.switching.begin()
         if training and self.switching.phase == REFRESH:
             self.switching.settle([layer.masked_weight.weight for layer in self.layers_to_switch()])
@@ -102,7 +113,7 @@ class AlternatingTraining:
 
     # On JAX a step is a function of values, and takes the gradient of all that it is given first.
 
-    def train_step(self, *args):
+    def train_step(self, *args: Any) -> Any:
         if BACKEND != "jax":
             return super().train_step(*args)
         (trainable, *others), data = args
@@ -113,7 +124,9 @@ class AlternatingTraining:
         logs, (active, *others) = super().train_step((active, *others), data)
         return logs, (self._with_those_at_rest(active), *others)
 
-    def compute_loss_and_updates(self, trainable_variables, *args, training=False, **kwargs):
+    def compute_loss_and_updates(
+        self, trainable_variables: list[Tensor], *args: Any, training: bool = False, **kwargs: Any
+    ) -> Any:
         if training and self.__dict__.get("_in_step"):
             trainable_variables = self._with_those_at_rest(trainable_variables)
         return super().compute_loss_and_updates(trainable_variables, *args, training=training, **kwargs)

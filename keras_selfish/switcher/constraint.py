@@ -1,12 +1,20 @@
 """Steering the switches towards a given sparsity."""
 
+from __future__ import annotations
+
 import functools
 import typing
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Unpack
 
 import keras
 from keras import ops
 
 from keras_selfish import masks
+from keras_selfish.typing import Config, OpenShape, Tensor
+
+if TYPE_CHECKING:
+    from keras_selfish.layers.options import LayerOptions
 
 # Width, in standard deviations of the logits, over which their number near the threshold is estimated.
 WIDTH = 0.3
@@ -26,10 +34,10 @@ class Count(typing.NamedTuple):
     """
 
     size: float
-    is_open: object
-    near: object
-    total: object
-    squares: object
+    is_open: Tensor
+    near: Tensor
+    total: Tensor
+    squares: Tensor
 
 
 def together(counts):
@@ -84,7 +92,7 @@ class SparsityConstraint(keras.layers.Layer):
     Reference: Zhu and Gupta 2017, arXiv 1710.01878 (the cube).
     """
 
-    def __init__(self, target_sparsity, ramp_steps=200, **kwargs):
+    def __init__(self, target_sparsity: float, ramp_steps: int = 200, **kwargs: Unpack[LayerOptions]) -> None:
         masks.check_sparsity(target_sparsity, "target_sparsity")
         if not isinstance(ramp_steps, int) or isinstance(ramp_steps, bool) or ramp_steps < 0:
             raise ValueError(
@@ -94,7 +102,7 @@ class SparsityConstraint(keras.layers.Layer):
         self.target_sparsity = float(target_sparsity)
         self.ramp_steps = ramp_steps
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: OpenShape | None = None) -> None:
         # All replicas count the same.
         state = {"shape": (), "trainable": False, "autocast": False}
         state["aggregation"] = "only_first_replica"
@@ -106,14 +114,14 @@ class SparsityConstraint(keras.layers.Layer):
         self.last_open = self.add_weight(name="last_open", initializer="ones", **state)
         self.built = True
 
-    def density_wanted(self):
+    def density_wanted(self) -> Tensor:
         """Fraction of connections that are to be open now, a scalar tensor."""
         if not self.ramp_steps:
             return 1.0 - self.target_sparsity
         left = 1.0 - ops.minimum(ops.convert_to_tensor(self.steps) / float(self.ramp_steps), 1.0)
         return 1.0 - self.target_sparsity * (1.0 - left**3)
 
-    def update(self, counted, advance):
+    def update(self, counted: Count, advance: bool) -> None:
         """Moves the threshold.
 
         Args:
@@ -138,7 +146,7 @@ class SparsityConstraint(keras.layers.Layer):
         if advance:
             self.steps.assign(ops.convert_to_tensor(self.steps) + 1.0)
 
-    def place(self, logits, sizes):
+    def place(self, logits: Sequence[Tensor], sizes: Sequence[float]) -> None:
         """Puts the threshold where the fraction open is as near to the one wanted as whole units allow.
 
         Args:
@@ -157,7 +165,7 @@ class SparsityConstraint(keras.layers.Layer):
         bounds = ops.concatenate([ranked[:1] - 1.0, ranked, ranked[-1:] + 1.0])
         self.threshold.assign((ops.take(bounds, place) + ops.take(bounds, place + 1)) / 2.0)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {
             **super().get_config(),
             "target_sparsity": self.target_sparsity,

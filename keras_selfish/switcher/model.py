@@ -1,5 +1,10 @@
 """A network and its switcher, trained in turns."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self, Unpack
+
 import keras
 import numpy as np
 from keras import ops
@@ -13,6 +18,7 @@ from keras_selfish.switcher.gates import ESTIMATORS
 from keras_selfish.switcher.network import SwitcherNetwork
 from keras_selfish.switcher.optimizer import AlternatingOptimizer
 from keras_selfish.switcher.switching import SWITCHER, Switching
+from keras_selfish.typing import Config, ModelOptions
 from keras_selfish.workers import prepare_for_fit
 
 
@@ -61,16 +67,16 @@ class SwitchedModel(AlternatingTraining, keras.Model):
 
     def __init__(
         self,
-        network,
-        switcher=None,
-        task_steps=40,
-        switcher_steps=4,
-        warmup_steps=None,
-        target_sparsity=None,
-        estimator="straight_through",
-        seed=0,
-        **kwargs,
-    ):
+        network: keras.Model,
+        switcher: SwitcherNetwork | None = None,
+        task_steps: int = 40,
+        switcher_steps: int = 4,
+        warmup_steps: int | None = None,
+        target_sparsity: float | SparsityConstraint | None = None,
+        estimator: Literal["straight_through", "hard_concrete"] = "straight_through",
+        seed: int = 0,
+        **kwargs: Unpack[ModelOptions],
+    ) -> None:
         prepare_for_fit()
         layers = switched_layers(network)
         _check(network, layers, switcher, task_steps, switcher_steps, warmup_steps, estimator)
@@ -102,11 +108,11 @@ class SwitchedModel(AlternatingTraining, keras.Model):
     # Sides
 
     @property
-    def frozen(self):
+    def frozen(self) -> bool:
         """Whether the structure is fixed."""
         return not self.layers_to_switch()
 
-    def freeze(self):
+    def freeze(self) -> None:
         """Fixes the structure as it is: from now on `fit` trains the connections that are on, no others.
 
         If training stopped in a turn of the switcher, it decides a last time.
@@ -132,11 +138,11 @@ class SwitchedModel(AlternatingTraining, keras.Model):
             is_open = ops.greater(self.switcher(kernel), threshold)
             layer.set_switches(is_open, None if layer.scale is None else self.switcher.units(kernel)[1])
 
-    def layers_to_switch(self):
+    def layers_to_switch(self) -> list[SwitchedDense]:
         """The layers whose structure is not fixed."""
         return [layer for layer in switched_layers(self) if not layer.frozen]
 
-    def sides(self):
+    def sides(self) -> tuple[list[keras.Variable], list[keras.Variable]]:
         """The variables that each side trains, as two lists: the network's and the switcher's."""
         switchers = {id(variable) for variable in self.switcher.trainable_variables}
         variables = super().trainable_variables
@@ -147,7 +153,13 @@ class SwitchedModel(AlternatingTraining, keras.Model):
 
     # Steps
 
-    def compile(self, optimizer="rmsprop", *args, switcher_optimizer="adam", **kwargs):
+    def compile(
+        self,
+        optimizer: str | keras.optimizers.Optimizer = "rmsprop",
+        *args: Any,
+        switcher_optimizer: str | keras.optimizers.Optimizer = "adam",
+        **kwargs: Any,
+    ) -> None:
         """As in `keras.Model`, and `switcher_optimizer`, the optimizer of the switcher. Default `"adam"`.
 
         Raises:
@@ -171,12 +183,12 @@ class SwitchedModel(AlternatingTraining, keras.Model):
         super().compile(optimizer, *args, **{**kwargs, "auto_scale_loss": False})
         optimizer.build_sides(*self.sides())
 
-    def compile_from_config(self, config):
+    def compile_from_config(self, config: Config) -> None:
         self.compile(**keras.saving.deserialize_keras_object(config))
 
     # Saving
 
-    def get_config(self):
+    def get_config(self) -> Config:
         network = keras.Model(self.input, self.output, name=self.name)
         return {
             "network": keras.saving.serialize_keras_object(network),
@@ -191,7 +203,7 @@ class SwitchedModel(AlternatingTraining, keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: Config, custom_objects: Mapping[str, Any] | None = None) -> Self:
         config = dict(config)
         for name in ("network", "switcher", "target_sparsity"):
             config[name] = keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)

@@ -1,6 +1,9 @@
 """The switcher network: it reads the weights of a layer and says which connections are on."""
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import keras
 import numpy as np
@@ -12,6 +15,10 @@ from keras_selfish.switcher.constraint import Count, count
 from keras_selfish.switcher.gates import binary
 from keras_selfish.switcher.neurons import Neurons
 from keras_selfish.switcher.tiling import map_tiles, part_of
+from keras_selfish.typing import Config, OpenShape, Tensor, TensorLike
+
+if TYPE_CHECKING:
+    from keras_selfish.layers.options import LayerOptions
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
@@ -56,14 +63,14 @@ class SwitcherNetwork(keras.layers.Layer):
 
     def __init__(
         self,
-        architecture="contextual",
-        granularity="connection",
-        hidden_units=8,
-        initial_logit=2.0,
-        tile_size=65_536,
-        seed=0,
-        **kwargs,
-    ):
+        architecture: Literal["contextual", "weight", "convolution", "attention"] = "contextual",
+        granularity: Literal["connection", "neuron"] = "connection",
+        hidden_units: int = 8,
+        initial_logit: float = 2.0,
+        tile_size: int = 65_536,
+        seed: int = 0,
+        **kwargs: Unpack[LayerOptions],
+    ) -> None:
         _check(architecture, granularity, hidden_units, tile_size)
         super().__init__(**{"dtype": "float32", **kwargs})
         self.architecture = architecture
@@ -73,10 +80,10 @@ class SwitcherNetwork(keras.layers.Layer):
         self.tile_size = tile_size
         self.seed = seed
         family = ARCHITECTURES[architecture] if granularity == "connection" else Neurons
-        self._reader = family(hidden_units)
-        self._parameters = {}
+        self._reader: Any = family(hidden_units)
+        self._parameters: dict[str, keras.Variable] = {}
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: OpenShape | None = None) -> None:
         for index, (name, shape) in enumerate(self._reader.shapes().items()):
             self._parameters[name] = self.add_weight(
                 name=name,
@@ -95,14 +102,14 @@ class SwitcherNetwork(keras.layers.Layer):
             return keras.initializers.Constant(self._reader.prior())
         return keras.initializers.VarianceScaling(0.5 if name != "output" else 0.1, seed=seed)
 
-    def call(self, weights):
+    def call(self, weights: TensorLike) -> Tensor:
         weights = ops.cast(weights, self.compute_dtype)
         if self.granularity == "neuron":
             return self.units(weights)[0]
         (logits,) = self._by_tiles(weights, lambda logits, rows, columns: (logits,))
         return logits
 
-    def units(self, weights):
+    def units(self, weights: TensorLike) -> tuple[Tensor, Tensor]:
         """The logit and the scale of each unit.
 
         Args:
@@ -114,7 +121,13 @@ class SwitcherNetwork(keras.layers.Layer):
         weights = ops.stop_gradient(ops.cast(weights, self.compute_dtype))
         return self._reader.logits_and_scales(weights, self._tensors())
 
-    def switched(self, weights, threshold=0.0, width=1.0, noise=None):
+    def switched(
+        self,
+        weights: TensorLike,
+        threshold: TensorLike | float = 0.0,
+        width: TensorLike | float = 1.0,
+        noise: TensorLike | None = None,
+    ) -> tuple[Tensor, Tensor, Count]:
         """The matrix as the switches leave it, without keeping any logit.
 
         Gradients flow to the switcher's parameters only.
@@ -141,7 +154,9 @@ class SwitcherNetwork(keras.layers.Layer):
         switched, mask, *sums = self._by_tiles(weights, apply)
         return switched, mask, Count(float(math.prod(weights.shape)), *sums)
 
-    def count(self, weights, threshold=0.0, width=1.0):
+    def count(
+        self, weights: TensorLike, threshold: TensorLike | float = 0.0, width: TensorLike | float = 1.0
+    ) -> Count:
         """What `switched` counts, alone.
 
         Args:
@@ -176,7 +191,12 @@ class SwitcherNetwork(keras.layers.Layer):
         tensors = [*parameters.values(), *learned.values()]
         return map_tiles(part, tuple(weights.shape), tensors, self.tile_size)
 
-    def prune(self, model, target_sparsity=None, layer_shares="magnitude"):
+    def prune(
+        self,
+        model: keras.Model,
+        target_sparsity: float | None = None,
+        layer_shares: Literal["magnitude", "logits"] = "magnitude",
+    ) -> dict[str, float]:
         """Switches a network that this switcher may never have seen.
 
         Layers that switch get their switches set. In plain `keras.layers.Dense` layers of a model without any
@@ -211,7 +231,7 @@ class SwitcherNetwork(keras.layers.Layer):
 
         return prune(self, model, target_sparsity, layer_shares)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {
             **super().get_config(),
             "architecture": self.architecture,

@@ -1,6 +1,13 @@
 """One optimizer for each side of a switched model, as one."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
 import keras
+
+from keras_selfish.typing import Config, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
@@ -20,7 +27,12 @@ class AlternatingOptimizer(keras.optimizers.Optimizer):
         ValueError: if one of the two is no Keras optimizer.
     """
 
-    def __init__(self, task_optimizer, switcher_optimizer, name="alternating"):
+    def __init__(
+        self,
+        task_optimizer: keras.optimizers.Optimizer,
+        switcher_optimizer: keras.optimizers.Optimizer,
+        name: str = "alternating",
+    ) -> None:
         super().__init__(learning_rate=0.0, name=name)
         for argument, optimizer in (
             ("optimizer", task_optimizer),
@@ -34,9 +46,11 @@ class AlternatingOptimizer(keras.optimizers.Optimizer):
         self.switcher_optimizer = switcher_optimizer
         # The one whose turn it is; gradients are of its variables.
         self.active = task_optimizer
-        self._switchers = set()
+        self._switchers: set[int] = set()
 
-    def build_sides(self, task_variables, switcher_variables):
+    def build_sides(
+        self, task_variables: list[keras.Variable], switcher_variables: list[keras.Variable]
+    ) -> None:
         """Makes the state of both sides.
 
         Args:
@@ -50,7 +64,7 @@ class AlternatingOptimizer(keras.optimizers.Optimizer):
         self.switcher_optimizer.build(switcher_variables)
         super().build([*task_variables, *switcher_variables])
 
-    def build(self, variables):
+    def build(self, variables: list[keras.Variable]) -> None:
         if not self.built:
             raise ValueError(
                 "An AlternatingOptimizer must be compiled into a SwitchedModel, which knows the two sides. "
@@ -58,26 +72,28 @@ class AlternatingOptimizer(keras.optimizers.Optimizer):
             )
 
     @property
-    def variables(self):
+    def variables(self) -> list[keras.Variable]:
         return [*self._variables, *self.task_optimizer.variables, *self.switcher_optimizer.variables]
 
     @property
-    def learning_rate(self):
+    def learning_rate(self) -> Any:
         return self.task_optimizer.learning_rate
 
     @learning_rate.setter
-    def learning_rate(self, learning_rate):
+    def learning_rate(self, learning_rate: float | keras.optimizers.schedules.LearningRateSchedule) -> None:
         self.task_optimizer.learning_rate = learning_rate
 
     @property
-    def iterations(self):
+    def iterations(self) -> keras.Variable:
         return self._iterations
 
-    def apply(self, grads, trainable_variables=None):
+    def apply(self, grads: list[Tensor], trainable_variables: list[keras.Variable] | None = None) -> None:
         self.active.apply(grads, trainable_variables)
         self._iterations.assign_add(1)
 
-    def stateless_apply(self, optimizer_variables, grads, trainable_variables):
+    def stateless_apply(
+        self, optimizer_variables: list[Tensor], grads: list[Tensor], trainable_variables: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         values = {id(v): value for v, value in zip(self.variables, optimizer_variables, strict=True)}
         inner = [values[id(variable)] for variable in self.active.variables]
         trainable_variables, inner = self.active.stateless_apply(inner, grads, trainable_variables)
@@ -85,16 +101,16 @@ class AlternatingOptimizer(keras.optimizers.Optimizer):
         values[id(self._iterations)] = values[id(self._iterations)] + 1
         return trainable_variables, [values[id(variable)] for variable in self.variables]
 
-    def scale_loss(self, loss):
+    def scale_loss(self, loss: Tensor) -> Tensor:
         return loss
 
-    def finalize_variable_values(self, var_list):
+    def finalize_variable_values(self, var_list: list[keras.Variable]) -> None:
         for optimizer, switchers in ((self.task_optimizer, False), (self.switcher_optimizer, True)):
             side = [v for v in var_list if (id(v) in self._switchers) == switchers]
             if side:
                 optimizer.finalize_variable_values(side)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {
             "task_optimizer": keras.optimizers.serialize(self.task_optimizer),
             "switcher_optimizer": keras.optimizers.serialize(self.switcher_optimizer),
@@ -102,7 +118,7 @@ class AlternatingOptimizer(keras.optimizers.Optimizer):
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: Config, custom_objects: Mapping[str, Any] | None = None) -> Self:
         config = dict(config)
         for name in ("task_optimizer", "switcher_optimizer"):
             config[name] = keras.optimizers.deserialize(config[name], custom_objects=custom_objects)
