@@ -22,7 +22,7 @@ from keras_selfish.models.architecture import CELLS, KERNEL_LIMITS, Architecture
 from keras_selfish.models.presets import PRESETS, preset
 from keras_selfish.rewiring.registry import METHODS, REWIRING_OPTIONS
 from keras_selfish.rewiring.rules import REDISTRIBUTION_RULES
-from trainers import program
+from trainers import distribution_jax, program
 from trainers.mask_updates import check_distribution, check_options, mask_updates
 
 FLAGS = flags.FLAGS
@@ -136,7 +136,13 @@ flags.DEFINE_integer(
 flags.DEFINE_bool("averaging", True, "Whether the weights are averaged once validation stops improving.")
 flags.DEFINE_enum("precision", "float32", ["float32", "mixed_bfloat16"], "Type of the computations.")
 flags.DEFINE_integer("seed", 0, "Seed of weights, masks, dropout and rewiring.", lower_bound=0)
-flags.DEFINE_enum("strategy", "none", ["none", "mirrored"], "mirrored: tf.distribute over all visible GPUs.")
+flags.DEFINE_enum(
+    "strategy",
+    "none",
+    ["none", "mirrored", *distribution_jax.STRATEGIES],
+    "mirrored: tf.distribute over all visible GPUs. On JAX, over all devices: data_parallel divides batches, "
+    "model_parallel every matrix.",
+)
 flags.DEFINE_integer("cpu_replicas", 0, "With --strategy mirrored: replicas on as many CPU devices.")
 flags.DEFINE_bool("export", True, "Whether to export a SavedModel at the end.")
 flags.DEFINE_bool(
@@ -301,7 +307,7 @@ def _check(settings):
 
 def make_strategy(settings):
     """The tf.distribute strategy of the run, or None."""
-    if settings["strategy"] == "none":
+    if settings["strategy"] != "mirrored":
         return None
     import tensorflow as tf
 
@@ -334,12 +340,7 @@ def make_model(settings, vocabulary_size, replicas):
     from keras_selfish.models import LanguageModel, Perplexity, TokenCrossEntropy
     from keras_selfish.optimizers import SNTASGD
 
-    for name in ("batch_size", "evaluation_columns"):
-        if (settings[name] or 0) % replicas:
-            raise ValueError(
-                f"--{name} must be a multiple of the number of replicas. Received: "
-                f"--{name}={settings[name]}, {replicas} replicas"
-            )
+    distribution_jax.check_columns(settings, replicas)
     columns = max(settings["batch_size"], settings["evaluation_columns"] or 0)
     model = LanguageModel(
         vocabulary_size,
@@ -414,6 +415,11 @@ def train(settings, workdir):
     from keras_selfish.analysis import report
 
     keras.utils.set_random_seed(settings["seed"])
+    distribution_jax.check_backend(settings["strategy"])
+    if settings["strategy"] in distribution_jax.STRATEGIES:
+        size = len(corpus.vocabulary)
+        architecture = Architecture(size, **model_arguments(settings, size))
+        workdir = distribution_jax.begin(settings, architecture, workdir)
     strategy = make_strategy(settings)
     if strategy is None:
         model = make_model(settings, len(corpus.vocabulary), 1)
@@ -484,15 +490,18 @@ def finish(model, corpus, windows, workdir):
     from keras_selfish.analysis import report
     from trainers.workdir import replace, write_json
 
-    best = keras.models.load_model(workdir.best)
+    with distribution_jax.undivided_batches():
+        best = keras.models.load_model(workdir.best)
     model.set_weights(best.get_weights())
     results = {}
     # One column cannot be divided among replicas; the model that was loaded has one.
     for name in windows:
         if name == "train":
             continue
-        tested = best if name == "test, one column" else model
-        scores = tested.evaluate(windows[name].batches(), verbose=0, return_dict=True)
+        one = name == "test, one column"
+        with distribution_jax.undivided_batches() if one else contextlib.nullcontext():
+            tested = best if one else model
+            scores = tested.evaluate(windows[name].batches(), verbose=0, return_dict=True)
         results[name] = float(scores["perplexity"])
     results["unigram, test"] = corpus.unigram_perplexity("test")
     replace(workdir.final, best.save, suffix=".keras")

@@ -14,8 +14,9 @@ from keras_selfish.packing import pack, unpacked
 
 PARTIAL = ".partial-"
 
-# A run may be continued for more epochs and from another copy of the data; all else is part of it.
-MAY_CHANGE = ("epochs", "data_dir")
+# A run may be continued for more epochs, from another copy of the data and on other devices; all else is part
+# of it.
+MAY_CHANGE = ("epochs", "data_dir", "strategy")
 # A continued run keeps the length that its schedules began with.
 KEPT = ("schedule_epochs",)
 
@@ -145,8 +146,10 @@ class Workdir:
             RunError: if the one before could not be written.
         """
         self.wait()
+        from keras_selfish.variables import to_numpy  # which loads a backend
+
         # A view would show what training makes of the variable while it is written.
-        arrays = {str(i): np.array(_to_numpy(variable)) for i, variable in enumerate(_variables(model))}
+        arrays = {str(i): np.array(to_numpy(variable)) for i, variable in enumerate(_variables(model))}
         self._writing = self._writer.submit(self._write_checkpoint, arrays, epochs_done, extra)
 
     def wait(self):
@@ -177,6 +180,8 @@ class Workdir:
         Raises:
             RunError: if they are not those of this model.
         """
+        from keras_selfish.variables import placed_like
+
         with np.load(checkpoint["weights"]) as stored:
             arrays = unpacked(stored)
         arrays = [arrays[str(index)] for index in range(len(arrays))]
@@ -187,7 +192,7 @@ class Workdir:
                 f"Received: {checkpoint['weights']}; choose another --workdir"
             )
         for variable, array in zip(variables, arrays, strict=True):
-            variable.assign(array)
+            variable.assign(placed_like(array, variable))
 
     def trim_history(self, epochs_done):
         """Drops rows of epochs after the checkpoint, which will be trained again. Returns the rows kept."""
@@ -238,12 +243,6 @@ def write_json(path, content):
 
 def _variables(model):
     return [*model.variables, *model.optimizer.variables]
-
-
-def _to_numpy(variable):
-    import keras
-
-    return keras.ops.convert_to_numpy(variable)
 
 
 def _sha256(path):

@@ -18,6 +18,7 @@ from keras_selfish.layers.mask_gradient import mask_gradient
 from keras_selfish.layers.masked_variables import make_guarded
 from keras_selfish.layers.plain import PlainForm
 from keras_selfish.packing import pack_masked, unpack_masked
+from keras_selfish.variables import to_numpy
 
 MASK_ARGUMENTS = ("sparsity", "distribution", "block_shape", "n_of_m", "mask_seed")
 
@@ -198,7 +199,7 @@ class MaskedLayer(SparseLayer):
             super().save_own_variables(store)
             return
         variables = self._variables_by_key()
-        arrays = {key: ops.convert_to_numpy(variable) for key, variable in variables.items()}
+        arrays = {key: to_numpy(variable) for key, variable in variables.items()}
         pack_masked(store, arrays, [pair[:2] for pair in self._masked_keys(variables)])
 
     def load_own_variables(self, store):

@@ -11,6 +11,7 @@ __all__ = [
     "TokenCrossEntropy",
     "image_classifier",
     "language_model",
+    "layout_map",
     "preset",
     "small_dense",
 ]
@@ -26,6 +27,7 @@ __getattr__ = lazy_attributes(
         "TokenCrossEntropy": "cross_entropy",
         "image_classifier": "image_classifiers",
         "language_model": "language_models",
+        "layout_map": "layout",
         "preset": "presets",
         "small_dense": "sizes",
     },
