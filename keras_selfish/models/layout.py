@@ -1,7 +1,10 @@
 """How the weights of a model are divided among devices, for `keras.distribution`."""
 
+import functools
+
 import keras
 
+from keras_selfish.backend import of_backend
 from keras_selfish.models.architecture import Architecture
 from keras_selfish.models.language_models import LanguageModel
 
@@ -14,9 +17,9 @@ def layout_map(model, device_mesh, axis="model"):
     an axis, are whole on every device. The model is made anew under the distribution.
 
     Args:
-        model: The settings of a language model, an `Architecture`; or a built model, whose layers are named,
-            so that they have the same names when it is made anew. One made within
-            `with keras.StatelessScope():` has shapes, but takes no memory for weights.
+        model: The settings of a language model, an `Architecture`; or a function that makes a built model,
+            which is called for the shapes of its weights and on JAX takes no memory for them; or such a
+            model. Its layers are named, so that they have the same names when it is made anew.
         device_mesh: A `keras.distribution.DeviceMesh`.
         axis: Name of the mesh's axis whose devices share each matrix. Default `"model"`.
 
@@ -45,14 +48,26 @@ def layout_map(model, device_mesh, axis="model"):
     devices = device_mesh.shape[list(device_mesh.axis_names).index(axis)]
     if isinstance(model, Architecture):
         check_units(model, devices)
-        model = _without_values(model)
+        settings = {**model.get_config(), "sparsity": 0.0, "n_of_m": None, "distribution": "uniform"}
+        shapes = shapes_of(functools.partial(LanguageModel, **settings))
+    else:
+        shapes = _shapes(model) if isinstance(model, keras.Model) else shapes_of(model)
     layouts = keras.distribution.LayoutMap(device_mesh)
-    for variable in model.trainable_variables:
-        axes = _divided(variable.shape, devices, axis)
+    for path, shape in shapes.items():
+        axes = _divided(shape, devices, axis)
         if axes is not None:
-            for path in (variable.path, f"{variable.path}_mask"):
-                layouts[path] = axes
+            layouts[path] = layouts[f"{path}_mask"] = axes
     return layouts
+
+
+@of_backend
+def shapes_of(make):
+    """The shapes of the weights that a function's model has, a dict by path."""
+    return _shapes(make())
+
+
+def _shapes(model):
+    return {variable.path: tuple(variable.shape) for variable in model.trainable_variables}
 
 
 def check_units(architecture, devices):
@@ -73,10 +88,3 @@ def _divided(shape, devices, axis):
         return None
     longest = max(range(len(sizes)), key=lambda index: (sizes[index], index))
     return tuple(axis if index == longest else None for index in range(len(shape)))
-
-
-def _without_values(architecture):
-    """A model of an `Architecture` whose variables have shapes only."""
-    settings = {**architecture.get_config(), "sparsity": 0.0, "n_of_m": None, "distribution": "uniform"}
-    with keras.StatelessScope():
-        return LanguageModel(**settings)

@@ -72,7 +72,7 @@ def test_the_longest_axis_that_divides():
         "odd/kernel": ("model", None),
         "last/kernel": (None, "model"),
     }
-    assert axes_of(layout_map(model, mesh(3, 1))) == {}
+    assert axes_of(layout_map(lambda: model, mesh(3, 1))) == {}
     assert axes_of(layout_map(model, mesh(5, 2, names=("model", "batch")))) == {
         "odd/kernel": (None, "model"),
         "last/kernel": ("model", None),
@@ -86,6 +86,16 @@ def test_what_does_not_divide_is_refused():
         layout_map(Architecture(20, units=8, embedding_units=10), mesh(1, 4))
     with pytest.raises(ValueError, match=r"`axis` must be .* one of batch, model. Received: axis='mdoel'"):
         layout_map(Architecture(20, units=8), mesh(1, 4), axis="mdoel")
+
+
+@pytest.mark.backends("jax")
+def test_a_model_larger_than_memory_has_a_layout():
+    """20 TB of weights."""
+    architecture = Architecture(200_000_000, units=16384, layers=2)
+    layouts = layout_map(architecture, mesh(1, 4))
+    assert layouts["decoder/kernel"].axes == (None, "model")
+    made = layout_map(lambda: LanguageModel(200_000_000, units=16384, sparsity=0.0), mesh(1, 4))
+    assert axes_of(made) == axes_of(layouts)
 
 
 TRAINING = """
@@ -153,13 +163,14 @@ TRAINING = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "settings"),
     [
         ("RigL", {}),
-        pytest.param("SelfishRewiring", {}, marks=pytest.mark.slow),
-        pytest.param("RigL", {"tied": True, "block_shape": (2, 1)}, marks=pytest.mark.slow),
-        pytest.param("SelfishRewiring", {"experts": 2, "locked": True}, marks=pytest.mark.slow),
+        ("SelfishRewiring", {}),
+        ("RigL", {"tied": True, "block_shape": (2, 1)}),
+        ("SelfishRewiring", {"experts": 2, "locked": True}),
     ],
 )
 def test_training_is_that_of_one_device(method, settings, run_python, tmp_path):
