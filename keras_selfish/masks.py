@@ -671,6 +671,6 @@ def distribute(
 
 def _to_numpy(tensor):
     # Importing Keras chooses a backend and loads it; arithmetic on masks needs neither.
-    from keras import ops
+    from keras_selfish.variables import to_numpy
 
-    return ops.convert_to_numpy(tensor)
+    return to_numpy(tensor)

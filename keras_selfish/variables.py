@@ -9,13 +9,31 @@ from keras import ops
 
 from keras_selfish.backend import BACKEND, of_backend
 
-__all__ = ["fill", "view"]
+__all__ = ["fill", "is_divided", "placed_like", "to_numpy", "view"]
 
 
 @of_backend
 def fill_in_place(variable, positions, value):
     """Does what `fill` says where the variable stands; returns whether it did: never on this backend."""
     return False
+
+
+@of_backend
+def to_numpy(variable):
+    """A NumPy array of a variable or tensor, gathered where its parts are on several devices."""
+    return ops.convert_to_numpy(variable)
+
+
+@of_backend
+def is_divided(variable):
+    """Whether a variable's parts are on several devices, as only JAX has them."""
+    return False
+
+
+@of_backend
+def placed_like(array, tensor):
+    """A tensor of a NumPy array, of which each device holds the part that it holds of another tensor."""
+    return ops.convert_to_tensor(array)
 
 
 @of_backend

@@ -178,15 +178,12 @@ class Workers:
         """Refuses workers that would train something else than the others.
 
         Args:
-            *things: JSON values and arrays on which all have to agree.
+            *things: JSON values on which all have to agree.
 
         Raises:
             RunError: in each worker, if they do not.
         """
-        digest = hashlib.sha256()
-        for thing in things:
-            is_array = hasattr(thing, "tobytes")
-            digest.update(thing.tobytes() if is_array else json.dumps(thing, sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(things, sort_keys=True).encode())
         digests = self._gather(int.from_bytes(digest.digest()[:7]))
         others = [str(index) for index, one in enumerate(digests) if one != digests[0]]
         if others:

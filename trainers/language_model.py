@@ -24,7 +24,7 @@ from keras_selfish.models.memory import check_memory
 from keras_selfish.models.presets import PRESETS, preset
 from keras_selfish.rewiring.registry import METHODS, REWIRING_OPTIONS
 from keras_selfish.rewiring.rules import REDISTRIBUTION_RULES
-from trainers import fingerprints, program
+from trainers import distribution_jax, fingerprints, program
 from trainers.distribution import Worker, Workers
 from trainers.files import replace, write_json, writing
 from trainers.mask_updates import check_distribution, check_options, check_steps, mask_updates
@@ -148,11 +148,12 @@ flags.DEFINE_integer(
 flags.DEFINE_enum(
     "strategy",
     "none",
-    ["none", "mirrored", "multi_worker"],
+    ["none", "mirrored", "multi_worker", *distribution_jax.STRATEGIES],
     "mirrored: tf.distribute over all visible GPUs. multi_worker: over the GPUs, or else CPUs, of all "
     "processes that the environment variable TF_CONFIG names. They are started with the same flags. "
     "--workdir must be a folder that all of them see, such as one on a network drive; only the "
-    "first one writes to it.",
+    "first one writes to it. On JAX, over all devices: data_parallel divides batches, model_parallel every "
+    "matrix.",
 )
 flags.DEFINE_float(
     "worker_timeout",
@@ -349,10 +350,10 @@ def _check_memory(settings, vocabulary_size, train):
 
 def make_strategy(settings, workers):
     """The tf.distribute strategy of the run, or None."""
-    if settings["strategy"] == "none":
-        return None
     if settings["strategy"] == "multi_worker":
         return workers.join()
+    if settings["strategy"] != "mirrored":
+        return None
     import tensorflow as tf
 
     replicas = settings["cpu_replicas"]
@@ -384,12 +385,7 @@ def make_model(settings, vocabulary_size, replicas):
     from keras_selfish.models import LanguageModel, Perplexity, TokenCrossEntropy
     from keras_selfish.optimizers import SNTASGD
 
-    for name in ("batch_size", "evaluation_columns"):
-        if (settings[name] or 0) % replicas:
-            raise ValueError(
-                f"--{name} must be a multiple of the number of replicas. Received: "
-                f"--{name}={settings[name]}, {replicas} replicas"
-            )
+    distribution_jax.check_columns(settings, replicas)
     columns = max(settings["batch_size"], settings["evaluation_columns"] or 0)
     model = LanguageModel(
         vocabulary_size,
@@ -465,7 +461,8 @@ def train(settings, workdir):
     # Data and checkpoint first: what is wrong with them is said before a backend is loaded.
     corpus = load_corpus(settings["dataset"], data_dir=settings["data_dir"], cache_dir=FLAGS.cache_dir)
     check_words(corpus, settings)
-    workdir.check_data(fingerprints.of_corpus(corpus), settings)
+    data = fingerprints.of_corpus(corpus)
+    workdir.check_data(data, settings)
     windows = all_windows(corpus, settings)
     check_steps(settings, settings["schedule_epochs"] * len(windows["train"]))
     _check_memory(settings, len(corpus.vocabulary), windows["train"])
@@ -474,22 +471,23 @@ def train(settings, workdir):
     program.check_backend(FLAGS.export, *exports)
     workers = Workers(settings, FLAGS.worker_timeout, workdir)
     with workers.together():
-        return _train(settings, workdir, corpus, windows, checkpoint, workers)
+        agreed = settings | {"data_dir": None}, data, checkpoint and checkpoint["sha256"]
+        return _train(settings, workdir, corpus, windows, checkpoint, workers, agreed)
 
 
-def _train(settings, workdir, corpus, windows, checkpoint, workers):
+def _train(settings, workdir, corpus, windows, checkpoint, workers, agreed):
     import keras
 
     from keras_selfish.analysis import report
 
     keras.utils.set_random_seed(settings["seed"])
+    distribution_jax.check_backend(settings["strategy"])
+    if settings["strategy"] in distribution_jax.STRATEGIES:
+        size = len(corpus.vocabulary)
+        architecture = Architecture(size, **model_arguments(settings, size))
+        workdir = distribution_jax.begin(settings, architecture, workdir)
     strategy = make_strategy(settings, workers)
-    workers.check_agreement(
-        {name: value for name, value in settings.items() if name != "data_dir"},
-        checkpoint and checkpoint["sha256"],
-        corpus.vocabulary.tokens,
-        windows["train"].columns,
-    )
+    workers.check_agreement(*agreed)
     if strategy is None:
         model = make_model(settings, len(corpus.vocabulary), 1)
     else:
@@ -591,16 +589,19 @@ def test(model, windows, workdir, workers):
     from trainers.callbacks import Hearing
 
     workers.meet()  # until the chief has written it
-    best = keras.models.load_model(workdir.best)
+    with distribution_jax.undivided_batches():
+        best = keras.models.load_model(workdir.best)
     model.set_weights(best.get_weights())
     results = {}
     # One column cannot be divided among replicas; the model that was loaded has one.
     for name in windows:
         if name == "train":
             continue
-        tested = best if name == "test, one column" else model
-        batches, callbacks = windows[name].batches(), [Hearing(workers)]
-        scores = tested.evaluate(batches, verbose=0, callbacks=callbacks, return_dict=True)
+        one = name == "test, one column"
+        with distribution_jax.undivided_batches() if one else contextlib.nullcontext():
+            tested = best if one else model
+            batches, callbacks = windows[name].batches(), [Hearing(workers)]
+            scores = tested.evaluate(batches, verbose=0, callbacks=callbacks, return_dict=True)
         results[name] = float(scores["perplexity"])
     return best, results
 

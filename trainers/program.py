@@ -10,7 +10,7 @@ import time
 
 from absl import app, flags, logging
 
-from trainers import signals
+from trainers import distribution_jax, signals
 from trainers.distribution import Worker
 from trainers.files import RunError, WriteError, no_room
 from trainers.workdir import Workdir
@@ -42,8 +42,9 @@ def command(kind, settings_from_flags, train, errors=()):
             check_floats()
             settings = settings_from_flags()
             workdir = Workdir(flags.FLAGS.workdir, kind)
-            # Of several workers the first one writes; the others read.
-            opened = workdir.open() if Worker.of(settings).is_chief else contextlib.nullcontext()
+            # Of several processes the first one writes; the others read.
+            writes = Worker.of(settings).is_chief and distribution_jax.is_first(settings)
+            opened = workdir.open() if writes else contextlib.nullcontext()
             with opened, signals.last_words(workdir.last_words):
                 train(workdir.settle(settings), workdir)
         except Exception as error:

@@ -33,8 +33,9 @@ from trainers.lock import Lock
 
 __all__ = ["RunError", "Workdir", "WriteError", "replace", "write_json"]
 
-# A run may be continued for more epochs and from another copy of the data; all else is part of it.
-MAY_CHANGE = ("epochs", "data_dir")
+# A run may be continued for more epochs, from another copy of the data and on other devices; all else is part
+# of it.
+MAY_CHANGE = ("epochs", "data_dir", "strategy")
 # A continued run keeps the length that its schedules began with.
 SCHEDULE = "schedule_epochs"
 DATA = "data_sha256"
@@ -119,6 +120,13 @@ class Workdir:
             self._lock.release()
             raise
         self.close()
+
+    def elsewhere(self, folder):
+        """The same run with another folder, for a process whose files are thrown away."""
+        other = Workdir(folder, "")
+        other.epochs_done, other._best = self.epochs_done, self._best
+        other._data, other._schedule = self._data, self._schedule
+        return other
 
     # Settings and data
 
@@ -400,8 +408,10 @@ class Workdir:
         """
         self.wait()
         self._epoch_ends = math.inf
+        from keras_selfish.variables import to_numpy  # which loads a backend
+
         # A view would show what training makes of the variable while it is written.
-        arrays = {str(i): np.array(_to_numpy(variable)) for i, variable in enumerate(_variables(model))}
+        arrays = {str(i): np.array(to_numpy(variable)) for i, variable in enumerate(_variables(model))}
         state = {"epochs_done": epochs_done, **extra}
         if self._schedule is not None:
             state[SCHEDULE] = self._schedule
@@ -455,6 +465,8 @@ class Workdir:
         Raises:
             RunError: if they are not those of this model.
         """
+        from keras_selfish.variables import placed_like
+
         with np.load(checkpoint["weights"]) as stored:
             arrays = unpacked(stored)
         arrays = [arrays[str(index)] for index in range(len(arrays))]
@@ -465,7 +477,7 @@ class Workdir:
                 f"Received: {checkpoint['weights']}; choose another --workdir"
             )
         for variable, array in zip(variables, arrays, strict=True):
-            variable.assign(array)
+            variable.assign(placed_like(array, variable))
 
     # What is told at the end
 
@@ -496,12 +508,6 @@ class Workdir:
 
 def _variables(model):
     return [*model.variables, *model.optimizer.variables]
-
-
-def _to_numpy(variable):
-    import keras
-
-    return keras.ops.convert_to_numpy(variable)
 
 
 def _weights_name(epochs_done):

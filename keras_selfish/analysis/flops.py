@@ -14,9 +14,9 @@ from typing import Literal
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_selfish.cloning import with_inner
+from keras_selfish.variables import to_numpy
 
 CONVOLUTIONS = (
     keras.layers.Conv1D,
@@ -167,7 +167,7 @@ def non_zeros(variable: keras.Variable) -> int:
     masked_weight = getattr(variable, "masked_weight", None)
     if masked_weight is not None:  # a connection that has just been grown is still zero
         return masked_weight.active
-    return int(np.count_nonzero(ops.convert_to_numpy(variable)))
+    return int(np.count_nonzero(to_numpy(variable)))
 
 
 def _repeated(model):

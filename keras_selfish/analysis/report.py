@@ -7,10 +7,10 @@ import math
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from keras import ops
 
 from keras_selfish.analysis import flops
 from keras_selfish.analysis.flops import Comparison
+from keras_selfish.variables import to_numpy
 
 if TYPE_CHECKING:
     import keras
@@ -131,7 +131,7 @@ def _weight_report(variable):
         return WeightReport(variable.path, shape, flops.non_zeros(variable), masked=False)
     gates = ()
     if masked_weight.gates:
-        mask = ops.convert_to_numpy(masked_weight.mask)
+        mask = to_numpy(masked_weight.mask)
         gates = tuple(
             WeightReport(gate, part.shape, int(np.count_nonzero(part)), masked=True)
             for gate, part in masked_weight.split_gates(mask).items()

@@ -1,6 +1,8 @@
 """Windows of a corpus as a `keras.utils.PyDataset`."""
 
 import keras
+import numpy as np
+from keras import tree
 
 
 class WindowsSequence(keras.utils.PyDataset):
@@ -11,6 +13,9 @@ class WindowsSequence(keras.utils.PyDataset):
     windows in order only: 0, 1, 2 and so on. Any other order is an error. (Keras also looks at the
     first one or two windows to learn their shapes; starting again from 0 is allowed between
     epochs.)
+
+    Under a `keras.distribution` over several processes each reads the columns of its own devices; make
+    that distribution with `auto_shard_dataset=False`.
 
     Args:
         windows: a `Windows` object.
@@ -32,7 +37,7 @@ class WindowsSequence(keras.utils.PyDataset):
         return len(self._windows)
 
     def __iter__(self):
-        return iter(self._windows)
+        return map(own_columns, self._windows)
 
     def __getitem__(self, index):
         restarts = index == 0 and self._may_restart
@@ -42,7 +47,7 @@ class WindowsSequence(keras.utils.PyDataset):
                 f"pass `shuffle=False` to `fit`. Received: window {index} where {self._next} was "
                 "due"
             )
-        batch = self._windows[index]
+        batch = own_columns(self._windows[index])
         self._next = index + 1
         # Within an epoch every window comes once, so only its first may be a restart. Without this
         # a shuffled epoch could pass as the end of one pass and the beginning of the next.
@@ -58,3 +63,25 @@ class WindowsSequence(keras.utils.PyDataset):
         """Called by Keras at the end of an epoch."""
         self._in_epoch = False
         self._may_restart = True
+
+
+def own_columns(batch):
+    """The columns of a batch that this process is to feed its devices with.
+
+    Args:
+        batch: Arrays, all with as many columns as their first axis.
+
+    Raises:
+        ValueError: if the columns cannot be divided among the devices.
+    """
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return batch
+    columns, replicas = len(tree.flatten(batch)[0]), distribution.num_model_replicas
+    if columns % replicas:
+        raise ValueError(
+            f"`batch_size` must be a multiple of the {replicas} parts that the distribution divides batches "
+            f"into. Received: batch_size={columns}"
+        )
+    shards, shard = min(distribution.num_processes, replicas), distribution.data_shard_id
+    return tree.map_structure(lambda array: np.split(array, shards)[shard], batch)

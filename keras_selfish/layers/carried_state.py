@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import keras
 from keras import ops
 
 from keras_selfish.typing import Config, OpenShape, Tensor, TensorLike
+from keras_selfish.variables import to_numpy
 
 if TYPE_CHECKING:
     from keras_selfish.layers.options import LayerOptions
@@ -26,7 +27,9 @@ class CarriedState(keras.layers.Wrapper):
 
     Args:
         layer: A recurrent layer with `return_sequences=True` and `return_state=True`.
-        batch_size: The largest number of batch columns per replica; smaller batches use the first ones.
+        batch_size: The largest number of batch columns per replica, under a `keras.distribution` of all
+            devices together; smaller batches use the first ones. The states of a column are on the device
+            that has the column, if `batch_size` is a multiple of the devices among which batches are divided.
         **kwargs: As in `keras.layers.Layer`.
 
     Call arguments:
@@ -66,15 +69,22 @@ class CarriedState(keras.layers.Wrapper):
 
     def _add_states(self, use):
         return [
-            self.add_weight(
-                shape=(self.batch_size, size),
-                initializer="zeros",
-                trainable=False,
-                autocast=False,
-                name=f"{use}_state_{index}",
-            )
+            self._add_state((self.batch_size, size), f"{use}_state_{index}")
             for index, size in enumerate(self.layer.state_size)
         ]
+
+    def _add_state(self, shape, name):
+        settings = {"shape": shape, "initializer": "zeros", "trainable": False, "autocast": False}
+        layout = _layout_of_columns(shape)
+        if layout is None:
+            return self.add_weight(name=name, **settings)
+        return keras.Variable(dtype=self.variable_dtype, layout=layout, name=name, **settings)
+
+    def save_own_variables(self, store: Any) -> None:
+        states = {}
+        super().save_own_variables(states)
+        for key, state in states.items():
+            store[key] = to_numpy(state)
 
     def call(self, inputs: TensorLike, first: TensorLike, training: bool = False) -> Tensor:
         states = self.training_states if training else self.evaluation_states
@@ -113,3 +123,13 @@ class CarriedState(keras.layers.Wrapper):
 
     def get_config(self) -> Config:
         return {**super().get_config(), "batch_size": self.batch_size}
+
+
+def _layout_of_columns(shape):
+    """The layout of states whose columns are on the devices that their batch is on; None for Keras's own."""
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return None
+    mesh = distribution.device_mesh
+    devices = mesh.shape[mesh.axis_names.index(distribution.batch_dim_name)]
+    return None if shape[0] % devices else distribution.get_data_layout(shape)

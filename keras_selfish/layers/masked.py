@@ -23,6 +23,7 @@ from keras_selfish.layers.masked_variables import make_guarded
 from keras_selfish.layers.plain import PlainForm
 from keras_selfish.packing import pack_masked, unpack_masked
 from keras_selfish.typing import Config, OpenShape, Tensor
+from keras_selfish.variables import to_numpy
 from keras_selfish.workers import prepare_for_fit
 
 MASK_ARGUMENTS = ("sparsity", "distribution", "block_shape", "n_of_m", "mask_seed")
@@ -205,7 +206,7 @@ class MaskedLayer(SparseLayer):
             super().save_own_variables(store)
             return
         variables = self._variables_by_key()
-        arrays = {key: ops.convert_to_numpy(variable) for key, variable in variables.items()}
+        arrays = {key: to_numpy(variable) for key, variable in variables.items()}
         pack_masked(store, arrays, [pair[:2] for pair in self._masked_keys(variables)])
 
     def load_own_variables(self, store: Any) -> None:

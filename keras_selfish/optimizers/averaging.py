@@ -10,7 +10,7 @@ from absl import logging
 from keras import ops
 
 from keras_selfish.backend import BACKEND
-from keras_selfish.optimizers.snt_asgd import HISTORY_LENGTH, SNTASGD
+from keras_selfish.optimizers.snt_asgd import HISTORY_LENGTH, NO_VALUE, SNTASGD
 from keras_selfish.optimizers.state import leaves
 from keras_selfish.typing import Logs
 
@@ -170,23 +170,26 @@ def triggers(history, value, patience):
     """Whether averaging starts, by the published rule.
 
     Args:
-        history: NumPy vector of the values before, oldest first, NaN where none are yet.
+        history: NumPy vector of the values before, oldest first, `NO_VALUE` where none are yet.
         value: The present one.
         patience: The number of values before it that are not compared.
     """
-    past = history[~np.isnan(history)]
+    past = _values(history)
     # As float32 like the history, so that a value is never larger than itself.
     return len(past) > patience and bool(np.float32(value) > past[: len(past) - patience].min())
 
 
 def appended(history, value):
     """The history with one value more; when it is full, the smaller of the two oldest stands for both."""
-    past = history[~np.isnan(history)]
+    past = _values(history)
     if len(past) == len(history):
         past = np.append(past[:2].min(), past[2:])
-    # NaN marks a free place; infinity is as bad a value.
-    past = np.append(past, np.float32(np.inf if np.isnan(value) else value))
-    return np.append(past, np.full(len(history) - len(past), np.nan)).astype("float32")
+    past = np.append(past, np.float32(np.inf if np.isnan(value) else value))  # which is as bad a value
+    return np.append(past, np.full(len(history) - len(past), NO_VALUE)).astype("float32")
+
+
+def _values(history):
+    return history[~np.isnan(history) & (history != NO_VALUE)]  # earlier versions marked free places by NaN
 
 
 def _number(variable):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Literal, Unpack
@@ -15,7 +16,7 @@ from keras_selfish.optimizers import update
 from keras_selfish.optimizers.state import reset_state
 from keras_selfish.packing import pack, unpacked
 from keras_selfish.typing import Config, Tensor, TensorLike
-from keras_selfish.variables import fill
+from keras_selfish.variables import fill, to_numpy
 
 if TYPE_CHECKING:
     from keras_selfish.optimizers.options import OptimizerOptions
@@ -27,6 +28,8 @@ AVERAGED_RATES = ("current", "first")
 
 # The number of validation results that an optimizer carries for `NonMonotonicAveraging`.
 HISTORY_LENGTH = 128
+# Where there is none yet. Not NaN: processes of one JAX program compare what they write, and NaN is not NaN.
+NO_VALUE = float("-inf")
 
 # Of each variable, to tell whether it was set by others.
 TRACED_ENTRIES = 1024
@@ -145,7 +148,7 @@ class SNTASGD(keras.optimizers.Optimizer):
         update.check_replicas(self)
         super().build(variables)
         minus_one = keras.initializers.Constant(-1)
-        nothing_yet = keras.initializers.Constant(float("nan"))
+        nothing_yet = keras.initializers.Constant(NO_VALUE)
         self.trigger = self.add_variable((), minus_one, "float32", name="trigger")
         self.averages_in = self.add_variable((), "zeros", "float32", name="averages_in")
         self.validation_history = self.add_variable(
@@ -422,7 +425,7 @@ class SNTASGD(keras.optimizers.Optimizer):
 
     def save_own_variables(self, store: Any) -> None:
         for index, variable in enumerate(self.variables):
-            pack(store, str(index), ops.convert_to_numpy(variable))
+            pack(store, str(index), to_numpy(variable))
 
     def load_own_variables(self, store: Any) -> None:
         super().load_own_variables(unpacked(store))
@@ -445,9 +448,11 @@ def _trace(variables):
     """A checksum of some entries of each variable, which tells whether they are others."""
     checksum = 0
     for variable in variables:
-        flat = ops.reshape(ops.convert_to_tensor(variable), (-1,))
-        sample = flat[:: max(1, flat.shape[0] // TRACED_ENTRIES)]
-        checksum = zlib.crc32(np.ascontiguousarray(ops.convert_to_numpy(sample)), checksum)
+        # Not flat: the parts of a matrix that is divided among devices would have to be gathered.
+        limit = math.ceil(TRACED_ENTRIES ** (1 / max(len(variable.shape), 1)))
+        places = tuple(slice(None, None, math.ceil(size / limit)) for size in variable.shape)
+        sample = to_numpy(ops.convert_to_tensor(variable)[places])
+        checksum = zlib.crc32(np.ascontiguousarray(sample), checksum)
     return checksum
 
 

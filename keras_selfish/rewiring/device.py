@@ -1,9 +1,10 @@
-"""Changes of connections that are chosen where the weights are, on a GPU.
+"""Changes of connections that are chosen where the weights are: on a GPU, or on several devices.
 
 Weights that travel to the host, 264 MB of them in a model of 66 million, take longer than the training steps
-of a whole rewiring interval. What is chosen here is what `choice.py` chooses on the host for the same rule:
-the same connections where scores decide, of equal scores the first ones; other ones, as random, where they
-grow at random, since the device draws other numbers for the same seed.
+of a whole rewiring interval, and those that are divided among devices may be more than one of them holds.
+What is chosen here is what `choice.py` chooses on the host for the same rule: the same connections where
+scores decide, of equal scores the first ones. Where they grow at random they are the same on CPUs, and other
+ones, as random, on a GPU, which draws other numbers for the same seed.
 """
 
 import keras
@@ -11,33 +12,36 @@ import numpy as np
 from keras import ops
 
 from keras_selfish import masks
+from keras_selfish.backend import of_backend
 from keras_selfish.recurrence import on_gpu
-from keras_selfish.rewiring import rules
+from keras_selfish.rewiring import rules, selection
 from keras_selfish.rewiring.counts import rewired_count
 from keras_selfish.rewiring.rewire import Change, not_a_number
+from keras_selfish.variables import is_divided, placed_like, to_numpy
 
 
 def serves(model, drop, grow, drop_scope, redistribution):
     """Whether the connections of a model can be chosen here by these rules."""
     strategy = getattr(model, "distribute_strategy", None)
+    weights = masks.masked_weights(model)
     return (
-        on_gpu()
+        (on_gpu() or any(is_divided(weight.weight) for weight in weights))
         and getattr(strategy, "num_replicas_in_sync", 1) == 1
         and drop is rules.magnitude
         and grow in (rules.random, rules.gradient)
         and drop_scope == "matrix"
         and redistribution is None
-        and not any(weight.n_of_m for weight in masks.masked_weights(model))
+        and not any(weight.n_of_m for weight in weights)
     )
 
 
-def choose_change(masked_weight, gradient, seed, rate, reset_regrown, rounding):
+def choose_change(masked_weight, gradient, generator, rate, reset_regrown, rounding):
     """Chooses the connections that go and come, as `rewire.choose_change` does.
 
     Args:
         masked_weight: A `MaskedWeight`.
         gradient: Tensor of the weight's shape by whose magnitude connections grow; None for at random.
-        seed: Integer seed of the numbers that are drawn.
+        generator: The `numpy.random.Generator` of this matrix and step.
         rate: Fraction of the connections to rewire, in [0, 1].
         reset_regrown: Whether a connection that is dropped and regrown counts as new.
         rounding: As in `rewired_count`.
@@ -59,17 +63,33 @@ def choose_change(masked_weight, gradient, seed, rate, reset_regrown, rounding):
     if bool(ops.any(ops.logical_and(active, ops.isnan(scores)))):
         raise not_a_number(masked_weight)
     kept = ops.logical_and(active, ops.logical_not(smallest(scores, active, count)))
+    free = ops.logical_not(kept)
     if gradient is None:
-        scores = keras.random.uniform(active.shape, seed=seed)
+        chosen = uniform(free, count, generator)
     else:
-        scores = -_norms(ops.cast(gradient, "float32"), block_shape)
-    chosen = smallest(scores, ops.logical_not(kept), count)
+        chosen = smallest(-_norms(ops.cast(gradient, "float32"), block_shape), free, count)
     after = ops.logical_or(kept, chosen)
     dropped = ops.logical_and(active, ops.logical_not(after))
     grown = chosen if reset_regrown else ops.logical_and(after, ops.logical_not(active))
     return Change(*(_expanded(blocks, block_shape) for blocks in (after, dropped, grown)))
 
 
+def uniform(among, count, generator):
+    """`count` positions uniformly at random."""
+    if on_gpu():
+        scores = random_scores(among, int(generator.integers(2**31)))
+        return smallest(scores, among, count)
+    # One byte a position travels, and the host draws as it does for a weight on one device.
+    return placed_like(selection.uniform(to_numpy(among), count, generator), among)
+
+
+@of_backend
+def random_scores(like, seed):
+    """Uniform numbers in [0, 1) of a tensor's shape."""
+    return keras.random.uniform(like.shape, seed=seed)
+
+
+@of_backend
 def smallest(scores, among, count):
     """The `count` positions with the smallest scores; of equal scores the first ones. No score is NaN."""
     candidates = ops.where(among, scores, ops.full((), float("inf"), scores.dtype))

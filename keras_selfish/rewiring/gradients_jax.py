@@ -2,6 +2,7 @@
 
 import jax
 import keras
+from keras import tree
 
 
 def make_gradients(model):
@@ -27,8 +28,24 @@ def make_gradients(model):
                 others = list(zip(rest, rest_values, strict=True))
                 return jax.grad(loss)(values, variables, others, x, y, sample_weight)
 
-            compiled[names] = jax.jit(gradients)
-        found = compiled[names]([v.value for v in variables], [v.value for v in rest], *batch)
+            # A gradient is divided among devices as its weight is.
+            shardings = [variable.value.sharding for variable in variables]
+            compiled[names] = jax.jit(gradients, out_shardings=shardings)
+        found = compiled[names]([v.value for v in variables], [v.value for v in rest], *_distributed(batch))
         return [gradient.astype("float32") for gradient in found]
 
     return compute
+
+
+def _distributed(batch):
+    """The arrays of a batch on the devices that have these rows in training; on all if they do not divide."""
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return batch
+    replicas = distribution.num_model_replicas
+
+    def place(array):
+        layout = distribution.get_data_layout(array.shape)
+        return array if len(array) % replicas else jax.device_put(array, layout.backend_layout)
+
+    return tree.map_structure(lambda array: None if array is None else place(array), batch)

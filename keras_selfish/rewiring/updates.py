@@ -18,6 +18,7 @@ from keras_selfish.rewiring.clock import clock_of
 from keras_selfish.rewiring.gradients import DenseGradients
 from keras_selfish.rewiring.rewire import apply_change, read_matrix
 from keras_selfish.typing import Logs, Tensor
+from keras_selfish.variables import to_numpy
 
 if TYPE_CHECKING:
     from keras_selfish.masks import MaskedWeight
@@ -157,7 +158,7 @@ class MaskUpdates(keras.callbacks.Callback):
             read_matrix(
                 masked_weight,
                 getattr(self.model, "optimizer", None),
-                None if gradient is None else np.asarray(gradient),
+                None if gradient is None else to_numpy(gradient),
                 generator,
             )
             for masked_weight, gradient, generator in self._looked_at(step, gradient_batches)
@@ -178,14 +179,12 @@ class MaskUpdates(keras.callbacks.Callback):
     def change_on_device(
         self,
         step: int,
-        choose: Callable[[MaskedWeight, Tensor | None, int], Change | None],
+        choose: Callable[[MaskedWeight, Tensor | None, np.random.Generator], Change | None],
         gradient_batches: int = 0,
     ) -> None:
-        """As `change`, for a function of one `MaskedWeight`, its gradient (a tensor or None) and a seed."""
+        """As `change`, for a function of one `MaskedWeight`, its gradient (or None) and a generator."""
         looked_at = self._looked_at(step, gradient_batches)
-        changes = [
-            choose(weight, gradient, int(draw.integers(2**31))) for weight, gradient, draw in looked_at
-        ]
+        changes = [choose(weight, gradient, generator) for weight, gradient, generator in looked_at]
         self._apply([weight for weight, *_ in looked_at], changes)
 
     def change(
@@ -249,9 +248,9 @@ class MaskUpdates(keras.callbacks.Callback):
             if not self.needs_built_model:  # no method that opens all masks
                 masked_weight.unpruned = None
             if not masked_weight.is_settled:
-                absent = ~ops.convert_to_numpy(masked_weight.mask)
+                absent = ops.logical_not(ops.convert_to_tensor(masked_weight.mask))
                 for leaf in filter(lambda leaf: leaf.built and not hasattr(leaf, "align_masks"), holders):
-                    state.reset_state(leaf, masked_weight, absent, np.zeros_like(absent))
+                    state.reset_state(leaf, masked_weight, absent, ops.zeros_like(absent))
                 masked_weight.settle()
         for leaf in (leaf for one in optimizers for leaf in state.leaves(one)):
             if leaf.built and hasattr(leaf, "align_masks"):

@@ -10,7 +10,7 @@ from keras import ops
 from keras_selfish.layers import SparseDense
 from keras_selfish.masks import masked_weights
 from keras_selfish.optimizers import SNTASGD, NonMonotonicAveraging, averaging
-from keras_selfish.optimizers.snt_asgd import HISTORY_LENGTH
+from keras_selfish.optimizers.snt_asgd import HISTORY_LENGTH, NO_VALUE
 
 BACKEND = keras.backend.backend()
 EAGERLY = BACKEND == "tensorflow"  # where a few steps cost less than a graph of them; on JAX they do not
@@ -20,8 +20,8 @@ on_all_backends = pytest.mark.backends("tensorflow", "jax", "torch")
 # The rule
 
 
-def empty_history(length=HISTORY_LENGTH + 1):
-    return np.full(length, np.nan, "float32")
+def empty_history(length=HISTORY_LENGTH + 1, mark=NO_VALUE):
+    return np.full(length, mark, "float32")
 
 
 def first_trigger(values, patience, history):
@@ -73,12 +73,13 @@ def test_trigger_is_the_published_rule_however_short_the_history(values, patienc
 
 
 def test_full_history_keeps_the_minimum_of_what_it_forgets():
+    assert averaging.appended(empty_history(3, np.nan), 3).tolist() == [3, -np.inf, -np.inf]  # of old files
     history = empty_history(3)
     found = []
     for value in (3, 1, 2, 4, float("nan")):
         history = averaging.appended(history, value)
         found.append(history.tolist())
-    np.testing.assert_array_equal(found[1], [3, 1, np.nan])
+    np.testing.assert_array_equal(found[1], [3, 1, -np.inf])
     assert found[2:] == [[3, 1, 2], [1, 2, 4], [1, 4, np.inf]]
     assert history.dtype == np.float32
 

@@ -12,7 +12,7 @@ from keras import ops
 from keras_selfish import SNTASGD, RigL, SelfishRewiring
 from keras_selfish.layers import SparseDense, SparseLSTM
 from keras_selfish.masks import masked_weights
-from keras_selfish.rewiring import device, rules
+from keras_selfish.rewiring import device, rules, selection
 from keras_selfish.rewiring.rewire import choose_change, read_matrix
 
 pytestmark = pytest.mark.backends("tensorflow", "jax")
@@ -46,30 +46,57 @@ def test_growth_by_gradient_is_that_of_the_host(shape, block_shape, rate, reset_
     matrix = read_matrix(masked_weight, gradient=gradient)
     expected = choose_change(matrix, rate, rules.magnitude, rules.gradient, reset_regrown)
     options = {"rate": rate, "reset_regrown": reset_regrown, "rounding": math.ceil}
-    found = device.choose_change(masked_weight, ops.convert_to_tensor(gradient), 0, **options)
+    found = device.choose_change(masked_weight, ops.convert_to_tensor(gradient), None, **options)
     for by_device, by_host in zip(numpy_of(found), numpy_of(expected), strict=True):
         np.testing.assert_array_equal(by_device, by_host)
     np.testing.assert_array_equal(ops.convert_to_numpy(found.empty), expected.empty)
 
 
-def test_random_growth_is_exact_repeatable_and_even():
+def test_random_growth_is_exact_repeatable_and_even(monkeypatch):
+    monkeypatch.setattr(device, "on_gpu", lambda: True)
     masked_weight = masked_weight_of((8, 10), values=np.random.default_rng(5).normal(size=(8, 10)))
     options = {"rate": 0.5, "reset_regrown": False, "rounding": math.ceil}
     before = ops.convert_to_numpy(masked_weight.mask)
-    kept = before & ~numpy_of(device.choose_change(masked_weight, None, 0, **options))[1]
+
+    def choose(seed):
+        return device.choose_change(masked_weight, None, np.random.default_rng(seed), **options)
+
+    kept = before & ~numpy_of(choose(0))[1]
     came = np.zeros((8, 10))
     for seed in range(300):
-        mask, dropped, grown = numpy_of(device.choose_change(masked_weight, None, seed, **options))
+        mask, dropped, grown = numpy_of(choose(seed))
         assert mask.sum() == before.sum()
         assert not (dropped & ~before).any()
         assert not (grown & before).any()
         came += mask & ~kept
-    again = numpy_of(device.choose_change(masked_weight, None, 299, **options))[0]
+    again = numpy_of(choose(299))[0]
     np.testing.assert_array_equal(again, mask)
     # 20 of 60 places a draw: 100 of 300 each, with a standard deviation of 8.
     free = ~(before & (came == 0))
     assert came[free].min() > 60
     assert came[free].max() < 140
+
+
+@pytest.mark.parametrize("block_shape", [(1, 1), (2, 1)])
+def test_on_cpus_random_growth_is_that_of_the_host(block_shape):
+    masked_weight = masked_weight_of((12, 10), block_shape)
+    matrix = read_matrix(masked_weight, generator=np.random.default_rng(7))
+    expected = choose_change(matrix, 0.4, rules.magnitude, rules.random)
+    options = {"rate": 0.4, "reset_regrown": False, "rounding": math.ceil}
+    found = device.choose_change(masked_weight, None, np.random.default_rng(7), **options)
+    for by_device, by_host in zip(numpy_of(found), numpy_of(expected), strict=True):
+        np.testing.assert_array_equal(by_device, by_host)
+
+
+def test_the_smallest_are_those_of_the_host():
+    """Also of many equal scores, of zeros of either sign and of numbers near the limits of their type."""
+    draw = np.random.default_rng(2)
+    values = np.array([-3e38, -1.0, -2e-38, -0.0, 0.0, 2e-38, 1.0, 3e38], "float32")
+    scores = draw.choice(values, (6, 5, 4)).astype("float32")
+    among = draw.random(scores.shape) < 0.7
+    for count in range(1, np.count_nonzero(among) + 1):
+        found = device.smallest(ops.convert_to_tensor(scores), ops.convert_to_tensor(among), count)
+        np.testing.assert_array_equal(ops.convert_to_numpy(found), selection.smallest(scores, among, count))
 
 
 def test_a_weight_that_is_no_number_is_named():

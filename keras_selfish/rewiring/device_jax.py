@@ -1,0 +1,49 @@
+"""Selections of positions of arrays that may be divided among devices, on JAX.
+
+A sort or a running sum over a divided array gathers it on every device. The limit is searched instead, bit by
+bit: each of 32 passes counts what is below a value, so that nothing but one number a device is exchanged.
+"""
+
+import jax
+import jax.numpy as jnp
+
+TOP = 1 << 31
+
+
+def random_scores(like, seed):
+    """As in `device.py`: the same numbers, however the array is divided."""
+    draw = jax.jit(lambda: jax.random.uniform(jax.random.key(seed), like.shape), out_shardings=like.sharding)
+    return draw()
+
+
+@jax.jit
+def smallest(scores, among, count):
+    """As in `device.py`."""
+    bits = jax.lax.bitcast_convert_type(scores.astype(jnp.float32) + 0.0, jnp.uint32)  # -0.0 becomes 0.0
+    ranks = jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(TOP))  # in the order of the numbers
+    limit = _nth_smallest(ranks, among, count)
+    below = among & (ranks < limit)
+    ties = among & (ranks == limit)
+    places = _places(scores.shape)
+    last = _nth_smallest(places, ties, count - jnp.sum(below))
+    return below | (ties & (places <= last))
+
+
+def _nth_smallest(values, among, count):
+    """The largest number that fewer than `count` values are below: the `count`-th smallest value."""
+
+    def step(index, limit):
+        candidate = limit | (jnp.uint32(TOP) >> index.astype(jnp.uint32))
+        return jnp.where(jnp.sum(among & (values < candidate)) < count, candidate, limit)
+
+    return jax.lax.fori_loop(0, 32, step, jnp.uint32(0))
+
+
+def _places(shape):
+    """The number of each position, counted row by row."""
+    places = jnp.zeros(shape, jnp.uint32)
+    stride = 1
+    for axis in reversed(range(len(shape))):
+        places += jnp.uint32(stride) * jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+        stride *= shape[axis]
+    return places
