@@ -24,7 +24,7 @@ SEVERAL_PROCESSES, PROCESS = "KERAS_DISTRIBUTION_NUM_PROCESSES", "KERAS_DISTRIBU
 
 
 def is_first(settings):
-    """Whether this process is the first, or only, one of a run with these settings, before it joins others."""
+    """Whether this process is the first, or only, one of a run with these settings."""
     return settings.get("strategy") not in STRATEGIES or os.environ.get(PROCESS, "0").strip() == "0"
 
 
