@@ -2,9 +2,9 @@
 
 Usage: KERAS_BACKEND=jax python -m tools.soak --minutes 120 --output FOLDER
 
-A small language model is trained with validation, averaging and a saved model each epoch, and rewired every
-20 steps, in one `fit`. Written are FOLDER/soak-BACKEND.json and, with the extra `plot`, a PNG of the same
-name; an interrupted run writes what it has. The exit status is 1 if one of these does not hold:
+A small language model is trained with validation and averaging each epoch, saved each --save_epochs, and
+rewired every 20 steps, in one `fit`. Written are FOLDER/soak-BACKEND.json and, with the extra `plot`, a PNG
+of the same name; an interrupted run writes what it has. The exit status is 1 if one of these does not hold:
 
 - memory: after the warm-up resident memory does not grow by more than --limit an hour, which is compared with
   the lower end of the slope's 95% interval. Samples are averaged in 12 blocks of time, so that the interval
@@ -54,6 +54,13 @@ def arguments(given=None):
     )
     parser.add_argument("--rewiring_steps", type=_over_zero(int), default=20, help="(%(default)s)")
     parser.add_argument("--epoch_steps", type=_over_zero(int), default=200, help="(%(default)s)")
+    parser.add_argument(
+        "--save_epochs",
+        type=_over_zero(int),
+        default=1,
+        help="epochs from one saved model to the next (%(default)s); Keras 3.15 loses some 70 kB each time "
+        "that it saves a compiled model, a plain one as well",
+    )
     parser.add_argument("--units", type=_over_zero(int), default=64, help="of two LSTM layers (%(default)s)")
     parser.add_argument("--vocabulary", type=_over_zero(int), default=2_000, help="(%(default)s)")
     options = parser.parse_args(given)
@@ -270,7 +277,9 @@ def train(options, watch, folder):
         callbacks=[
             rewiring,
             NonMonotonicAveraging(patience=128),
-            keras.callbacks.ModelCheckpoint(folder / "last.keras"),
+            keras.callbacks.ModelCheckpoint(
+                folder / "last.keras", save_freq=options.save_epochs * options.epoch_steps
+            ),
             watch,
         ],
     )

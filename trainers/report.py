@@ -45,7 +45,9 @@ def report():
     label_runs(runs)
     text = page.page(runs)
     replace(output, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    logging.info("Wrote %s, %.0f kB", output, output.stat().st_size / 1e3)
+    # A path may hold bytes that are no UTF-8, which a log cannot.
+    shown = str(output).encode(errors="backslashreplace").decode()
+    logging.info("Wrote %s, %.0f kB", shown, output.stat().st_size / 1e3)
     return output
 
 

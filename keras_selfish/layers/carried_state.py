@@ -81,7 +81,7 @@ class CarriedState(keras.layers.Wrapper):
         return keras.Variable(dtype=self.variable_dtype, layout=layout, name=name, **settings)
 
     def save_own_variables(self, store: Any) -> None:
-        states = {}
+        states: dict[str, Any] = {}
         super().save_own_variables(states)
         for key, state in states.items():
             store[key] = to_numpy(state)

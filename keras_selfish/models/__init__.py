@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from keras_selfish.models.cross_entropy import TokenCrossEntropy
     from keras_selfish.models.image_classifiers import NETWORKS, image_classifier
     from keras_selfish.models.language_models import LanguageModel, language_model
+    from keras_selfish.models.layout import layout_map
     from keras_selfish.models.memory import check_memory, training_bytes
     from keras_selfish.models.perplexity import Perplexity
     from keras_selfish.models.presets import PRESETS, preset

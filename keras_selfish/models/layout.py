@@ -1,6 +1,9 @@
 """How the weights of a model are divided among devices, for `keras.distribution`."""
 
+from __future__ import annotations
+
 import functools
+from collections.abc import Callable
 
 import keras
 
@@ -9,7 +12,11 @@ from keras_selfish.models.architecture import Architecture
 from keras_selfish.models.language_models import LanguageModel
 
 
-def layout_map(model, device_mesh, axis="model"):
+def layout_map(
+    model: Architecture | keras.Model | Callable[[], keras.Model],
+    device_mesh: keras.distribution.DeviceMesh,
+    axis: str = "model",
+) -> keras.distribution.LayoutMap:
     """Divides a model's matrices among devices, each with its mask, for `keras.distribution.ModelParallel`.
 
     A matrix is divided along its longest axis, of those that are multiples of the devices, and its mask with

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import typing
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Unpack
@@ -41,8 +40,13 @@ class Count(typing.NamedTuple):
 
 
 def together(counts):
-    """The `Count` of the connections of several."""
-    return functools.reduce(lambda one, other: Count(*map(ops.add, one, other)), counts)
+    """The `Count` of the connections of several.
+
+    Stacked, because TensorFlow makes one operation of additions, whose order depends on other threads.
+    """
+    size = sum(one.size for one in counts)
+    sums = zip(*(one[1:] for one in counts), strict=True)
+    return Count(size, *(ops.sum(ops.stack(parts)) for parts in sums))
 
 
 def count(logits, threshold, width):
