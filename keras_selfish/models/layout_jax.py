@@ -2,6 +2,8 @@
 
 import jax
 
+from keras_selfish.models.memory import traced_only
+
 
 def shapes_of(make):
     """As in `layout.py`: the function is traced, so that nothing is computed."""
@@ -10,5 +12,6 @@ def shapes_of(make):
     def traced():
         shapes.update((variable.path, tuple(variable.shape)) for variable in make().trainable_variables)
 
-    jax.eval_shape(traced)
+    with traced_only():
+        jax.eval_shape(traced)
     return shapes

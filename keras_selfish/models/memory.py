@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import math
 import os
 import pathlib
@@ -15,6 +16,18 @@ if TYPE_CHECKING:
 
 FLOAT32, BOOL = 4, 1  # bytes
 HELD = ("weights", "masks", "optimizer", "states", "logits")
+
+_takes_memory = contextvars.ContextVar("takes_memory", default=True)
+
+
+@contextlib.contextmanager
+def traced_only():
+    """A context in which models are traced for their shapes, take no memory, and may be of any size."""
+    token = _takes_memory.set(False)
+    try:
+        yield
+    finally:
+        _takes_memory.reset(token)
 
 
 def parameters(architecture):
@@ -152,6 +165,8 @@ def check_memory(
     Raises:
         ValueError: if more than the memory is needed; it names the settings that take most of it.
     """
+    if not _takes_memory.get():
+        return
     parts = _bytes_by_part(architecture, batch_size, time_steps, precision)
     needs = {part: sum(sizes.get(kind, 0) for kind in held) for part, sizes in parts.items()}
     large = _what_is_large(

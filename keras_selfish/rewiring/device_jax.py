@@ -4,6 +4,8 @@ A sort or a running sum over a divided array gathers it on every device. The lim
 bit: each of 32 passes counts what is below a value, so that nothing but one number a device is exchanged.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -12,14 +14,20 @@ TOP = 1 << 31
 
 def random_scores(like, seed):
     """As in `device.py`: the same numbers, however the array is divided."""
-    draw = jax.jit(lambda: jax.random.uniform(jax.random.key(seed), like.shape), out_shardings=like.sharding)
-    return draw()
+    return _drawing(like.shape, like.sharding)(seed)
+
+
+@functools.lru_cache(maxsize=256)  # compiled once for each shape
+def _drawing(shape, sharding):
+    return jax.jit(lambda seed: jax.random.uniform(jax.random.key(seed), shape), out_shardings=sharding)
 
 
 @jax.jit
 def smallest(scores, among, count):
     """As in `device.py`."""
-    bits = jax.lax.bitcast_convert_type(scores.astype(jnp.float32) + 0.0, jnp.uint32)  # -0.0 becomes 0.0
+    bits = jax.lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.uint32)
+    # -0.0 becomes 0.0; an addition of 0, which would do it, XLA leaves out.
+    bits = jnp.where(bits == jnp.uint32(TOP), jnp.uint32(0), bits)
     ranks = jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(TOP))  # in the order of the numbers
     limit = _nth_smallest(ranks, among, count)
     below = among & (ranks < limit)
