@@ -136,10 +136,8 @@ def _written(plain, quantize, time_steps, is_language_model, described, vocabula
     from keras_selfish.litert.lowering import Lowering
     from keras_selfish.litert.matrices import Matrices
 
-    written, matrices = (
-        File(f"{plain.name}, by keras_selfish {__version__}"),
-        Matrices(quantize, _multiplied_tables(plain)),
-    )
+    written = File(f"{plain.name}, by keras_selfish {__version__}")
+    matrices = Matrices(quantize, _multiplied_tables(plain))
     graph = written.graph("main")
     inputs = {
         tensor.name: graph.tensor(_shape(tensor, time_steps), _dtype(tensor), tensor.name)
