@@ -41,7 +41,7 @@ def sorted_change(matrix, rate, generator):
     Returns:
         A `Change`.
     """
-    from keras_selfish.rewiring.rewire import Change, rewired_count
+    from keras_selfish.rewiring.matrix_change import Change, rewired_count
 
     mask = matrix.mask
     count = rewired_count(rate, np.count_nonzero(mask), mask.size)
@@ -57,7 +57,7 @@ def sorted_change(matrix, rate, generator):
 def rewire_by_sorting(model, rate, generator):
     """Rewires all masked weights of a model."""
     from keras_selfish.masks import masked_weights
-    from keras_selfish.rewiring.rewire import apply_change, read_matrix
+    from keras_selfish.rewiring.matrix_change import apply_change, read_matrix
 
     for masked_weight in masked_weights(model):
         change = sorted_change(read_matrix(masked_weight, model.optimizer), rate, generator)

@@ -31,7 +31,7 @@ __all__ = [
     "MaskedWeight",
     "active_counts",
     "densify",
-    "distribute",
+    "redraw_masks",
     "is_n_of_m",
     "largest_mask",
     "largest_n_of_m_mask",
@@ -616,7 +616,7 @@ def densify(model: keras.Layer) -> None:
         weight.unpruned = None
 
 
-def distribute(
+def redraw_masks(
     model: keras.Layer, sparsity: float, distribution: Distribution = "uniform", seed: int = 0
 ) -> None:
     """Draws the masks of a whole model anew, with one budget for all its masked weights.
@@ -639,7 +639,7 @@ def distribute(
     >>> import keras
     >>> from keras_selfish import SparseDense
     >>> model = keras.Sequential([keras.Input((4,)), SparseDense(8), SparseDense(8)])
-    >>> distribute(model, sparsity=0.75, distribution="erk")
+    >>> redraw_masks(model, sparsity=0.75, distribution="erk")
     >>> [weight.active for weight in masked_weights(model)]
     [10, 14]
     """

@@ -12,8 +12,8 @@ from keras_selfish.data import Windows
 from keras_selfish.layers import SparseLSTM, SparseONLSTM, SparseRHN
 from keras_selfish.masks import masked_weights
 from keras_selfish.recurrence import on_gpu
-from keras_selfish.rewiring import device, rules
-from keras_selfish.rewiring.rewire import choose_change, read_matrix
+from keras_selfish.rewiring import device_change, rules
+from keras_selfish.rewiring.matrix_change import choose_change, read_matrix
 
 pytestmark = [
     pytest.mark.gpu,
@@ -90,7 +90,7 @@ def test_rewiring_on_the_device_is_that_of_the_host():
     for masked_weight in masked_weights(layer):
         gradient = np.random.default_rng(2).normal(size=masked_weight.shape).astype("float32")
         options = {"rate": 0.3, "reset_regrown": False, "rounding": math.ceil}
-        found = device.choose_change(masked_weight, ops.convert_to_tensor(gradient), 0, **options)
+        found = device_change.choose_change(masked_weight, ops.convert_to_tensor(gradient), 0, **options)
         matrix = read_matrix(masked_weight, gradient=gradient)
         expected = choose_change(matrix, 0.3, rules.magnitude, rules.gradient)
         np.testing.assert_array_equal(ops.convert_to_numpy(found.mask), expected.mask)

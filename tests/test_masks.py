@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from keras_selfish import masks
 from keras_selfish.layers import SparseDense, SparseEmbedding, SparseLSTM
-from keras_selfish.masks import active_counts, distribute, masked_weights, random_mask
+from keras_selfish.masks import active_counts, masked_weights, random_mask, redraw_masks
 
 # Two matrices that a density of 1/4 gives 20 of their 80 weights. Erdős–Rényi: (4 + 4) / 16 = 1/2 and
 # (8 + 8) / 64 = 1/4, so the shares are 1/2 * 16 = 8 to 1/4 * 64 = 16, a third and two thirds of 20.
@@ -160,7 +160,7 @@ def dense_model(sparsity=0.5, **kwargs):
 
 def test_distribute_gives_the_model_one_budget():
     model = dense_model()  # kernels (4, 4), (4, 8), (8, 8): 112 weights
-    distribute(model, 0.75, "erdos_renyi", seed=3)
+    redraw_masks(model, 0.75, "erdos_renyi", seed=3)
     # 1/2 * 16 + 3/8 * 32 + 1/4 * 64 = 36 for 28 connections: 6.2, 9.3 and 12.4.
     assert [weight.active for weight in masked_weights(model)] == [6, 9, 13]
     for weight in masked_weights(model):
@@ -170,7 +170,7 @@ def test_distribute_gives_the_model_one_budget():
 def test_distribute_depends_on_its_seed_only():
     def drawn(seed):
         model = dense_model()
-        distribute(model, 0.5, seed=seed)
+        redraw_masks(model, 0.5, seed=seed)
         return [np.asarray(weight.mask) for weight in masked_weights(model)]
 
     np.testing.assert_equal(drawn(1), drawn(1))
@@ -179,7 +179,7 @@ def test_distribute_depends_on_its_seed_only():
 
 def test_distribute_keeps_blocks_whole():
     model = dense_model(block_shape=(4, 1))
-    distribute(model, 0.5, "erk", seed=1)
+    redraw_masks(model, 0.5, "erk", seed=1)
     for weight in masked_weights(model):
         blocks = np.asarray(weight.mask).reshape(-1, 4, weight.shape[1])
         assert (blocks.all(1) == blocks.any(1)).all()
@@ -190,14 +190,14 @@ def test_distribute_checks_before_it_changes_anything():
     model = dense_model()
     before = model.get_weights()
     with pytest.raises(ValueError, match=r"`sparsity` .* Received: sparsity=1\.5"):
-        distribute(model, 1.5)
+        redraw_masks(model, 1.5)
     with pytest.raises(ValueError, match=r"`distribution` .* Received: distribution='rigl'"):
-        distribute(model, 0.5, "rigl")
+        redraw_masks(model, 0.5, "rigl")
     with pytest.raises(ValueError, match=r"`seed` .* Received: seed=-2"):
-        distribute(model, 0.5, seed=-2)
+        redraw_masks(model, 0.5, seed=-2)
     np.testing.assert_equal(model.get_weights(), before)
     with pytest.raises(ValueError, match="`model` must have masked weights, but has none"):
-        distribute(dense_model(sparsity=0), 0.5)
+        redraw_masks(dense_model(sparsity=0), 0.5)
 
 
 def test_masked_weight_of_a_lstm():

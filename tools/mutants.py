@@ -37,31 +37,31 @@ MUTANTS = [
     ),
     # Rewiring
     Mutant(
-        "rewiring/counts.py",
+        "rewiring/budget.py",
         "* max(active, 1) else rounding(exact)",
         "* max(active, 1) else int(exact)",
         "rewiring",
     ),
     Mutant(
-        "rewiring/counts.py",
+        "rewiring/budget.py",
         "if capped and active > 0.8 * total:",
         "if capped and active > 0.9 * total:",
         "rewiring",
     ),
     Mutant(
-        "rewiring/rewire.py",
+        "rewiring/matrix_change.py",
         "grown = chosen if reset_regrown else after > active",
         "grown = chosen",
         "rewiring",
     ),
     Mutant(
-        "rewiring/rewire.py",
+        "rewiring/matrix_change.py",
         "fill(masked_weight.weight, change.mask <= change.grown, 0.0)",
         "fill(masked_weight.weight, ~change.mask, 0.0)",
         "rewiring",
     ),
     Mutant(
-        "rewiring/rewire.py",
+        "rewiring/matrix_change.py",
         "masked_weight.tell(change.dropped, change.grown)",
         "masked_weight.tell(change.dropped, change.dropped)",
         "rewiring optimizers",
@@ -72,16 +72,16 @@ MUTANTS = [
         "step / total_steps\n        return",
         "rewiring",
     ),
-    Mutant("rewiring/callback.py", "self._epoch_due = self._clock.epoch_is_due = False", "pass", "rewiring"),
-    Mutant("rewiring/callback.py", "and not self._just_triggered()", "", "rewiring/test_callback.py"),
+    Mutant("rewiring/rewiring.py", "self._epoch_due = self._clock.epoch_is_due = False", "pass", "rewiring"),
+    Mutant("rewiring/rewiring.py", "and not self._just_triggered()", "", "rewiring/test_rewiring.py"),
     Mutant(
-        "rewiring/updates.py",
+        "rewiring/mask_callback.py",
         "default_rng([self.seed, step, index])",
         "default_rng([self.seed, index])",
         "rewiring",
     ),
     Mutant(
-        "rewiring/updates.py",
+        "rewiring/mask_callback.py",
         "for i, w in enumerate(masks.masked_weights(self.model)) if w.weight.trainable",
         "for i, w in enumerate(masks.masked_weights(self.model))",
         "rewiring",
@@ -120,10 +120,10 @@ MUTANTS = [
         "optimizers/test_averaging.py",
     ),
     Mutant(
-        "optimizers/state.py",
+        "optimizers/slot_reset.py",
         "changed = ops.logical_or(dropped, grown)\n        for",
         "changed = dropped\n        for",
-        "optimizers/test_state.py rewiring",
+        "optimizers/test_slot_reset.py rewiring",
     ),
     # Recurrences
     Mutant(

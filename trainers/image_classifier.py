@@ -144,7 +144,7 @@ def make_model(settings, images, steps_per_epoch):
         width=settings["width"],
     )
     if settings["distribution"] != "uniform":
-        masks.distribute(model, settings["sparsity"], settings["distribution"], settings["seed"])
+        masks.redraw_masks(model, settings["sparsity"], settings["distribution"], settings["seed"])
     steps = settings["schedule_epochs"] * steps_per_epoch
     arguments = {}
     if method.switched:

@@ -363,7 +363,7 @@ def _sparse_config(config, arguments):
 
 def _copy_weights(layer, copy):
     """Copies weights and masks; returns the sources of the weights that only the copy masks, by id."""
-    weights, targets = _without_masks(layer), _without_masks(copy)
+    weights, targets = _without_mask_variables(layer), _without_mask_variables(copy)
     if [weight.shape for weight in weights] != [weight.shape for weight in targets]:
         raise ValueError(
             "`model` must consist of layers that their config describes in full. Received: layer "
@@ -381,7 +381,7 @@ def _copy_weights(layer, copy):
     return sources
 
 
-def _without_masks(layer):
+def _without_mask_variables(layer):
     of_masks = {id(weight.mask) for weight in masks.masked_weights(layer)}
     return [variable for variable in layer.weights if id(variable) not in of_masks]
 

@@ -72,7 +72,7 @@ def _strip_layer(layer, copy_of, cut):
         config["units"] = len(cut.units)
     keras_class = type(layer)
     if isinstance(layer, PlainForm):
-        keras_class, config = layer.without_masks(config) or _refuse(layer)
+        keras_class, config = layer.plain_form(config) or _refuse(layer)
         config |= shared_layers(layer, copy_of)
     return from_config(keras_class, config)
 
@@ -86,7 +86,7 @@ def _strip_config(config):
     config = {key: _strip_config(value) for key, value in config.items()}
     registered = keras.saving.get_registered_object(config.get("registered_name"))
     if inspect.isclass(registered) and issubclass(registered, PlainForm):
-        plain = registered.without_masks(config["config"])
+        plain = registered.plain_form(config["config"])
         if plain is not None:
             keras_class, plain_config = plain
             serialized = keras.saving.serialize_keras_object(keras_class.from_config(plain_config))

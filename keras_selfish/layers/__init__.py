@@ -17,7 +17,6 @@ from keras_selfish.layers.convolution import (
 )
 from keras_selfish.layers.dense import SparseDense
 from keras_selfish.layers.dropout import ActivationRegularization, LockedDropout
-from keras_selfish.layers.dropping import EmbeddingDropout, WeightDrop
 from keras_selfish.layers.einsum_dense import SparseEinsumDense
 from keras_selfish.layers.embedding import SparseEmbedding, SparseReversibleEmbedding
 from keras_selfish.layers.gru import SparseGRU, SparseGRUCell
@@ -28,6 +27,7 @@ from keras_selfish.layers.on_lstm import SparseONLSTM, SparseONLSTMCell
 from keras_selfish.layers.rhn import SparseRHN, SparseRHNCell
 from keras_selfish.layers.simple_rnn import SparseSimpleRNN, SparseSimpleRNNCell
 from keras_selfish.layers.switched_dense import SwitchedDense
+from keras_selfish.layers.weight_drop import EmbeddingDropout, WeightDrop
 
 __all__ = [
     "ActivationRegularization",

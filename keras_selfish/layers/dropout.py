@@ -63,8 +63,8 @@ class LockedDropout(PlainForm, keras.layers.Dropout):
         return config
 
     @classmethod
-    def without_masks(cls, config: Config) -> tuple[type[keras.Layer], Config] | None:
-        return super().without_masks({**config, "noise_shape": cls.noise_shape_of_a_sequence})
+    def plain_form(cls, config: Config) -> tuple[type[keras.Layer], Config] | None:
+        return super().plain_form({**config, "noise_shape": cls.noise_shape_of_a_sequence})
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")

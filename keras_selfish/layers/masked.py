@@ -49,11 +49,11 @@ class SparseLayer(PlainForm):
         return config
 
 
-class StaysItself:
+class StripsToItself:
     """Mixin, placed first, of sparse layers that Keras has no form of: stripped, they stay, but dense."""
 
     @classmethod
-    def without_masks(cls, config: Config) -> tuple[type[keras.Layer], Config] | None:
+    def plain_form(cls, config: Config) -> tuple[type[keras.Layer], Config] | None:
         """As in `PlainForm`: the same class without masks; the zeros stay in its weights."""
         config = {name: value for name, value in config.items() if name not in MASK_ARGUMENTS}
         return cls, {**config, "sparsity": 0.0}
@@ -153,7 +153,7 @@ class MaskedLayer(SparseLayer):
         # Likewise, and SavedModels find it so.
         setattr(self, f"_{name}_unsettled", masked_weight.unsettled_flag)
         if regularizer is not None:
-            weight.regularizer = _OfConnections(regularizer, masked_weight)
+            weight.regularizer = _MaskedRegularizer(regularizer, masked_weight)
         return weight
 
     def weight_to_use(self, name: str, variable: keras.Variable) -> Tensor:
@@ -325,7 +325,7 @@ def with_masked_gradient(weight, mask, masked_weight):
     return mask_gradient(weight, mask, masked_weight, number)
 
 
-class _OfConnections(keras.regularizers.Regularizer):
+class _MaskedRegularizer(keras.regularizers.Regularizer):
     """A regularizer whose gradient moves existing connections only (an orthogonal one has others too)."""
 
     def __init__(self, regularizer, masked_weight):

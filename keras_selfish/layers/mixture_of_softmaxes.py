@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_selfish.layers.dropout import check_rate
 from keras_selfish.layers.log_mixture import log_mixture
-from keras_selfish.layers.masked import MaskedAttribute, MaskedLayer, StaysItself
+from keras_selfish.layers.masked import MaskedAttribute, MaskedLayer, StripsToItself
 from keras_selfish.typing import (
     BlockShape,
     Config,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
-class MixtureOfSoftmaxes(StaysItself, MaskedLayer, keras.layers.Layer):
+class MixtureOfSoftmaxes(StripsToItself, MaskedLayer, keras.layers.Layer):
     """A decoder whose output is a weighted mean of several softmaxes, with sparse matrices.
 
     The logarithms of the probabilities that one softmax gives over a vocabulary are a matrix of a rank that

@@ -29,7 +29,7 @@ class PlainForm(_Base):
         return {**super().get_config(), **{name: getattr(self, name) for name in self.further_arguments}}
 
     @classmethod
-    def without_masks(cls, config: Config) -> tuple[type[keras.Layer], Config] | None:
+    def plain_form(cls, config: Config) -> tuple[type[keras.Layer], Config] | None:
         """What becomes of a layer of this class when a model is stripped.
 
         Args:

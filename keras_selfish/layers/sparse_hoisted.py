@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 from keras_selfish.layers.hoisted import HoistedCell, HoistedRNN
-from keras_selfish.layers.masked import StaysItself, masked
+from keras_selfish.layers.masked import StripsToItself, masked
 from keras_selfish.layers.recurrent import RunsSparseCell, SparseCell, seed_of_cell
 from keras_selfish.masks import check_seed
 from keras_selfish.recurrence.cells import split_last, wide_dtype
@@ -70,7 +70,7 @@ class _OwnCell(HoistedCell, keras.layers.SimpleRNNCell):
         return [ops.zeros((batch_size, size), dtype=self.compute_dtype) for size in sizes]
 
 
-class SparseHoistedCell(StaysItself, SparseCell, _OwnCell):
+class SparseHoistedCell(StripsToItself, SparseCell, _OwnCell):
     """Base of sparse cells without a Keras parent.
 
     A subclass names its `gates`, which its kernels concatenate, and in `recurrence_class` the
@@ -186,7 +186,7 @@ class SparseHoistedCell(StaysItself, SparseCell, _OwnCell):
         return {**super().get_config(), "recurrent_activation": activation}
 
 
-class SparseHoistedRNN(StaysItself, RunsSparseCell, HoistedRNN):
+class SparseHoistedRNN(StripsToItself, RunsSparseCell, HoistedRNN):
     """Base of sparse recurrent layers without a Keras parent; subclasses name `cell_class` and `cell_name`.
 
     Arguments of `keras.layers.RNN` are the layer's, all others the cell's.

@@ -27,7 +27,7 @@ from keras_selfish.models.architecture import Architecture
 from keras_selfish.models.biases import BiasVectors, LogitsBias
 from keras_selfish.models.memory import check_memory
 from keras_selfish.optimizers import SNTASGD
-from keras_selfish.optimizers.state import innermost
+from keras_selfish.optimizers.wrappers import innermost
 from keras_selfish.typing import Config, Tensor, TensorLike
 from keras_selfish.workers import prepare_for_fit
 
@@ -115,7 +115,7 @@ class LanguageModel(keras.Model):
             for layer in self.recurrent:
                 layer.cell.bias.summands = 2.0 if settings.cell != "rhn" else _first_of(layer.cell.depth)
         if settings.sparsity and settings.distribution != "uniform":
-            masks.distribute(self, settings.sparsity, settings.distribution, seed)
+            masks.redraw_masks(self, settings.sparsity, settings.distribution, seed)
 
     def compute_loss(
         self,

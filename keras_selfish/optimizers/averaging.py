@@ -11,7 +11,7 @@ from keras import ops
 
 from keras_selfish.backend import BACKEND
 from keras_selfish.optimizers.snt_asgd import HISTORY_LENGTH, NO_VALUE, SNTASGD
-from keras_selfish.optimizers.state import leaves
+from keras_selfish.optimizers.wrappers import leaves
 from keras_selfish.typing import Logs
 
 

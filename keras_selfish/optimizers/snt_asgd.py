@@ -13,7 +13,7 @@ from keras import ops
 
 from keras_selfish import masks
 from keras_selfish.optimizers import update
-from keras_selfish.optimizers.state import reset_state
+from keras_selfish.optimizers.slot_reset import reset_state
 from keras_selfish.packing import pack, unpacked
 from keras_selfish.typing import Config, Tensor, TensorLike
 from keras_selfish.variables import fill, to_numpy

@@ -7,7 +7,7 @@ from keras_selfish.rewiring.registry import callback_modules
 
 if TYPE_CHECKING:
     # What editors and type checkers read of the names that load lazily; `as` exports them.
-    from keras_selfish.rewiring.callback import Rewiring as Rewiring
+    from keras_selfish.rewiring.mask_callback import MaskCallback as MaskCallback
     from keras_selfish.rewiring.methods import DSR as DSR
     from keras_selfish.rewiring.methods import GSE as GSE
     from keras_selfish.rewiring.methods import SET as SET
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from keras_selfish.rewiring.pruning import GMP as GMP
     from keras_selfish.rewiring.pruning import SNIP as SNIP
     from keras_selfish.rewiring.registry import METHODS as METHODS
+    from keras_selfish.rewiring.rewiring import Rewiring as Rewiring
     from keras_selfish.rewiring.schedules import PolynomialDecay as PolynomialDecay
-    from keras_selfish.rewiring.updates import MaskUpdates as MaskUpdates
 
 _SOURCES = {
     "METHODS": "registry",
-    "MaskUpdates": "updates",
+    "MaskCallback": "mask_callback",
     "PolynomialDecay": "schedules",
-    "Rewiring": "callback",
+    "Rewiring": "rewiring",
     **{name: module.removeprefix(f"{__name__}.") for name, module in callback_modules().items()},
 }
 

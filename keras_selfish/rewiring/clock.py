@@ -10,7 +10,7 @@ from absl import logging
 from keras import ops
 
 from keras_selfish import masks
-from keras_selfish.optimizers import state
+from keras_selfish.optimizers import wrappers
 
 __all__ = ["Clock", "clock_of"]
 
@@ -58,7 +58,11 @@ class Clock:
         found = []
         for optimizer in candidates:
             known = any(optimizer is other for other in found)
-            if not known and optimizer.built and any(state.trains(optimizer, weight) for weight in weights):
+            if (
+                not known
+                and optimizer.built
+                and any(wrappers.trains(optimizer, weight) for weight in weights)
+            ):
                 found.append(optimizer)
         return found or candidates[:1]
 
@@ -66,7 +70,7 @@ class Clock:
     def optimizer(self):
         """The one whose updates count, without the wrapper that scales the loss; None if there is none."""
         found = self.optimizers
-        return state.innermost(found[0]) if found else None
+        return wrappers.innermost(found[0]) if found else None
 
     def read(self):
         """The number of training steps so far."""

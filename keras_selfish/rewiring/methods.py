@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Unpack
 
-from keras_selfish.rewiring.callback import Rewiring
+from keras_selfish.rewiring.rewiring import Rewiring
 
 if TYPE_CHECKING:
     from keras_selfish.rewiring.options import RewiringOptions

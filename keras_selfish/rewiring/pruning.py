@@ -9,11 +9,11 @@ import numpy as np
 
 from keras_selfish import masks
 from keras_selfish.rewiring import rules
-from keras_selfish.rewiring.choice import check_equal_blocks, lost_together
-from keras_selfish.rewiring.counts import target_count
-from keras_selfish.rewiring.rewire import active_blocks, choose_dropped, drop_scores, make_change
-from keras_selfish.rewiring.selection import largest_of_groups
-from keras_selfish.rewiring.updates import MaskUpdates
+from keras_selfish.rewiring.budget import target_count
+from keras_selfish.rewiring.mask_callback import MaskCallback
+from keras_selfish.rewiring.matrix_change import active_blocks, choose_dropped, drop_scores, make_change
+from keras_selfish.rewiring.model_change import check_equal_blocks, lost_together
+from keras_selfish.rewiring.top_k import largest_of_groups
 
 if TYPE_CHECKING:
     from keras_selfish.masks import MaskedWeight
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from keras_selfish.rewiring.schedules import PruningSchedule
 
 
-class GMP(MaskUpdates):
+class GMP(MaskCallback):
     """Gradual magnitude pruning: training begins with all connections, the smallest go little by little.
 
     Whatever the masks of the model are, all its connections exist when training begins: a model that
@@ -126,7 +126,7 @@ class GMP(MaskUpdates):
             )
 
 
-class SNIP(MaskUpdates):
+class SNIP(MaskCallback):
     """Prunes once, before the first step, what changes the loss least; nothing moves afterwards.
 
     All connections are opened, the gradient of one batch is taken, and of all masked weights together as many

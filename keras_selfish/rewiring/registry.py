@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from keras_selfish.rewiring.updates import MaskUpdates
+    from keras_selfish.rewiring.mask_callback import MaskCallback
 
 __all__ = ["METHODS", "REWIRING_OPTIONS", "Method"]
 
@@ -25,12 +25,12 @@ class Method:
     """
 
     summary: str
-    source: str | type[MaskUpdates] | None = None
+    source: str | type[MaskCallback] | None = None
     begins_sparse: bool = True
     options: tuple[str, ...] = ()
 
     @property
-    def callback(self) -> type[MaskUpdates] | None:
+    def callback(self) -> type[MaskCallback] | None:
         """The callback class, or None."""
         if not isinstance(self.source, str):
             return self.source

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_selfish import masks
-from keras_selfish.rewiring import selection
+from keras_selfish.rewiring import top_k
 
 if TYPE_CHECKING:
     import keras
@@ -194,7 +194,7 @@ def guided(matrix: Matrix) -> npt.NDArray[Any]:
     block_shape = matrix.masked_weight.block_shape
     active = masks.block_mask(matrix.mask, block_shape)
     size = min(np.count_nonzero(active), active.size - np.count_nonzero(active))
-    subset = selection.uniform(~active, size, matrix.generator)
+    subset = top_k.uniform(~active, size, matrix.generator)
     return np.where(subset, masks.block_norms(matrix.gradient, block_shape), -1.0)
 
 

@@ -11,10 +11,10 @@ from keras import ops
 
 from keras_selfish.cloning import with_inner
 from keras_selfish.layers.switched_dense import SwitchedDense
-from keras_selfish.optimizers.state import reset_state
+from keras_selfish.optimizers.slot_reset import reset_state
 from keras_selfish.switcher.alternation import AlternatingTraining
 from keras_selfish.switcher.constraint import SparsityConstraint
-from keras_selfish.switcher.gates import ESTIMATORS
+from keras_selfish.switcher.estimators import ESTIMATORS
 from keras_selfish.switcher.network import SwitcherNetwork
 from keras_selfish.switcher.optimizer import AlternatingOptimizer
 from keras_selfish.switcher.switching import SWITCHER, Switching

@@ -12,7 +12,7 @@ from keras import ops
 from keras_selfish.layers.switched_dense import GRANULARITIES
 from keras_selfish.switcher.architectures import ARCHITECTURES
 from keras_selfish.switcher.constraint import Count, count
-from keras_selfish.switcher.gates import binary
+from keras_selfish.switcher.estimators import binary
 from keras_selfish.switcher.neurons import Neurons
 from keras_selfish.switcher.tiling import map_tiles, part_of
 from keras_selfish.typing import Config, OpenShape, Tensor, TensorLike

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_selfish.switcher.constraint import Count, count, together
-from keras_selfish.switcher.gates import binary, uniform_noise
+from keras_selfish.switcher.estimators import binary, uniform_noise
 
 # What a step trains or does: the task network with switches as they are; the same after the switcher has
 # decided anew; the switcher.

@@ -22,7 +22,7 @@ from keras_selfish.layers import SparseDense
 from keras_selfish.masks import masked_weights
 from keras_selfish.models import LanguageModel
 from keras_selfish.rewiring import rules
-from keras_selfish.rewiring.rewire import choose_change, read_matrix
+from keras_selfish.rewiring.matrix_change import choose_change, read_matrix
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 TINY = ("--units=16", "--vocabulary=50", "--batch=2", "--time_steps=5", "--rounds=1")

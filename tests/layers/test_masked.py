@@ -409,7 +409,7 @@ def test_every_sparse_layer_names_its_keras_layer():
         assert issubclass(layer, layer.keras_layer)
         assert layer.keras_layer.__name__ == layer.__name__.removeprefix("Sparse")
     config = SparseDense(4, mask_seed=2, activation="relu").get_config()
-    keras_class, plain = SparseDense.without_masks(config)
+    keras_class, plain = SparseDense.plain_form(config)
     assert keras_class is keras.layers.Dense
     assert set(config) - set(plain) == {"sparsity", "distribution", "block_shape", "mask_seed"}
     assert keras_class.from_config(plain).get_config() == plain
@@ -417,7 +417,7 @@ def test_every_sparse_layer_names_its_keras_layer():
     class Derived(SparseDense):
         pass
 
-    assert Derived.without_masks(config) is None
+    assert Derived.plain_form(config) is None
     assert SparseLayer.keras_layer is None
 
 

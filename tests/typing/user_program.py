@@ -27,7 +27,7 @@ from keras_selfish import (
 from keras_selfish.analysis import Report, report
 from keras_selfish.conversion import sparsify as sparsify_again
 from keras_selfish.export import litert
-from keras_selfish.rewiring import GMP, MaskUpdates
+from keras_selfish.rewiring import GMP, MaskCallback
 from keras_selfish.rewiring.rules import Matrix, needs_gradients
 from keras_selfish.typing import TensorLike
 
@@ -61,13 +61,13 @@ def sparse_model(vocabulary_size: int, units: int, sparsity: float | None = None
 def train(model: keras.Model, x: TensorLike, y: TensorLike) -> list[float]:
     optimizer = SNTASGD(keras.optimizers.schedules.ExponentialDecay(1.0, 10, 0.9), global_clipnorm=0.25)
     model.compile(optimizer, loss="sparse_categorical_crossentropy")
-    methods: list[MaskUpdates] = [SelfishRewiring(pruning_rate=0.5, schedule="cosine", redistribution=None)]
+    methods: list[MaskCallback] = [SelfishRewiring(pruning_rate=0.5, schedule="cosine", redistribution=None)]
     averaging = NonMonotonicAveraging(monitor="val_loss", patience=2)
     history = model.fit(x, y, validation_data=(x, y), epochs=2, callbacks=[*methods, averaging])
     return [float(loss) for loss in history.history["loss"]]
 
 
-def methods_of(batches: list[tuple[np.ndarray, np.ndarray]]) -> list[MaskUpdates]:
+def methods_of(batches: list[tuple[np.ndarray, np.ndarray]]) -> list[MaskCallback]:
     """Callbacks that look at gradients or at a schedule."""
     schedule = PolynomialDecay(0.0, 0.9, begin_step=0, end_step=100)
     return [

@@ -11,10 +11,10 @@ import numpy as np
 from absl import logging
 from keras import ops
 
-from keras_selfish.optimizers import state
-from keras_selfish.rewiring import device, rules, schedules
-from keras_selfish.rewiring.choice import DROP_SCOPES, choose_changes
-from keras_selfish.rewiring.updates import MaskUpdates
+from keras_selfish.optimizers import wrappers
+from keras_selfish.rewiring import device_change, rules, schedules
+from keras_selfish.rewiring.mask_callback import MaskCallback
+from keras_selfish.rewiring.model_change import DROP_SCOPES, choose_changes
 from keras_selfish.typing import Logs
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Rewiring"]
 
 
-class Rewiring(MaskUpdates):
+class Rewiring(MaskCallback):
     """Moves the connections of a model's masked weights while it trains; their number stays the same.
 
     At the end of each epoch, or each N steps, a fraction of the connections is dropped and as many are grown
@@ -190,7 +190,7 @@ class Rewiring(MaskUpdates):
         return any(
             int(ops.convert_to_numpy(leaf.trigger)) == int(ops.convert_to_numpy(leaf.iterations))
             for optimizer in self._clock.optimizers
-            for leaf in state.leaves(optimizer)
+            for leaf in wrappers.leaves(optimizer)
             if hasattr(leaf, "trigger")
         )
 
@@ -254,9 +254,9 @@ class Rewiring(MaskUpdates):
         _check_fraction("rate", rate)
         if rate == 0:
             return
-        if device.serves(self.model, self.drop, self.grow, self.drop_scope, self.redistribution):
+        if device_change.serves(self.model, self.drop, self.grow, self.drop_scope, self.redistribution):
             options = {"rate": rate, "reset_regrown": self.reset_regrown, "rounding": self.rounding}
-            choose = functools.partial(device.choose_change, **options)
+            choose = functools.partial(device_change.choose_change, **options)
             self.change_on_device(step, choose, self._gradient_batches)
         else:
             self._rewire_on_host(rate, step)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_selfish.rewiring.counts import common_threshold, share_out, target_count
+from keras_selfish.rewiring.budget import common_threshold, share_out, target_count
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from keras_selfish.layers import SparseDense
 from keras_selfish.masks import masked_weights
 from keras_selfish.rewiring import rules
-from keras_selfish.rewiring.rewire import apply_change, choose_change, read_matrix, rewired_count
+from keras_selfish.rewiring.matrix_change import apply_change, choose_change, read_matrix, rewired_count
 
 
 def masked_matrix(shape, sparsity=0.5, block_shape=(1, 1), seed=0):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from keras_selfish import masks
 from keras_selfish.rewiring import rules
-from keras_selfish.rewiring.choice import choose_changes
+from keras_selfish.rewiring.model_change import choose_changes
 
 
 def matrix(weight, mask, block_shape=(1, 1), n_of_m=None, seed=0):

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_selfish.optimizers.wrappers import holders
 from keras_selfish.variables import fill
 
 __all__ = ["check_elementwise", "reset_state"]
@@ -55,7 +56,7 @@ def check_elementwise(optimizer):
     """Raises `ValueError` if an optimizer (no wrapper) does not update every weight by itself.
 
     Args:
-        optimizer: One of the optimizers that `leaves` returns.
+        optimizer: One of the optimizers that `wrappers.leaves` returns.
     """
     if hasattr(optimizer, "reset_slots"):
         return
@@ -65,39 +66,6 @@ def check_elementwise(optimizer):
             f"Received: {type(optimizer).__name__}, which mixes the entries of a matrix; use SGD or Adam"
         )
     _initial_slot_values(optimizer)
-
-
-def leaves(optimizer):
-    """The optimizers without their wrappers, as a list."""
-    if hasattr(optimizer, "inner_optimizer"):
-        return leaves(optimizer.inner_optimizer)
-    if isinstance(optimizer, keras.optimizers.MultiOptimizer):
-        return [leaf for inner in optimizer.optimizers for leaf in leaves(inner)]
-    return [optimizer]
-
-
-def innermost(optimizer):
-    """The optimizer whose `iterations` count the updates: without the wrapper that scales the loss."""
-    return innermost(optimizer.inner_optimizer) if hasattr(optimizer, "inner_optimizer") else optimizer
-
-
-def holders(optimizer, variable):
-    """Those of an optimizer's leaves that train a variable; of one that is not built, its only leaf."""
-    found = leaves(optimizer)
-    if len(found) == 1 and not found[0].built:
-        return found
-    return [leaf for leaf in found if trains_itself(leaf, variable)]
-
-
-def trains(optimizer, variable):
-    """Whether an optimizer, or one inside it, trains a variable."""
-    return any(trains_itself(leaf, variable) for leaf in leaves(optimizer))
-
-
-def trains_itself(leaf, variable):
-    """Whether an optimizer without wrappers trains a variable."""
-    # Keras 3.15 tells it in private only.
-    return any(one is variable for one in getattr(leaf, "_trainable_variables", ()))
 
 
 def _slots(optimizer, variable):

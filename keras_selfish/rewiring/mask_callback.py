@@ -13,23 +13,23 @@ import numpy as np
 from keras import ops
 
 from keras_selfish import masks
-from keras_selfish.optimizers import state
+from keras_selfish.optimizers import slot_reset, wrappers
 from keras_selfish.rewiring.clock import clock_of
 from keras_selfish.rewiring.gradients import DenseGradients
-from keras_selfish.rewiring.rewire import apply_change, read_matrix
+from keras_selfish.rewiring.matrix_change import apply_change, read_matrix
 from keras_selfish.typing import Logs, Tensor
 from keras_selfish.variables import to_numpy
 
 if TYPE_CHECKING:
     from keras_selfish.masks import MaskedWeight
     from keras_selfish.rewiring.gradients import GradientData
-    from keras_selfish.rewiring.rewire import Change
+    from keras_selfish.rewiring.matrix_change import Change
     from keras_selfish.rewiring.rules import Matrix
 
-__all__ = ["MaskUpdates"]
+__all__ = ["MaskCallback"]
 
 
-class MaskUpdates(keras.callbacks.Callback):
+class MaskCallback(keras.callbacks.Callback):
     """Changes the masks of a model between two training steps; base of all methods.
 
     A subclass says when in `is_due(last, step)` and what in `update(step)`, which calls `change` with a
@@ -241,18 +241,18 @@ class MaskUpdates(keras.callbacks.Callback):
         """Makes the optimizers agree with masks that were changed by others than `change`."""
         optimizers = self._clock.optimizers
         for masked_weight in masks.masked_weights(self.model):
-            holders = [leaf for one in optimizers for leaf in state.holders(one, masked_weight.weight)]
+            holders = [leaf for one in optimizers for leaf in wrappers.holders(one, masked_weight.weight)]
             for leaf in holders:
-                masked_weight.watch(leaf, state.reset_state)
+                masked_weight.watch(leaf, slot_reset.reset_state)
             masked_weight.project()
             if not self.needs_built_model:  # no method that opens all masks
                 masked_weight.unpruned = None
             if not masked_weight.is_settled:
                 absent = ops.logical_not(ops.convert_to_tensor(masked_weight.mask))
                 for leaf in filter(lambda leaf: leaf.built and not hasattr(leaf, "align_masks"), holders):
-                    state.reset_state(leaf, masked_weight, absent, ops.zeros_like(absent))
+                    slot_reset.reset_state(leaf, masked_weight, absent, ops.zeros_like(absent))
                 masked_weight.settle()
-        for leaf in (leaf for one in optimizers for leaf in state.leaves(one)):
+        for leaf in (leaf for one in optimizers for leaf in wrappers.leaves(one)):
             if leaf.built and hasattr(leaf, "align_masks"):
                 leaf.align_masks()
 
@@ -267,8 +267,8 @@ class MaskUpdates(keras.callbacks.Callback):
         for masked_weight in weights:
             # Until it is built, a `MultiOptimizer` does not know which of its optimizers holds a weight.
             for optimizer in self._clock.optimizers:
-                for leaf in state.holders(optimizer, masked_weight.weight):
-                    state.check_elementwise(leaf)
+                for leaf in wrappers.holders(optimizer, masked_weight.weight):
+                    slot_reset.check_elementwise(leaf)
             self.check_weight(masked_weight)
 
     def check_weight(self, masked_weight: MaskedWeight) -> None:

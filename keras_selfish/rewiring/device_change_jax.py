@@ -13,7 +13,7 @@ TOP = 1 << 31
 
 
 def random_scores(like, seed):
-    """As in `device.py`: the same numbers, however the array is divided."""
+    """As in `device_change.py`: the same numbers, however the array is divided."""
     return _drawing(like.shape, like.sharding)(seed)
 
 
@@ -24,7 +24,7 @@ def _drawing(shape, sharding):
 
 @jax.jit
 def smallest(scores, among, count):
-    """As in `device.py`."""
+    """As in `device_change.py`."""
     bits = jax.lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.uint32)
     # -0.0 becomes 0.0; an addition of 0, which would do it, XLA leaves out.
     bits = jnp.where(bits == jnp.uint32(TOP), jnp.uint32(0), bits)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_selfish.rewiring import selection
+from keras_selfish.rewiring import top_k
 
 
 def booleans(text):
@@ -27,19 +27,19 @@ def booleans(text):
     ],
 )
 def test_smallest(scores, among, count, expected):
-    chosen = selection.smallest(np.array(scores, np.float32), booleans(among), count)
+    chosen = top_k.smallest(np.array(scores, np.float32), booleans(among), count)
     np.testing.assert_array_equal(chosen, booleans(expected))
 
 
 def test_largest():
     scores = np.array([3, 1, 5, 5, 5], np.float32)
-    np.testing.assert_array_equal(selection.largest(scores, booleans("xx.xx"), 1), booleans("...x."))
-    np.testing.assert_array_equal(selection.largest(scores, booleans("xxxxx"), 4), booleans("x.xxx"))
+    np.testing.assert_array_equal(top_k.largest(scores, booleans("xx.xx"), 1), booleans("...x."))
+    np.testing.assert_array_equal(top_k.largest(scores, booleans("xxxxx"), 4), booleans("x.xxx"))
 
 
 def test_the_scores_stay_as_they_are():
     scores = np.array([3, 1, 2], np.float32)
-    selection.smallest(scores, booleans("xxx"), 2)
+    top_k.smallest(scores, booleans("xxx"), 2)
     np.testing.assert_array_equal(scores, [3, 1, 2])
 
 
@@ -47,12 +47,12 @@ def test_the_scores_stay_as_they_are():
 def test_a_score_that_is_no_number_is_refused(count):
     scores = np.array([3, np.nan, 2], np.float32)
     with pytest.raises(ValueError, match="NaN"):
-        selection.smallest(scores, booleans("xxx"), count)
+        top_k.smallest(scores, booleans("xxx"), count)
 
 
 def test_a_score_outside_the_candidates_is_not_looked_at():
     scores = np.array([3, np.nan, 2], np.float32)
-    np.testing.assert_array_equal(selection.smallest(scores, booleans("x.x"), 1), booleans("..x"))
+    np.testing.assert_array_equal(top_k.smallest(scores, booleans("x.x"), 1), booleans("..x"))
 
 
 @given(st.integers(0, 2**32), st.integers(1, 200), st.integers(1, 8), st.floats(0, 1), st.floats(0, 1))
@@ -64,7 +64,7 @@ def test_smallest_is_a_stable_sort(seed, size, levels, share, fraction):
     order = [index for index in np.argsort(scores, kind="stable") if among[index]]
     expected = np.zeros(size, bool)
     expected[order[:count]] = True
-    np.testing.assert_array_equal(selection.smallest(scores, among, count), expected)
+    np.testing.assert_array_equal(top_k.smallest(scores, among, count), expected)
 
 
 LARGE = 1 << 17
@@ -80,7 +80,7 @@ def test_uniform_chooses_exactly_as_many_as_asked(seed, size, share, fraction):
     generator = np.random.default_rng(seed)
     among = generator.random(size) < share
     count = int(fraction * among.sum())
-    chosen = selection.uniform(among, count, generator)
+    chosen = top_k.uniform(among, count, generator)
     assert chosen.shape == among.shape
     assert chosen.sum() == count
     assert not (chosen & ~among).any()
@@ -89,14 +89,14 @@ def test_uniform_chooses_exactly_as_many_as_asked(seed, size, share, fraction):
 @pytest.mark.parametrize("left", [0, 1])
 def test_uniform_at_its_edges(left):
     among = np.arange(LARGE) % 2 == 0
-    chosen = selection.uniform(among, among.sum() - left, np.random.default_rng(0))
+    chosen = top_k.uniform(among, among.sum() - left, np.random.default_rng(0))
     assert (among & ~chosen).sum() == left
 
 
 def test_too_many_after_thinning_are_thinned_again(monkeypatch):
-    monkeypatch.setattr(selection, "_SAFETY", -5.0)  # what chance does once in millions of times
+    monkeypatch.setattr(top_k, "_SAFETY", -5.0)  # what chance does once in millions of times
     among = np.arange(LARGE) % 2 == 0
-    chosen = selection.uniform(among, 5000, np.random.default_rng(0))
+    chosen = top_k.uniform(among, 5000, np.random.default_rng(0))
     assert chosen.sum() == 5000
     assert not (chosen & ~among).any()
 
@@ -119,7 +119,7 @@ def test_uniform_is_uniform(size, candidates, count, draws):
     together = 0
     positions = np.flatnonzero(among)
     for _ in range(draws):
-        chosen = selection.uniform(among, count, generator)
+        chosen = top_k.uniform(among, count, generator)
         counts += chosen
         together += (chosen[positions[:-1]] & chosen[positions[1:]]).sum()
     bins = np.array([part.sum() for part in np.array_split(counts[positions], min(candidates, 64))])
@@ -136,6 +136,6 @@ def test_uniform_is_uniform(size, candidates, count, draws):
 
 def test_uniform_repeats_with_its_seed():
     among = np.arange(LARGE) % 3 != 0
-    first, again, other = (selection.uniform(among, 30000, np.random.default_rng(s)) for s in (1, 1, 2))
+    first, again, other = (top_k.uniform(among, 30000, np.random.default_rng(s)) for s in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()

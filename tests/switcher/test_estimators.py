@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_selfish.switcher.gates import binary
+from keras_selfish.switcher.estimators import binary
 
 
 def gradient(function, values):

@@ -9,9 +9,10 @@ import numpy as np
 from keras import ops
 
 from keras_selfish import masks
-from keras_selfish.optimizers.state import holders, reset_state
-from keras_selfish.rewiring import rules, selection
-from keras_selfish.rewiring.counts import rewired_count, share_out
+from keras_selfish.optimizers.slot_reset import reset_state
+from keras_selfish.optimizers.wrappers import holders
+from keras_selfish.rewiring import rules, top_k
+from keras_selfish.rewiring.budget import rewired_count, share_out
 from keras_selfish.typing import TensorLike
 from keras_selfish.variables import fill, view
 
@@ -112,12 +113,12 @@ def choose_dropped(matrix, count, drop):
     scores = drop_scores(matrix, drop)
     try:
         if len(scores) == 1:
-            return selection.smallest(scores[0], active, count)
+            return top_k.smallest(scores[0], active, count)
         # An infinite score is that of no candidate.
         candidates = [active & ~np.isinf(each) for each in scores]
         available = [np.count_nonzero(each) for each in candidates]
         counts = share_out(count, np.ones(len(scores)), np.zeros(len(scores)), available)
-        return np.logical_or.reduce(list(map(selection.smallest, scores, candidates, counts)))
+        return np.logical_or.reduce(list(map(top_k.smallest, scores, candidates, counts)))
     except ValueError as error:
         raise not_a_number(matrix.masked_weight) from error
 
@@ -150,10 +151,10 @@ def choose_grown(matrix, kept, count, grow):
     pattern = matrix.masked_weight.n_of_m
     if pattern is not None:
         scores = matrix.generator.random(kept.shape, np.float32) if scores is None else scores
-        return selection.largest_of_groups(scores, ~kept, pattern, kept)
+        return top_k.largest_of_groups(scores, ~kept, pattern, kept)
     if scores is None:
-        return selection.uniform(~kept, count, matrix.generator)
-    return selection.largest(_per_block(matrix, scores), ~kept, count)
+        return top_k.uniform(~kept, count, matrix.generator)
+    return top_k.largest(_per_block(matrix, scores), ~kept, count)
 
 
 def make_change(matrix, kept, chosen, reset_regrown=False):

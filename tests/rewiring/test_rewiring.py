@@ -12,7 +12,7 @@ from keras_selfish.layers import SparseDense, SparseEmbedding, SparseLSTM
 from keras_selfish.masks import masked_weights
 from keras_selfish.optimizers import SNTASGD
 from keras_selfish.rewiring import Rewiring, SelfishRewiring
-from keras_selfish.rewiring.rewire import choose_change
+from keras_selfish.rewiring.matrix_change import choose_change
 from keras_selfish.rewiring.rules import Matrix, magnitude, random
 
 STEPS = 6  # batches of an epoch

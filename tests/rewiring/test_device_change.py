@@ -12,8 +12,8 @@ from keras import ops
 from keras_selfish import SNTASGD, RigL, SelfishRewiring
 from keras_selfish.layers import SparseDense, SparseLSTM
 from keras_selfish.masks import masked_weights
-from keras_selfish.rewiring import device, rules, selection
-from keras_selfish.rewiring.rewire import choose_change, read_matrix
+from keras_selfish.rewiring import device_change, rules, top_k
+from keras_selfish.rewiring.matrix_change import choose_change, read_matrix
 
 pytestmark = pytest.mark.backends("tensorflow", "jax")
 
@@ -46,20 +46,20 @@ def test_growth_by_gradient_is_that_of_the_host(shape, block_shape, rate, reset_
     matrix = read_matrix(masked_weight, gradient=gradient)
     expected = choose_change(matrix, rate, rules.magnitude, rules.gradient, reset_regrown)
     options = {"rate": rate, "reset_regrown": reset_regrown, "rounding": math.ceil}
-    found = device.choose_change(masked_weight, ops.convert_to_tensor(gradient), None, **options)
+    found = device_change.choose_change(masked_weight, ops.convert_to_tensor(gradient), None, **options)
     for by_device, by_host in zip(numpy_of(found), numpy_of(expected), strict=True):
         np.testing.assert_array_equal(by_device, by_host)
     np.testing.assert_array_equal(ops.convert_to_numpy(found.empty), expected.empty)
 
 
 def test_random_growth_is_exact_repeatable_and_even(monkeypatch):
-    monkeypatch.setattr(device, "on_gpu", lambda: True)
+    monkeypatch.setattr(device_change, "on_gpu", lambda: True)
     masked_weight = masked_weight_of((8, 10), values=np.random.default_rng(5).normal(size=(8, 10)))
     options = {"rate": 0.5, "reset_regrown": False, "rounding": math.ceil}
     before = ops.convert_to_numpy(masked_weight.mask)
 
     def choose(seed):
-        return device.choose_change(masked_weight, None, np.random.default_rng(seed), **options)
+        return device_change.choose_change(masked_weight, None, np.random.default_rng(seed), **options)
 
     kept = before & ~numpy_of(choose(0))[1]
     came = np.zeros((8, 10))
@@ -83,7 +83,7 @@ def test_on_cpus_random_growth_is_that_of_the_host(block_shape):
     matrix = read_matrix(masked_weight, generator=np.random.default_rng(7))
     expected = choose_change(matrix, 0.4, rules.magnitude, rules.random)
     options = {"rate": 0.4, "reset_regrown": False, "rounding": math.ceil}
-    found = device.choose_change(masked_weight, None, np.random.default_rng(7), **options)
+    found = device_change.choose_change(masked_weight, None, np.random.default_rng(7), **options)
     for by_device, by_host in zip(numpy_of(found), numpy_of(expected), strict=True):
         np.testing.assert_array_equal(by_device, by_host)
 
@@ -95,8 +95,8 @@ def test_the_smallest_are_those_of_the_host():
     scores = draw.choice(values, (6, 5, 4)).astype("float32")
     among = draw.random(scores.shape) < 0.7
     for count in range(1, np.count_nonzero(among) + 1):
-        found = device.smallest(ops.convert_to_tensor(scores), ops.convert_to_tensor(among), count)
-        np.testing.assert_array_equal(ops.convert_to_numpy(found), selection.smallest(scores, among, count))
+        found = device_change.smallest(ops.convert_to_tensor(scores), ops.convert_to_tensor(among), count)
+        np.testing.assert_array_equal(ops.convert_to_numpy(found), top_k.smallest(scores, among, count))
 
 
 def test_a_weight_that_is_no_number_is_named():
@@ -105,7 +105,7 @@ def test_a_weight_that_is_no_number_is_named():
     values[ops.convert_to_numpy(masked_weight.mask)] = np.nan
     masked_weight.weight.assign(values)
     with pytest.raises(ValueError, match=r"weights that are numbers.*kernel"):
-        device.choose_change(masked_weight, None, 0, rate=0.3, reset_regrown=False, rounding=math.ceil)
+        device_change.choose_change(masked_weight, None, 0, rate=0.3, reset_regrown=False, rounding=math.ceil)
 
 
 def model_of(optimizer):
@@ -130,10 +130,10 @@ def test_in_fit(method, monkeypatch):
     draw = np.random.default_rng(0).normal
     data = draw(size=(8, 5, 6)).astype("float32"), draw(size=(8, 3)).astype("float32")
     results, used = [], []
-    choose = device.choose_change
-    monkeypatch.setattr(device, "choose_change", lambda *a, **k: used.append(1) or choose(*a, **k))
+    choose = device_change.choose_change
+    monkeypatch.setattr(device_change, "choose_change", lambda *a, **k: used.append(1) or choose(*a, **k))
     for on_gpu in (False, True):
-        monkeypatch.setattr(device, "on_gpu", lambda on_gpu=on_gpu: on_gpu)
+        monkeypatch.setattr(device_change, "on_gpu", lambda on_gpu=on_gpu: on_gpu)
         model = model_of(SNTASGD(0.1, global_clipnorm=1.0))
         counts = [weight.active for weight in masked_weights(model)]
         before = [ops.convert_to_numpy(weight.mask) for weight in masked_weights(model)]
@@ -156,11 +156,11 @@ def test_in_fit(method, monkeypatch):
 
 
 def test_other_rules_stay_on_the_host(monkeypatch):
-    monkeypatch.setattr(device, "on_gpu", lambda: True)
+    monkeypatch.setattr(device_change, "on_gpu", lambda: True)
     model = model_of("sgd")
     usual = (rules.magnitude, rules.random, "matrix", None)
-    assert device.serves(model, *usual)
-    assert not device.serves(model, rules.magnitude_by_sign, *usual[1:])
-    assert not device.serves(model, rules.magnitude, rules.momentum, "matrix", None)
-    assert not device.serves(model, rules.magnitude, rules.random, "model", None)
-    assert not device.serves(model, rules.magnitude, rules.random, "matrix", rules.mean_magnitude)
+    assert device_change.serves(model, *usual)
+    assert not device_change.serves(model, rules.magnitude_by_sign, *usual[1:])
+    assert not device_change.serves(model, rules.magnitude, rules.momentum, "matrix", None)
+    assert not device_change.serves(model, rules.magnitude, rules.random, "model", None)
+    assert not device_change.serves(model, rules.magnitude, rules.random, "matrix", rules.mean_magnitude)

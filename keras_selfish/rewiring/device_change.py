@@ -2,9 +2,9 @@
 
 Weights that travel to the host, 264 MB of them in a model of 66 million, take longer than the training steps
 of a whole rewiring interval, and those that are divided among devices may be more than one of them holds.
-What is chosen here is what `choice.py` chooses on the host for the same rule: the same connections where
-scores decide, of equal scores the first ones. Where they grow at random they are the same on CPUs, and other
-ones, as random, on a GPU, which draws other numbers for the same seed.
+The choice is that of `model_change.py` on the host for the same rule: the same connections where scores
+decide, of equal scores the first ones. Connections grown at random are the same on CPUs; a GPU draws other
+numbers, as random, for the same seed.
 """
 
 import keras
@@ -14,9 +14,9 @@ from keras import ops
 from keras_selfish import masks
 from keras_selfish.backend import of_backend
 from keras_selfish.recurrence import on_gpu
-from keras_selfish.rewiring import rules, selection
-from keras_selfish.rewiring.counts import rewired_count
-from keras_selfish.rewiring.rewire import Change, not_a_number
+from keras_selfish.rewiring import rules, top_k
+from keras_selfish.rewiring.budget import rewired_count
+from keras_selfish.rewiring.matrix_change import Change, not_a_number
 from keras_selfish.variables import is_divided, placed_like, to_numpy
 
 
@@ -80,7 +80,7 @@ def uniform(among, count, generator):
         scores = random_scores(among, int(generator.integers(2**31)))
         return smallest(scores, among, count)
     # One byte a position travels, and the host draws as it does for a weight on one device.
-    return placed_like(selection.uniform(to_numpy(among), count, generator), among)
+    return placed_like(top_k.uniform(to_numpy(among), count, generator), among)
 
 
 @of_backend

@@ -8,7 +8,7 @@ from keras import ops
 from keras_selfish.layers import SparseDense
 from keras_selfish.masks import masked_weights
 from keras_selfish.optimizers import SNTASGD
-from keras_selfish.optimizers.state import reset_state
+from keras_selfish.optimizers.slot_reset import reset_state
 from keras_selfish.rewiring import Rewiring
 
 optimizers = keras.optimizers

@@ -6,8 +6,8 @@ import math
 import numpy as np
 
 from keras_selfish import masks
-from keras_selfish.rewiring.counts import common_threshold, rewired_count, share_out
-from keras_selfish.rewiring.rewire import (
+from keras_selfish.rewiring.budget import common_threshold, rewired_count, share_out
+from keras_selfish.rewiring.matrix_change import (
     active_blocks,
     choose_change,
     choose_dropped,
