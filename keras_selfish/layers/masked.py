@@ -127,15 +127,12 @@ class MaskedLayer(SparseLayer):
         initial_mask = initial_masks.pop(name)
         initializer = keras.initializers.get(kwargs.pop("initializer", None) or "glorot_uniform")
         regularizer = keras.regularizers.get(kwargs.pop("regularizer", None))
-
-        def masked_initializer(shape, dtype=None):
-            return ops.where(initial_mask, initializer(shape, dtype=dtype), ops.zeros((), dtype))
-
-        weight = super().add_weight(*args, name=name, initializer=masked_initializer, **kwargs)
+        masked = _MaskedInitializer(initializer, initial_mask)
+        weight = super().add_weight(*args, name=name, initializer=masked, **kwargs)
         mask = super().add_weight(
             shape=weight.shape,
             dtype="bool",
-            initializer=lambda shape, dtype=None: ops.convert_to_tensor(initial_mask, dtype),
+            initializer=_MaskedInitializer("ones", initial_mask),
             trainable=False,
             autocast=False,
             name=f"{name}_mask",
@@ -323,6 +320,20 @@ def with_masked_gradient(weight, mask, masked_weight):
     number = masked_weight.pass_number(begins=current_call() is not None)
     masked_weight.forget_lost()
     return mask_gradient(weight, mask, masked_weight, number)
+
+
+class _MaskedInitializer(keras.initializers.Initializer):
+    """The values of an initializer where a mask is True, and zero elsewhere.
+
+    An object, not a function: for a large variable that is divided, Keras has JAX compile an object's method.
+    """
+
+    def __init__(self, initializer, mask):
+        self.initializer = keras.initializers.get(initializer)
+        self.mask = mask
+
+    def __call__(self, shape, dtype=None):
+        return ops.where(self.mask, self.initializer(shape, dtype=dtype), ops.zeros((), dtype))
 
 
 class _MaskedRegularizer(keras.regularizers.Regularizer):

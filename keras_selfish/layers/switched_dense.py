@@ -96,7 +96,7 @@ class SwitchedDense(PlainForm, keras.layers.Dense):
         # All replicas decide the same, so that the first one's decision is everyone's.
         state = {"trainable": False, "autocast": False, "aggregation": "only_first_replica"}
         self.mask = self.add_weight(
-            name="kernel_mask", shape=shape, dtype="bool", initializer=_all_open, **state
+            name="kernel_mask", shape=shape, dtype="bool", initializer="ones", **state
         )
         self.scale = None
         if self.granularity == "neuron":
@@ -235,7 +235,3 @@ class SwitchedDense(PlainForm, keras.layers.Dense):
         self.mask.assign(arrays["kernel_mask"])
         if self.scale is not None:
             self.scale.assign(arrays["scale"])
-
-
-def _all_open(shape, dtype=None):
-    return ops.ones(shape, dtype)

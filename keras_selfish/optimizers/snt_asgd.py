@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_selfish import masks
+from keras_selfish.backend import BACKEND
 from keras_selfish.optimizers import update
 from keras_selfish.optimizers.slot_reset import reset_state
 from keras_selfish.packing import pack, unpacked
@@ -165,17 +166,25 @@ class SNTASGD(keras.optimizers.Optimizer):
             masked_weight.watch(self, reset_state)
 
     def _add_births(self, variable):
-        def from_mask(shape, dtype=None):
-            return ops.cast(ops.convert_to_tensor(variable.masked_weight.mask), dtype) - 1
+        mask = variable.masked_weight.mask
 
+        def from_mask(shape, dtype=None):
+            return ops.cast(ops.convert_to_tensor(mask), dtype) - 1
+
+        # Keras has JAX compile the initializer of a large variable, where no mask that processes divide may be
+        # a constant. TensorFlow may be within a graph, where only an initializer runs just once.
+        on_jax = BACKEND == "jax"
         # Float32 counts exactly to 2 ** 24; TensorFlow has no kernels for many operations on int32 on GPUs.
-        return self.add_variable(
+        births = self.add_variable(
             variable.shape,
-            from_mask,
+            "zeros" if on_jax else from_mask,
             "float32",
             layout=getattr(variable, "_layout", None),
             name=variable.path.replace("/", "_") + "_birth",
         )
+        if on_jax:
+            births.assign(from_mask(births.shape, births.dtype))
+        return births
 
     # The gradient
 

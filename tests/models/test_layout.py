@@ -112,7 +112,7 @@ TRAINING = """
     from keras_selfish.data import Windows
     from keras_selfish.masks import masked_weights
     from keras_selfish.models import Architecture, layout_map
-    from keras_selfish.rewiring import device_jax
+    from keras_selfish.rewiring import device_change_jax
     from keras_selfish.variables import is_divided, to_numpy
 
     out, method = sys.argv[1:3]
@@ -162,7 +162,7 @@ TRAINING = """
     scores = keras.distribution.distribute_tensor(
         np.ones((8, 16), "float32"), keras.distribution.TensorLayout((None, "model"), layout)
     )
-    compiled = device_jax.smallest.lower(scores, scores > 0, 5).compile().as_text()
+    compiled = device_change_jax.smallest.lower(scores, scores > 0, 5).compile().as_text()
     assert "all-reduce" in compiled
     assert "all-gather" not in compiled and "all-to-all" not in compiled
 """
@@ -205,3 +205,35 @@ def test_a_model_that_was_divided_is_loaded_on_one_device(run_python, tmp_path):
     }
     for found in outputs.values():
         np.testing.assert_allclose(found, outputs["one"], rtol=1e-4, atol=1e-5)
+
+
+LARGE = """
+    import keras
+    import numpy as np
+    from keras_selfish import SNTASGD, SparseDense, SwitchedDense
+    from keras_selfish.variables import to_numpy
+
+    mesh = keras.distribution.DeviceMesh((1, 4), ["batch", "model"])
+    layouts = keras.distribution.LayoutMap(mesh)
+    layouts[".*kernel.*"] = (None, "model")
+    found = []
+    for distribution in (None, keras.distribution.ModelParallel(layout_map=layouts)):
+        keras.distribution.set_distribution(distribution)
+        normal = keras.initializers.RandomNormal(seed=3)
+        layer = SparseDense(4096, sparsity=0.9, mask_seed=1, kernel_initializer=normal)
+        switched = SwitchedDense(4096)
+        for one in (layer, switched):
+            one.build((None, 4096))
+        optimizer = SNTASGD(1.0)
+        optimizer.build(layer.trainable_variables)
+        assert bool(np.all(to_numpy(switched.mask)))
+        found.append([to_numpy(v) for v in (layer.kernel, layer.kernel_mask, optimizer.births[0])])
+    for one, divided in zip(*found):
+        np.testing.assert_allclose(divided, one, rtol=1e-5, atol=1e-7)
+"""
+
+
+@pytest.mark.slow
+def test_large_matrices_are_made_where_they_are_kept(run_python):
+    """Keras has JAX compile the initializers of variables of 250 MiB over all devices."""
+    run_python(LARGE, backend="jax", env=FOUR_DEVICES, timeout=600)
