@@ -43,7 +43,7 @@ KINDS = {
         "tensorflow",
         "image_classifier",
         (
-            *("--epochs=8", "--finetune_epochs=2", "--batch_size=32", "--width=0.3", "--sparsity=0.7"),
+            *("--epochs=80", "--finetune_epochs=20", "--batch_size=32", "--width=0.3", "--sparsity=0.7"),
             *("--task_steps=10", "--switcher_steps=2", "--warmup_epochs=0.5"),
         ),
     ),

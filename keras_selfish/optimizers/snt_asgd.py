@@ -171,8 +171,8 @@ class SNTASGD(keras.optimizers.Optimizer):
         def from_mask(shape, dtype=None):
             return ops.cast(ops.convert_to_tensor(mask), dtype) - 1
 
-        # Keras has JAX compile the initializer of a large variable, where no mask that processes divide may be
-        # a constant. TensorFlow may be within a graph, where only an initializer runs just once.
+        # Keras has JAX compile the initializer of a large variable: no mask that processes divide may be a
+        # constant of it. TensorFlow may be within a graph, where only an initializer runs just once.
         on_jax = BACKEND == "jax"
         # Float32 counts exactly to 2 ** 24; TensorFlow has no kernels for many operations on int32 on GPUs.
         births = self.add_variable(

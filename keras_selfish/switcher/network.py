@@ -109,17 +109,20 @@ class SwitcherNetwork(keras.layers.Layer):
         (logits,) = self._by_tiles(weights, lambda logits, rows, columns: (logits,))
         return logits
 
-    def units(self, weights: TensorLike) -> tuple[Tensor, Tensor]:
+    def units(
+        self, weights: TensorLike, parameters: dict[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The logit and the scale of each unit.
 
         Args:
             weights: Weight matrix (inputs, units).
+            parameters: As in `switched`.
 
         Returns:
             Two tensors (units,): logits, and scales over 0.
         """
         weights = ops.stop_gradient(ops.cast(weights, self.compute_dtype))
-        return self._reader.logits_and_scales(weights, self._tensors())
+        return self._reader.logits_and_scales(weights, parameters or self.parameters())
 
     def switched(
         self,
@@ -127,6 +130,7 @@ class SwitcherNetwork(keras.layers.Layer):
         threshold: TensorLike | float = 0.0,
         width: TensorLike | float = 1.0,
         noise: TensorLike | None = None,
+        parameters: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Count]:
         """The matrix as the switches leave it, without keeping any logit.
 
@@ -136,7 +140,8 @@ class SwitcherNetwork(keras.layers.Layer):
             weights: Weight matrix (inputs, units).
             threshold: Scalar; a connection is on where its logit is over it.
             width: Scalar, as in `constraint.count`.
-            noise: As in `gates.binary`.
+            noise: As in `estimators.binary`.
+            parameters: Tensors to compute with, as `parameters()` returns them; None (default) for its own.
 
         Returns:
             The weights, zero where they are switched off, and a boolean mask, both (inputs, units); and the
@@ -151,7 +156,7 @@ class SwitcherNetwork(keras.layers.Layer):
             mask = ops.greater(ops.stop_gradient(switches), 0.5)
             return part * switches, mask, *count(logits, threshold, width)
 
-        switched, mask, *sums = self._by_tiles(weights, apply)
+        switched, mask, *sums = self._by_tiles(weights, apply, parameters)
         return switched, mask, Count(float(math.prod(weights.shape)), *sums)
 
     def count(
@@ -174,13 +179,14 @@ class SwitcherNetwork(keras.layers.Layer):
             sums = self._by_tiles(weights, lambda logits, *spans: count(logits, threshold, width))
         return Count(float(math.prod(weights.shape)), *sums)
 
-    def _tensors(self):
+    def parameters(self) -> dict[str, Tensor]:
+        """The values of the parameters, a dict of tensors."""
         return {name: ops.convert_to_tensor(variable) for name, variable in self._parameters.items()}
 
-    def _by_tiles(self, weights, function):
+    def _by_tiles(self, weights, function, parameters=None):
         """Calls function(logits, rows, columns) on each part of the matrix; see `map_tiles`."""
-        parameters = self._tensors()
-        measured, learned = self._reader.context(weights, parameters)
+        of_context, parameters = two_uses(parameters or self.parameters())
+        measured, learned = self._reader.context(weights, of_context)
         names = [*parameters, *learned]
 
         def part(rows, columns, tensors):
@@ -241,6 +247,20 @@ class SwitcherNetwork(keras.layers.Layer):
             "tile_size": self.tile_size,
             "seed": self.seed,
         }
+
+
+def two_uses(tensors):
+    """Tensors to be used in two places, as a pair of dicts, whose gradients are added in this order.
+
+    TensorFlow adds the gradients of three or more uses of a tensor in an order that depends on other threads.
+
+    Args:
+        tensors: A dict of tensors.
+    """
+    pairs = {
+        name: ops.unstack(ops.broadcast_to(tensor, (2, *tensor.shape)), 2) for name, tensor in tensors.items()
+    }
+    return tuple({name: pair[place] for name, pair in pairs.items()} for place in range(2))
 
 
 def _check(architecture, granularity, hidden_units, tile_size):

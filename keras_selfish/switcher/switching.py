@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_selfish.switcher.constraint import Count, count, together
 from keras_selfish.switcher.estimators import binary, uniform_noise
+from keras_selfish.switcher.network import two_uses
 
 # What a step trains or does: the task network with switches as they are; the same after the switcher has
 # decided anew; the switcher.
@@ -48,8 +49,8 @@ class Switching:
         return self.phase == SWITCHER
 
     def begin(self):
-        """Forgets what was counted before a forward pass."""
-        self._local.counts = []
+        """Forgets what was counted and used before a forward pass."""
+        self._local.counts, self._local.parameters = [], None
 
     def settle(self, kernels):
         """Moves the threshold to where as many connections are open as wanted, before a turn's last decision.
@@ -79,7 +80,7 @@ class Switching:
         if self._draws():
             noise = uniform_noise(kernel.shape, self.seed_generator)
         switched, mask, counted = self.switcher.switched(
-            ops.convert_to_tensor(kernel), *self._threshold_and_width(), noise
+            ops.convert_to_tensor(kernel), *self._threshold_and_width(), noise, self._parameters()
         )
         self._local.counts.append(counted)
         return switched, mask
@@ -87,12 +88,18 @@ class Switching:
     def switch_units(self, kernel):
         """Switches, 0 or 1 with a gradient, and scales, both (units,)."""
         threshold, width = self._threshold_and_width()
-        logits, scale = self.switcher.units(ops.convert_to_tensor(kernel))
+        logits, scale = self.switcher.units(ops.convert_to_tensor(kernel), self._parameters())
         noise = keras.random.uniform(logits.shape, seed=self.seed_generator) if self._draws() else None
         inputs, units = kernel.shape
         sums = (inputs * one for one in count(logits, threshold, width))
         self._local.counts.append(Count(float(inputs * units), *sums))
         return binary(logits - threshold, noise), scale
+
+    def _parameters(self):
+        """The switcher's parameters for one layer, with gradients that sum in the order of the layers."""
+        parameters = self._local.parameters or self.switcher.parameters()
+        mine, self._local.parameters = two_uses(parameters)
+        return mine
 
     def _draws(self):
         return self.seed_generator is not None and self.learns

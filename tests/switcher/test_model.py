@@ -210,6 +210,28 @@ def test_save_and_load_in_the_middle_of_an_alternation(granularity, tmp_path):
             np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "granularity"),
+    [(name, "connection") for name in ("contextual", "attention", "convolution", "weight")]
+    + [("contextual", "neuron")],
+)
+def test_gradients_are_summed_in_one_order(architecture, granularity):
+    """TensorFlow sums three tensors and more in an order that depends on other threads."""
+    import tensorflow as tf
+
+    switcher = SwitcherNetwork(architecture, granularity, tile_size=50)  # in parts, and what is left over
+    model = make_model(
+        *(granularity, (20, 16, 12), False),  # Keras's batch normalization sums three
+        **{"switcher": switcher, "target_sparsity": 0.5, "warmup_steps": 0, "graph": True},
+    )
+    model.make_train_function()
+    with model._in_phase("switcher"):
+        step = tf.function(lambda x, y: model.train_step((x, y)), autograph=False)
+        graph = step.get_concrete_function(tf.constant(X), tf.constant(Y)).graph
+    sums = [node for node in graph.as_graph_def().node if node.op == "AddN"]
+    assert all(len(node.input) == 2 for node in sums), [list(node.input) for node in sums]
+
+
 @on_jax_too
 @pytest.mark.parametrize("granularity", GRANULARITIES_SLOW_ON_JAX)
 def test_freeze_fine_tune_and_strip(granularity, tmp_path):
