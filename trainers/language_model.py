@@ -586,12 +586,14 @@ def test(model, windows, workdir, workers):
     """Tests the best model; returns it, on one device, and the perplexities as a dict."""
     import keras
 
+    from keras_selfish.variables import to_numpy
     from trainers.callbacks import Hearing
 
     workers.meet()  # until the chief has written it
     with distribution_jax.undivided_batches():
         best = keras.models.load_model(workdir.best)
-    model.set_weights(best.get_weights())
+    for variable, value in zip(model.weights, best.weights, strict=True):
+        variable.assign(to_numpy(value))  # one at a time: processes may hold parts of each
     results = {}
     # One column cannot be divided among replicas; the model that was loaded has one.
     for name in windows:

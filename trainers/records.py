@@ -155,11 +155,11 @@ def masks_of(weights):
     Returns:
         A list of `StoredMask`.
     """
-    import keras
+    from keras_selfish.variables import to_numpy
 
     found = []
     for weight in weights:
-        mask = np.asarray(keras.ops.convert_to_numpy(weight.mask), bool)
+        mask = np.asarray(to_numpy(weight.mask), bool)
         width = mask.shape[weight.gate_axis] // max(1, len(weight.gates))
         widths = weight.gate_sizes or [width] * len(weight.gates)
         gates = {gate: int(width) for gate, width in zip(weight.gates, widths, strict=True)}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import random
 from collections.abc import Callable
 
 import keras
@@ -56,8 +58,8 @@ def layout_map(
     if isinstance(model, Architecture):
         check_units(model, devices)
         settings = {**model.get_config(), "sparsity": 0.0, "n_of_m": None, "distribution": "uniform"}
-        shapes = shapes_of(functools.partial(LanguageModel, **settings))
-    else:
+        model = functools.partial(LanguageModel, **settings)
+    with _seeds_unspent():
         shapes = _shapes(model) if isinstance(model, keras.Model) else shapes_of(model)
     layouts = keras.distribution.LayoutMap(device_mesh)
     for path, shape in shapes.items():
@@ -65,6 +67,16 @@ def layout_map(
         if axes is not None:
             layouts[path] = layouts[f"{path}_mask"] = axes
     return layouts
+
+
+@contextlib.contextmanager
+def _seeds_unspent():
+    """Lets the layers made after it draw the seeds that they would draw without it."""
+    state = random.getstate()  # where Keras draws the seeds that layers are not given
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 @of_backend

@@ -84,6 +84,22 @@ def test_the_longest_axis_that_divides():
     }
 
 
+@pytest.mark.backends("tensorflow", "jax")
+@pytest.mark.parametrize("by", ["settings", "function"])
+def test_models_made_for_their_shapes_spend_no_seeds(by):
+    settings = {"units": 4, "layers": 1, "dropout": 0.5}
+    model = Architecture(8, **settings) if by == "settings" else lambda: LanguageModel(8, **settings)
+    found = []
+    for ask in (False, True):
+        keras.utils.set_random_seed(1)
+        if ask:
+            layout_map(model, mesh(1, 2))
+        variables = LanguageModel(8, **settings, batch_size=2).variables
+        found.append([keras.ops.convert_to_numpy(variable) for variable in variables])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_what_does_not_divide_is_refused():
     with pytest.raises(ValueError, match=r"`units` must be a multiple of the 4 devices .* units=6; take 4"):
         layout_map(Architecture(20, units=6), mesh(1, 4))
