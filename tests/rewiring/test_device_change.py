@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
-from keras_selfish import SNTASGD, RigL, SelfishRewiring
+from keras_selfish import (
+    SNTASGD,
+    LanguageModel,
+    NonMonotonicAveraging,
+    Perplexity,
+    RigL,
+    SelfishRewiring,
+    TokenCrossEntropy,
+)
+from keras_selfish.data import Windows
 from keras_selfish.layers import SparseDense, SparseLSTM
 from keras_selfish.masks import masked_weights
 from keras_selfish.rewiring import device_change, rules, top_k
@@ -164,3 +173,33 @@ def test_other_rules_stay_on_the_host(monkeypatch):
     assert not device_change.serves(model, rules.magnitude, rules.momentum, "matrix", None)
     assert not device_change.serves(model, rules.magnitude, rules.random, "model", None)
     assert not device_change.serves(model, rules.magnitude, rules.random, "matrix", rules.mean_magnitude)
+
+
+@pytest.mark.backends("jax")
+def test_fit_reads_nothing_from_the_device_between_steps(monkeypatch):
+    """A read would make each step wait for the one before to end."""
+    from jax._src import array
+
+    place, reads = ["before"], []
+
+    def read(found, original=array.ArrayImpl._value):
+        reads.append(place[0])
+        return original.fget(found)
+
+    monkeypatch.setattr(array.ArrayImpl, "_value", property(read))
+    begins = keras.callbacks.LambdaCallback(
+        on_train_batch_begin=lambda batch, logs: place.__setitem__(0, batch)
+    )
+    model = LanguageModel(24, batch_size=4, units=8, layers=1, sparsity=0.6)
+    windows = Windows(np.random.default_rng(0).integers(0, 24, 4 * (6 * 9 + 1)), 4, 6)
+    model.compile(SNTASGD(1.0, global_clipnorm=0.25), TokenCrossEntropy(), metrics=[Perplexity()])
+    model.fit(
+        windows.batches(),
+        validation_data=windows.batches(),
+        epochs=2,
+        shuffle=False,
+        verbose=0,
+        callbacks=[begins, SelfishRewiring(0.4, total_steps=100), NonMonotonicAveraging(patience=2)],
+    )
+    # Rewiring reads before the first step of an epoch, validation after the last one.
+    assert set(reads) == {"before", 0, 8}
