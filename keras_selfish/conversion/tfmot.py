@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from keras_selfish.conversion.sparsify import sparsify, twin_with_masks
+from keras_selfish.mask_spec import MaskSpec
 from keras_selfish.masks import is_n_of_m
 
 if TYPE_CHECKING:
@@ -137,15 +138,15 @@ def from_tfmot(model: tf_keras.Model) -> keras.Model:
 
 
 def _structure(wrappers, masks):
-    """The arguments of a sparse layer that say which patterns its masks keep."""
+    """The `MaskSpec` that says which patterns the masks of a layer keep."""
     if not wrappers:
-        return {}
+        return MaskSpec()
     pattern = wrappers[0].sparsity_m_by_n
     if pattern is not None:
         zeros, size = pattern
         if all(is_n_of_m(mask, (size - zeros, size)) for mask in masks):
-            return {"n_of_m": [size - zeros, size]}
-    return {"block_shape": list(wrappers[0].block_size)}
+            return MaskSpec(n_of_m=(size - zeros, size))
+    return MaskSpec(block_shape=wrappers[0].block_size)
 
 
 def _is_graph(model):

@@ -39,13 +39,17 @@ class LayerOptions(CommonOptions, total=False):
 
 
 class MaskOptions(TypedDict, total=False):
-    """Arguments of all sparse layers."""
+    """Arguments of all sparse layers: the fields of `MaskSpec`."""
 
     sparsity: float | None
     distribution: Distribution
     block_shape: BlockShape
     n_of_m: Pattern | None
     mask_seed: int | None
+
+
+class MixtureOptions(MaskOptions, LayerOptions, total=False):
+    """Further arguments of `MixtureOfSoftmaxes`."""
 
 
 class DenseOptions(LayerOptions, total=False):
@@ -64,7 +68,11 @@ class DenseOptions(LayerOptions, total=False):
     quantization_config: Any
 
 
-class EinsumDenseOptions(LayerOptions, total=False):
+class SparseDenseOptions(MaskOptions, DenseOptions, total=False):
+    """Further arguments of the sparse form of `keras.layers.Dense`."""
+
+
+class SparseEinsumDenseOptions(MaskOptions, LayerOptions, total=False):
     """Further arguments of the sparse form of `keras.layers.EinsumDense`."""
 
     activation: Activation

@@ -9,7 +9,7 @@ from keras import layers, ops
 
 import keras_selfish
 from keras_selfish import GMP, SNIP, PolynomialDecay, SelfishRewiring, SparseDense, sparsify, strip
-from keras_selfish.conversion.sparse_forms import SPARSE_CLASSES
+from keras_selfish.layers.forms import SPARSE_FORMS
 from keras_selfish.layers.masked import SparseLayer
 from keras_selfish.masks import active_counts, masked_weights
 
@@ -95,7 +95,7 @@ def test_everything_at_once():
     for weight, value in zip(model.weights, before, strict=True):
         np.testing.assert_array_equal(weight, value)
 
-    left = [type(layer) for layer in all_layers(sparse) if type(layer) in SPARSE_CLASSES]
+    left = [type(layer) for layer in all_layers(sparse) if type(layer) in SPARSE_FORMS]
     assert left == []
     assert [layer.name for layer in sparse.layers] == [layer.name for layer in model.layers]
     kinds = {layer.name: type(layer).__name__ for layer in sparse.layers}
@@ -337,8 +337,11 @@ def test_training_rewiring_and_saving(tmp_path):
 def test_every_sparse_class_has_its_place():
     exported = (getattr(keras_selfish, name) for name in keras_selfish.__all__)
     classes = {value for value in exported if isinstance(value, type) and issubclass(value, SparseLayer)}
-    classes = {sparse_class for sparse_class in classes if sparse_class.keras_layer is not None}
-    assert classes == set(SPARSE_CLASSES.values())
+    classes = {sparse_class for sparse_class in classes if sparse_class.plain_class is not None}
+    of_keras = {
+        plain: sparse for plain, sparse in SPARSE_FORMS.items() if plain.__module__.startswith("keras.")
+    }
+    assert classes == set(of_keras.values())
 
 
 @on_jax

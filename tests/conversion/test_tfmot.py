@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 from keras_selfish import SelfishRewiring, from_tfmot
-from keras_selfish.conversion.sparse_forms import SPARSE_CLASSES
+from keras_selfish.layers.forms import SPARSE_FORMS
 from keras_selfish.masks import masked_weights
 
 tf_keras = pytest.importorskip("tf_keras")
@@ -306,7 +306,7 @@ def test_transposed_separable_and_attention_layers(tfmot):
 
 
 def test_pruned_layers_without_a_sparse_form_are_refused(tfmot, monkeypatch):
-    monkeypatch.delitem(SPARSE_CLASSES, keras.layers.Conv3D)
+    monkeypatch.delitem(SPARSE_FORMS, keras.layers.Conv3D)
     model = pruned(tfmot, model_of(old.Conv3D(2, 2, name="volume"), shape=(3, 3, 3, 2)), data(8, 3, 3, 3, 2))
     with pytest.raises(ValueError, match=r"Received: zeros in .*volume/kernel"):
         from_tfmot(model)
