@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class _SparseConvolution(SparseLayer):
-    masked_names = ("kernel",)
+    masked_names: Sequence[str] = ("kernel",)
 
     def call(self, inputs: TensorLike) -> Tensor:
         with self.effective_weights():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
 import keras
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class _SparseEmbeddingBase(SparseLayer):
-    masked_names = ("embeddings",)
+    masked_names: Sequence[str] = ("embeddings",)
 
     def __init__(
         self,

@@ -70,6 +70,12 @@ class SparseLayer(_Base):
             raise ValueError(
                 f"`masked_names` must be a tuple of names. Received: {names!r}; write ({names!r},)"
             )
+        bases = cls.__mro__
+        if keras.Layer in bases and bases.index(keras.Layer) < bases.index(SparseLayer):
+            raise ValueError(
+                "`SparseLayer` must stand before the Keras layer among the bases of a class, or it changes "
+                f"nothing. Received: {cls.__name__}({', '.join(base.__name__ for base in cls.__bases__)})"
+            )
         for name in () if isinstance(names, property) else names:
             if not isinstance(getattr(cls, name, None), MaskedAttribute):
                 setattr(cls, name, MaskedAttribute(name))
@@ -131,7 +137,7 @@ class SparseLayer(_Base):
         self, shape: Shape | None = None, *args: Any, name: str | None = None, **kwargs: Any
     ) -> keras.Variable:
         """Adds a weight; one that is to be masked gets its mask beside it and starts at zero outside."""
-        if not self.sparsity or name not in self.masked_names:
+        if not self.sparsity or name is None or name not in self.masked_names:
             return super().add_weight(shape, *args, name=name, **kwargs)
         prepare_for_fit()
         initial_mask = self._initial_mask(name, shape)
@@ -192,6 +198,11 @@ class SparseLayer(_Base):
     @contextlib.contextmanager
     def effective_weights(self) -> Iterator[None]:
         """Within the block the masked weights are computed once, in the compute dtype, not at each use."""
+        if self.sparsity and self.built and not self._masked:
+            raise ValueError(
+                "`masked_names` must name weights that the layer adds in `build`. Received: "
+                f"{tuple(self.masked_names)} of {type(self).__name__}, which has added none of them"
+            )
         computed = {
             name: masked(masked_weight, self._dtype_of(masked_weight))
             for name, masked_weight in self._masked.items()

@@ -175,7 +175,7 @@ class SparseRecurrent(RunsSparseCell):
     def __init__(self, units: int, *args: Any, weight_drop: float = 0.0, **kwargs: Any) -> None:
         spec = MaskSpec.taken_from(kwargs)
         arguments = _arguments(self.plain_class, units, *args, **kwargs)
-        cell_names = set(inspect.signature(self.cell_class.plain_class.__init__).parameters)
+        cell_names = parameters_of(self.cell_class.plain_class)
         cell_arguments = {k: v for k, v in arguments.items() if k in cell_names}
         layer_arguments = {k: v for k, v in arguments.items() if k not in cell_names}
         use_cudnn = layer_arguments.pop("use_cudnn", None)
@@ -294,6 +294,11 @@ def spec_of_cell(spec, layer_arguments):
 def _each(function, masks):
     """The function of one mask, or of each in a list of one for each gate."""
     return [function(mask) for mask in masks] if isinstance(masks, list) else function(masks)
+
+
+def parameters_of(layer_class):
+    """The arguments of a Keras layer as a dict from name to `inspect.Parameter`."""
+    return inspect.signature(layer_class.__init__).parameters
 
 
 def _arguments(keras_layer, *args, **kwargs):

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any, Self
 import keras
 from keras import ops
 
+# Not public in Keras 3.15: for cells that derive from it Keras's loop draws dropout masks once a sequence.
+from keras.src.layers.rnn.dropout_rnn_cell import DropoutRNNCell
+
 from keras_selfish.layers.dropout import check_rate
 from keras_selfish.layers.hoisted import HoistedCell, HoistedRNN
 from keras_selfish.layers.masked import masked
-from keras_selfish.layers.recurrent import RunsSparseCell, SparseCell, spec_of_cell
+from keras_selfish.layers.recurrent import RunsSparseCell, SparseCell, parameters_of, spec_of_cell
 from keras_selfish.mask_spec import MaskSpec
 from keras_selfish.recurrence.cells import split_last, wide_dtype
 from keras_selfish.typing import Activation, Config, OpenShape, Shape, Tensor, TensorLike
@@ -20,33 +23,12 @@ from keras_selfish.typing import Activation, Config, OpenShape, Shape, Tensor, T
 if TYPE_CHECKING:
     from keras_selfish.recurrence.cells import RecurrentWeights
 
-# Not public in Keras 3.15: for cells that derive from it Keras's loop draws dropout masks once a sequence.
-DropoutRNNCell = keras.src.layers.rnn.dropout_rnn_cell.DropoutRNNCell
-
-LAYER_ARGUMENTS = (
-    "return_sequences",
-    "return_state",
-    "go_backwards",
-    "stateful",
-    "unroll",
-    "zero_output_for_mask",
-    "activity_regularizer",
-    "trainable",
-    "dtype",
-    "name",
-)
-
-
+COMMON_ARGUMENTS = ("activity_regularizer", "trainable", "dtype", "name")
+LAYER_ARGUMENTS = {*parameters_of(keras.layers.RNN), *COMMON_ARGUMENTS}
 WEIGHT_ARGUMENTS = {
-    "kernel_initializer": "glorot_uniform",
-    "recurrent_initializer": "orthogonal",
-    "bias_initializer": "zeros",
-    "kernel_regularizer": None,
-    "recurrent_regularizer": None,
-    "bias_regularizer": None,
-    "kernel_constraint": None,
-    "recurrent_constraint": None,
-    "bias_constraint": None,
+    name: parameter.default
+    for name, parameter in parameters_of(keras.layers.SimpleRNNCell).items()
+    if name.endswith(("_initializer", "_regularizer", "_constraint"))
 }
 
 
@@ -84,7 +66,8 @@ class SparseHoistedCell(SparseCell, HoistedCell, keras.layers.Layer, DropoutRNNC
         keras.layers.Layer.__init__(self, autocast=False, **kwargs)
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
-        self.units = self.state_size = self.output_size = units
+        self.units = self.output_size = units
+        self.state_size: int | list[int] = units
         self.activation = keras.activations.get(activation)
         self.recurrent_activation = keras.activations.get(recurrent_activation)
         self.use_bias = use_bias
@@ -253,7 +236,7 @@ class SparseHoistedRNN(RunsSparseCell, HoistedRNN):
     def __init__(self, units: int, *args: Any, **kwargs: Any) -> None:
         spec = MaskSpec.taken_from(kwargs)
         layer_arguments = {name: kwargs.pop(name) for name in LAYER_ARGUMENTS if name in kwargs}
-        cell = self.cell_class(
+        cell = self.cell_class(  # type: ignore[misc] # further positional arguments are those of a subclass
             units,
             *args,
             **spec_of_cell(spec, layer_arguments).get_config(),
@@ -300,12 +283,8 @@ class SparseHoistedRNN(RunsSparseCell, HoistedRNN):
 
 
 def _kind_of(name):
-    """The module of Keras that knows what an argument about weights names."""
-    return {
-        "initializer": keras.initializers,
-        "regularizer": keras.regularizers,
-        "constraint": keras.constraints,
-    }[name.rpartition("_")[2]]
+    """The module of Keras that knows what an argument about weights names, such as `keras.initializers`."""
+    return getattr(keras, f"{name.rpartition('_')[2]}s")
 
 
 def _reseeded(initializer, index):

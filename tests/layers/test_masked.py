@@ -366,11 +366,22 @@ def test_a_layer_must_tell_the_shapes_of_several_masked_weights():
         Hasty().build((None, 8))
 
 
-def test_one_name_is_no_tuple_of_names():
+def test_mistakes_in_the_definition_of_a_layer():
     with pytest.raises(ValueError, match=r"`masked_names` must be a tuple of names. Received: 'scale'"):
 
         class Careless(SparseLayer, keras.layers.Layer):
             masked_names = "scale"
+
+    with pytest.raises(ValueError, match=r"must stand before .* Received: Reversed\(Dense, SparseLayer\)"):
+
+        class Reversed(keras.layers.Dense, SparseLayer):
+            masked_names = ("kernel",)
+
+    class Misspelt(SparseScale):
+        masked_names = ("scales",)
+
+    with pytest.raises(ValueError, match=r"Received: \('scales',\) of Misspelt, which has added none"):
+        Misspelt()(np.ones((2, 8)))
 
 
 @pytest.mark.parametrize(
