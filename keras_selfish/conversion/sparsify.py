@@ -23,7 +23,7 @@ from keras_selfish.cloning import (
     with_inner,
 )
 from keras_selfish.conversion.report import SparsifyReport
-from keras_selfish.layers.forms import SPARSE_FORMS, class_in
+from keras_selfish.layers.forms import SPARSE_FORMS, class_in, known_to_keras
 from keras_selfish.layers.masked import SparseLayer
 from keras_selfish.mask_spec import MaskSpec
 from keras_selfish.typing import BlockShape, Distribution, Pattern
@@ -282,7 +282,8 @@ def _sparse_copies(originals, spec_of):
             return from_config(SPARSE_FORMS[type(layer)], {**config, **spec.get_config()})
         return from_config(type(layer), config)
 
-    copies, pairs = clone_layers(originals, copy_layer)
+    with known_to_keras():
+        copies, pairs = clone_layers(originals, copy_layer)
     sources = {}
     for layer, copy in pairs:
         if layer.built:

@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_selfish.cloning import check_model, clone, copy_state, from_config, is_model, shared_layers
 from keras_selfish.export.shrink import cuts
-from keras_selfish.layers.forms import class_in, is_plain, plain_form
+from keras_selfish.layers.forms import class_in, is_plain, known_to_keras, plain_form
 from keras_selfish.masks import masked_weights
 
 
@@ -50,7 +50,8 @@ def strip(model: keras.Model) -> keras.Model:
     def strip_layer(layer, copy_of):
         return _strip_layer(layer, copy_of, cuts_of.get(id(layer)))
 
-    stripped, pairs = clone(model, strip_layer)
+    with known_to_keras():
+        stripped, pairs = clone(model, strip_layer)
     for layer, copy in pairs:
         _copy_weights(layer, copy, cuts_of.get(id(layer)))
     return stripped

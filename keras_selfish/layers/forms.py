@@ -5,9 +5,9 @@ The layers of this package and those of a user's own are registered alike, where
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -139,11 +139,17 @@ def is_plain(layer_class: type[keras.Layer]) -> bool:
     return not any(base is SparseLayer or base in PLAIN_FORMS for base in layer_class.__mro__)
 
 
+def known_to_keras() -> contextlib.AbstractContextManager[Any]:
+    """Within the block Keras finds all classes that are registered here, as those registered with it."""
+    known = (each for each in (*SPARSE_FORMS, *PLAIN_FORMS) if not each.__module__.startswith("keras."))
+    return keras.saving.custom_object_scope({keras.saving.get_registered_name(each): each for each in known})
+
+
 def class_in(config: Any) -> type[keras.Layer] | None:
     """The layer class of a layer that is serialized within a config; None for whatever else stands there."""
     if not isinstance(config, dict) or "config" not in config:
         return None
     found = keras.saving.get_registered_object(config.get("registered_name"))
-    if found is None:  # Keras's own, and classes that are not registered
-        found = getattr(sys.modules.get(str(config.get("module"))), str(config.get("class_name")), None)
+    if found is None and config.get("module") == "keras.layers":
+        found = getattr(keras.layers, str(config.get("class_name")), None)
     return found if inspect.isclass(found) and issubclass(found, keras.Layer) else None

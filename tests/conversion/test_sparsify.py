@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from keras import layers, ops
 
 import keras_selfish
-from keras_selfish import GMP, SNIP, PolynomialDecay, SelfishRewiring, SparseDense, sparsify, strip
+from keras_selfish import GMP, SNIP, MaskSpec, PolynomialDecay, SelfishRewiring, SparseDense, sparsify, strip
 from keras_selfish.layers.forms import SPARSE_FORMS
 from keras_selfish.layers.masked import SparseLayer
 from keras_selfish.masks import active_counts, masked_weights
@@ -332,6 +332,18 @@ def test_training_rewiring_and_saving(tmp_path):
     loaded = keras.models.load_model(tmp_path / "model.keras")
     for mine, its in zip(sparse.weights, loaded.weights, strict=True):
         np.testing.assert_array_equal(numpy_of(mine), numpy_of(its))
+
+
+def test_a_mask_spec_stands_for_the_mask_arguments():
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, name="first"), keras.layers.Dense(4)])
+    for options in ({"sparsity": 0.75, "block_shape": (4, 1), "mask_seed": 3}, {"n_of_m": (2, 4)}):
+        one, other = sparsify(model, MaskSpec(**options)), sparsify(model, **options)
+        assert one.layers[0].mask_spec == other.layers[0].mask_spec == MaskSpec(**options)
+        for mine, its in zip(one.weights, other.weights, strict=True):
+            np.testing.assert_array_equal(numpy_of(mine), numpy_of(its))
+    for arguments in ({"block_shape": (4, 1)}, {"n_of_m": (2, 4)}, {"mask_seed": 1}, {"initial": "nonzero"}):
+        with pytest.raises(ValueError, match=r"Received: .*MaskSpec\(sparsity=0.5"):
+            sparsify(model, MaskSpec(0.5), **arguments)
 
 
 def test_every_sparse_class_has_its_place():

@@ -1,13 +1,11 @@
 """Layers of a user's own that `sparsify` and `strip` know, and what the layers of the package derive from."""
 
-import inspect
-
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
-from keras_selfish import MaskSpec, SelfishRewiring, layers, masked_weights, sparsify, strip
+from keras_selfish import MaskSpec, SelfishRewiring, masked_weights, sparsify, strip
 from keras_selfish.export import saved_model
 from keras_selfish.layers import SparseDense, SparseLayer, SparseLSTM, sparse_form_of
 from keras_selfish.layers.forms import PLAIN_FORMS, SPARSE_FORMS
@@ -221,22 +219,94 @@ def test_what_cannot_be_registered():
     assert SPARSE_FORMS[Gated] is SparseGated
 
 
+def test_a_form_of_a_layer_of_keras_is_found_in_wrappers():
+    @sparse_form_of(keras.layers.UnitNormalization)
+    class SparseScaling(SparseLayer, keras.layers.UnitNormalization):
+        """A form of a layer of Keras's that the package has none of; it masks nothing."""
+
+    try:
+        model = keras.Sequential(
+            [keras.Input((5, 8)), keras.layers.TimeDistributed(keras.layers.UnitNormalization())]
+        )
+        sparse = sparsify(model, 0.5)
+        assert type(sparse.layers[0].layer) is SparseScaling
+        assert type(strip(sparse).layers[0].layer) is keras.layers.UnitNormalization
+    finally:
+        del SPARSE_FORMS[keras.layers.UnitNormalization]
+
+
+class Accumulator(keras.layers.Layer):
+    """A recurrent cell."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = self.state_size = units
+
+    def build(self, input_shape):
+        for name, size in (("kernel", input_shape[-1]), ("recurrent_kernel", self.units)):
+            setattr(self, name, self.add_weight(shape=(size, self.units), name=name))
+
+    def call(self, inputs, states):
+        state = ops.tanh(ops.matmul(inputs, self.kernel) + ops.matmul(states[0], self.recurrent_kernel))
+        return state, [state]
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+@sparse_form_of(Accumulator)
+class SparseAccumulator(SparseLayer, Accumulator):
+    masked_names = ("kernel", "recurrent_kernel")
+
+    def build(self, input_shape):
+        self.plan_masks({"kernel": (input_shape[-1], self.units), "recurrent_kernel": (self.units,) * 2})
+        super().build(input_shape)
+
+
+@pytest.mark.backends("tensorflow", "jax")
+def test_a_cell_of_ones_own_in_a_layer_of_keras():
+    plain = keras.Sequential([keras.Input((5, 8)), keras.layers.RNN([Accumulator(8), Accumulator(4)])])
+    sparse = sparsify(plain, MaskSpec(0.5, mask_seed=1))
+    assert [weight.active for weight in masked_weights(sparse)] == [32, 32, 16, 8]
+    sparse.compile("sgd", "mse")
+    sparse.fit(X, X[:, -1, :4], batch_size=8, epochs=1, verbose=0, callbacks=[SelfishRewiring()])
+    for weight in masked_weights(sparse):
+        assert (numpy_of(weight.weight)[~numpy_of(weight.mask)] == 0).all()
+        assert (numpy_of(weight.weight) != 0).any()
+    stripped = strip(sparse)
+    assert [type(cell) for cell in stripped.layers[0].cell.cells] == [Accumulator, Accumulator]
+    np.testing.assert_array_equal(stripped.predict(X, verbose=0), sparse.predict(X, verbose=0))
+
+
 # What the layers of the package derive from.
 
 
+CELLS = (keras.layers.GRUCell, keras.layers.LSTMCell, keras.layers.SimpleRNNCell)
+
+
+def derived_from(layer_class):
+    for each in layer_class.__subclasses__():
+        yield each
+        yield from derived_from(each)
+
+
 def classes():
-    found = (getattr(layers, name) for name in layers.__all__)
-    return [each for each in found if inspect.isclass(each)]
+    """All layers and models of the package, those that are not exported, too."""
+    found = {*derived_from(keras.Layer), *derived_from(SparseLayer)}
+    return [each for each in found if is_ours(each)]
+
+
+def is_ours(layer_class):
+    return layer_class.__module__.startswith("keras_selfish.")
 
 
 def ours(layer_class):
-    return [base.__name__ for base in layer_class.__mro__[1:] if base.__module__.startswith("keras_selfish")]
+    return [base.__name__ for base in layer_class.__mro__[1:] if is_ours(base)]
 
 
 def test_no_layer_has_more_than_four_ancestors_of_ours():
-    deep = {each.__name__: ours(each) for each in classes() if len(ours(each)) > 4}
-    assert deep == {}
-    assert len(classes()) > 30
+    assert {each.__name__: ours(each) for each in classes() if len(ours(each)) > 4} == {}
+    assert len(classes()) > 40
     assert ours(SparseLSTM) == ["SparseRecurrent", "RunsSparseCell", "SparseLayer"]
 
 
@@ -251,9 +321,8 @@ def test_a_sparse_layer_is_the_layer_that_it_is_the_form_of():
     assert isinstance(SparseDense(4), keras.layers.Dense)
 
 
-def test_a_layer_that_keras_has_not_is_none_of_keras_s_cells():
-    """From them it would take arguments only."""
-    for each in classes():
-        if issubclass(each, SparseLayer) and each.strips_to_itself:
-            of_keras = [base for base in each.__mro__ if base.__module__.startswith("keras.")]
-            assert of_keras[0] in (keras.layers.RNN, keras.layers.Layer), each
+def test_only_sparse_forms_of_a_cell_derive_from_it():
+    """Others would take no more from it than its arguments."""
+    of_cells = [each for each in classes() if issubclass(each, CELLS)]
+    assert {each.__name__ for each in of_cells if SPARSE_FORMS.get(each.plain_class) is not each} == set()
+    assert len(of_cells) == len(CELLS)
