@@ -60,6 +60,7 @@ class SparseLayer(_Base):
     # What `strip` puts in place of it: see `sparse_form_of`; or the same layer at sparsity 0.
     plain_class: type[keras.Layer] | None = None
     strips_to_itself = False
+    _seed_in_use: int | None = None
     _masked: dict[str, GuardedWeight] = NOTHING
     _initial_masks: dict[str, Any] = NOTHING
 
@@ -81,17 +82,23 @@ class SparseLayer(_Base):
                 setattr(cls, name, MaskedAttribute(name))
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        spec = MaskSpec.taken_from(kwargs)
+        self._take_mask_arguments(kwargs)
         super().__init__(*args, **kwargs)
-        self._hold(spec)
+        self._seed_masks()
 
-    def _hold(self, spec):
-        """Keeps the mask arguments. To be called after the Keras layer's own `__init__`."""
-        self.mask_spec = spec
+    def _take_mask_arguments(self, arguments):
+        """Keeps the mask arguments, before all else: a layer may add weights in its own constructor."""
+        self.mask_spec = MaskSpec.taken_from(arguments)
+        self._masked = {}
+
+    def _seed_masks(self):
+        """The seed of the masks, drawn at the end of a constructor at the latest, behind those of Keras."""
         self._check_lora("lora_rank", getattr(self, "lora_rank", None))
         self._check_quantization()
-        self._seed_in_use = random.randint(0, 2**31 - 1) if spec.mask_seed is None else spec.mask_seed
-        self._masked = {}
+        if self._seed_in_use is None:
+            seed = self.mask_seed
+            self._seed_in_use = random.randint(0, 2**31 - 1) if seed is None else seed
+        return self._seed_in_use
 
     @property
     def sparsity(self) -> float:
@@ -126,7 +133,7 @@ class SparseLayer(_Base):
             return
         for name, shape in shapes.items():
             self.mask_spec.check(shape, f"{self.name}/{name}")
-        drawn = self.mask_spec.random_masks(list(shapes.values()), self._seed_in_use)
+        drawn = self.mask_spec.random_masks(list(shapes.values()), self._seed_masks())
         self._initial_masks = dict(zip(shapes, drawn, strict=True))
 
     def gates_of(self, name: str) -> tuple[str, ...]:

@@ -10,7 +10,6 @@ from keras import ops
 from keras_selfish.layers.dropout import check_rate
 from keras_selfish.layers.log_mixture import log_mixture
 from keras_selfish.layers.masked import SparseLayer
-from keras_selfish.mask_spec import MaskSpec
 from keras_selfish.typing import Config, Initializer, OpenShape, Tensor, TensorLike
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ class MixtureOfSoftmaxes(SparseLayer, keras.layers.Layer):
         latent_bias_initializer: Initializer = "zeros",
         **kwargs: Unpack[MixtureOptions],
     ) -> None:
-        spec = MaskSpec.taken_from(kwargs)  # type: ignore[arg-type] # a dict
+        self._take_mask_arguments(kwargs)
         keras.layers.Layer.__init__(self, **kwargs)
         sizes = {"units": units, "experts": experts, "latent_units": latent_units}
         _check_sizes(sizes)
@@ -107,7 +106,7 @@ class MixtureOfSoftmaxes(SparseLayer, keras.layers.Layer):
         self.latent_bias_initializer = keras.initializers.get(latent_bias_initializer)
         self.input_spec = keras.layers.InputSpec(ndim=3)
         self.supports_masking = True
-        self._hold(spec)
+        self._seed_masks()
 
     def build(self, input_shape: OpenShape) -> None:
         inputs: Any = input_shape[-1]

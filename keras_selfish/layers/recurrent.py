@@ -15,7 +15,6 @@ from keras_selfish import recurrence
 from keras_selfish.backend import BACKEND
 from keras_selfish.layers.dropout import check_rate, drop_connections
 from keras_selfish.layers.masked import SparseLayer, current_call
-from keras_selfish.mask_spec import MaskSpec
 from keras_selfish.typing import Config, OpenShape, Tensor, TensorLike
 
 if TYPE_CHECKING:
@@ -173,7 +172,7 @@ class SparseRecurrent(RunsSparseCell):
     cell_name: str
 
     def __init__(self, units: int, *args: Any, weight_drop: float = 0.0, **kwargs: Any) -> None:
-        spec = MaskSpec.taken_from(kwargs)
+        self._take_mask_arguments(kwargs)
         arguments = _arguments(self.plain_class, units, *args, **kwargs)
         cell_names = parameters_of(self.cell_class.plain_class)
         cell_arguments = {k: v for k, v in arguments.items() if k in cell_names}
@@ -181,7 +180,7 @@ class SparseRecurrent(RunsSparseCell):
         use_cudnn = layer_arguments.pop("use_cudnn", None)
         cell = self.cell_class(
             **cell_arguments,
-            **spec_of_cell(spec, layer_arguments).get_config(),
+            **spec_of_cell(self.mask_spec, layer_arguments).get_config(),
             weight_drop=weight_drop,
             dtype=layer_arguments.get("dtype"),
             trainable=layer_arguments.get("trainable", True),
@@ -190,7 +189,6 @@ class SparseRecurrent(RunsSparseCell):
         )
         # Keras's own `__init__` would make a dense cell; replacing that one leaves its variables tracked.
         keras.layers.RNN.__init__(self, cell, **layer_arguments)
-        self.mask_spec = spec
         self.input_spec = keras.layers.InputSpec(ndim=3)
         self._configure_cudnn(use_cudnn)
 

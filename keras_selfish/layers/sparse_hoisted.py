@@ -16,7 +16,6 @@ from keras_selfish.layers.dropout import check_rate
 from keras_selfish.layers.hoisted import HoistedCell, HoistedRNN
 from keras_selfish.layers.masked import masked
 from keras_selfish.layers.recurrent import RunsSparseCell, SparseCell, parameters_of, spec_of_cell
-from keras_selfish.mask_spec import MaskSpec
 from keras_selfish.recurrence.cells import split_last, wide_dtype
 from keras_selfish.typing import Activation, Config, OpenShape, Shape, Tensor, TensorLike
 
@@ -60,7 +59,7 @@ class SparseHoistedCell(SparseCell, HoistedCell, keras.layers.Layer, DropoutRNNC
     ) -> None:
         if units <= 0:
             raise ValueError(f"`units` must be a positive integer. Received: units={units!r}")
-        spec = MaskSpec.taken_from(kwargs)
+        self._take_mask_arguments(kwargs)
         of_weights = {name: kwargs.pop(name, default) for name, default in WEIGHT_ARGUMENTS.items()}
         # States stand in float32 in half precision, which Keras would cast at every step.
         keras.layers.Layer.__init__(self, autocast=False, **kwargs)
@@ -77,7 +76,7 @@ class SparseHoistedCell(SparseCell, HoistedCell, keras.layers.Layer, DropoutRNNC
         self.dropout, self.recurrent_dropout = (
             min(1.0, max(0.0, rate)) for rate in (dropout, recurrent_dropout)
         )
-        self._hold(spec)
+        self._seed_masks()
         self.weight_drop = check_rate(weight_drop, "weight_drop")
 
     def build(self, input_shape: OpenShape) -> None:
@@ -234,19 +233,18 @@ class SparseHoistedRNN(RunsSparseCell, HoistedRNN):
     cell_name: str
 
     def __init__(self, units: int, *args: Any, **kwargs: Any) -> None:
-        spec = MaskSpec.taken_from(kwargs)
+        self._take_mask_arguments(kwargs)
         layer_arguments = {name: kwargs.pop(name) for name in LAYER_ARGUMENTS if name in kwargs}
         cell = self.cell_class(  # type: ignore[misc] # further positional arguments are those of a subclass
             units,
             *args,
-            **spec_of_cell(spec, layer_arguments).get_config(),
+            **spec_of_cell(self.mask_spec, layer_arguments).get_config(),
             dtype=layer_arguments.get("dtype"),
             trainable=layer_arguments.get("trainable", True),
             name=self.cell_name,
             **kwargs,
         )
         HoistedRNN.__init__(self, cell, **layer_arguments)
-        self.mask_spec = spec
         self.input_spec = keras.layers.InputSpec(ndim=3)
 
     def inner_loop(

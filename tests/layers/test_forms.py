@@ -161,6 +161,34 @@ def test_the_gradient_of_an_own_layer_is_masked():
     assert (gradient[mask] != 0).all()
 
 
+def test_a_layer_may_add_its_weights_in_its_constructor(tmp_path):
+    class Early(keras.layers.Layer):
+        def __init__(self, units, **kwargs):
+            super().__init__(**kwargs)
+            self.units = units
+            self.kernel = self.add_weight(shape=(units, units), name="kernel")
+
+        def call(self, inputs):
+            return ops.matmul(inputs, self.kernel)
+
+        def get_config(self):
+            return {**super().get_config(), "units": self.units}
+
+    @sparse_form_of(Early)
+    class SparseEarly(SparseLayer, Early):
+        masked_names = ("kernel",)
+
+    (mask,) = MaskSpec(0.75).random_masks([(8, 8)], seed=3)
+    np.testing.assert_array_equal(SparseEarly(8, sparsity=0.75, mask_seed=3).kernel_mask, mask)
+    plain = keras.Sequential([keras.Input((8,)), Early(8)])
+    sparse = sparsify(plain, 0.75)
+    assert [weight.active for weight in masked_weights(sparse)] == [16]
+    sparse.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras", custom_objects={"SparseEarly": SparseEarly})
+    np.testing.assert_array_equal(loaded.predict(X[:, 0], verbose=0), sparse.predict(X[:, 0], verbose=0))
+    np.testing.assert_array_equal(strip(loaded).layers[0].kernel, sparse.layers[0].kernel)
+
+
 def test_own_layers_draw_the_masks_that_their_mask_arguments_say():
     layer = SparseBilinear(8, "two", sparsity=0.75, distribution="erk", block_shape=(4, 1), mask_seed=3)
     layer.build((None, 8))
