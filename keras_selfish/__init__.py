@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from keras_selfish.layers import SparseSimpleRNNCell as SparseSimpleRNNCell
     from keras_selfish.layers import SwitchedDense as SwitchedDense
     from keras_selfish.layers import WeightDrop as WeightDrop
+    from keras_selfish.mask_spec import MaskSpec as MaskSpec
     from keras_selfish.masks import MaskedWeight as MaskedWeight
     from keras_selfish.masks import masked_weights as masked_weights
     from keras_selfish.models import LanguageModel as LanguageModel
@@ -85,6 +86,7 @@ _SOURCES = {
     "HoistedRNN": "layers",
     "LanguageModel": "models",
     "LockedDropout": "layers",
+    "MaskSpec": "mask_spec",
     "MaskedWeight": "masks",
     "MixtureOfSoftmaxes": "layers",
     "NonMonotonicAveraging": "optimizers",

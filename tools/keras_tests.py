@@ -178,14 +178,11 @@ def pytest_runtest_logreport(report):
 
 def substitute():
     """Has Keras's modules name the sparse layers, at sparsity 0 by default, and SNTASGD."""
-    from keras_selfish import SNTASGD
-    from keras_selfish.conversion.sparse_forms import SPARSE_CLASSES
+    from keras_selfish import SNTASGD, mask_spec
+    from keras_selfish.layers.forms import SPARSE_FORMS
 
-    for keras_layer, sparse_layer in SPARSE_CLASSES.items():
-        for cls in sparse_layer.__mro__:
-            defaults = getattr(cls.__init__, "__kwdefaults__", None)
-            if cls.__module__.startswith("keras_selfish.") and defaults and "sparsity" in defaults:
-                defaults["sparsity"] = 0.0
+    mask_spec.DEFAULT_SPARSITY = 0.0
+    for keras_layer, sparse_layer in SPARSE_FORMS.items():
         setattr(keras.src.layers, keras_layer.__name__, sparse_layer)
         setattr(keras.layers, sparse_layer.__name__.removeprefix("Sparse"), sparse_layer)
     sgd = keras.src.optimizers.sgd

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar, overload
@@ -22,8 +23,9 @@ from keras_selfish.cloning import (
     with_inner,
 )
 from keras_selfish.conversion.report import SparsifyReport
-from keras_selfish.conversion.sparse_forms import SPARSE_CLASSES, SPARSE_CLASSES_BY_NAME, masked_sources
+from keras_selfish.layers.forms import SPARSE_FORMS, class_in, known_to_keras
 from keras_selfish.layers.masked import SparseLayer
+from keras_selfish.mask_spec import MaskSpec
 from keras_selfish.typing import BlockShape, Distribution, Pattern
 
 _Model = TypeVar("_Model", keras.Model, keras.Layer, Sequence[keras.Layer])
@@ -34,7 +36,7 @@ INITIAL = ("magnitude", "random", "nonzero")
 @overload
 def sparsify(
     model: _Model,
-    sparsity: float | None = None,
+    sparsity: float | MaskSpec | None = None,
     distribution: Distribution = "uniform",
     block_shape: BlockShape = (1, 1),
     n_of_m: Pattern | None = None,
@@ -46,7 +48,7 @@ def sparsify(
 @overload
 def sparsify(
     model: _Model,
-    sparsity: float | None = None,
+    sparsity: float | MaskSpec | None = None,
     distribution: Distribution = "uniform",
     block_shape: BlockShape = (1, 1),
     n_of_m: Pattern | None = None,
@@ -58,7 +60,7 @@ def sparsify(
 ) -> tuple[_Model, SparsifyReport]: ...
 def sparsify(
     model: _Model,
-    sparsity: float | None = None,
+    sparsity: float | MaskSpec | None = None,
     distribution: Distribution = "uniform",
     block_shape: BlockShape = (1, 1),
     n_of_m: Pattern | None = None,
@@ -121,75 +123,63 @@ def sparsify(
     (0.75, 'ReLU')
     """
     originals = _checked_originals(model)
-    if n_of_m is not None:
-        sparsity = _sparsity_of_pattern(n_of_m, sparsity, initial)
-    _check_arguments(sparsity, layers, initial)
-    masks.check_distribution(distribution)
-    masks.check_block_shape(block_shape)
-    _check_unbuilt(originals, distribution, initial)
-    seed = random.randint(0, 2**31 - 1) if mask_seed is None else masks.check_seed(mask_seed, "mask_seed")
-    arguments: dict[str, Any] = {
+    arguments = {
         "distribution": distribution,
-        "block_shape": list(block_shape),
+        "block_shape": block_shape,
+        "n_of_m": n_of_m,
         "mask_seed": mask_seed,
     }
-    if n_of_m is not None:
-        arguments["n_of_m"] = list(n_of_m)
-    # Which weights a layer masks is known once it is made; until then any sparsity will do.
-    arguments["sparsity"] = 0.5 if sparsity is None else sparsity
+    spec = _checked_spec(sparsity, arguments, initial)
+    _check_layers(layers)
+    _check_unbuilt(originals, spec.distribution, initial)
+    seed = random.randint(0, 2**31 - 1) if spec.mask_seed is None else spec.mask_seed
     reasons = {}  # why a layer stays dense, by its id
 
-    def arguments_of(layer):
+    def spec_of(layer):
         if layers is not None:
             reasons[id(layer)] = None if layers(layer) else "left out by `layers`"
         else:
-            reasons[id(layer)] = _misfit(layer, block_shape, n_of_m)
+            reasons[id(layer)] = _misfit(layer, spec)
         if reasons[id(layer)]:
             return None
-        if mask_seed is None or layer.built:
-            return arguments
-        return {**arguments, "mask_seed": _seed_of(mask_seed, len(reasons))}
+        if spec.mask_seed is None or layer.built:
+            return spec
+        return dataclasses.replace(spec, mask_seed=_seed_of(seed, len(reasons)))
 
-    copies, pairs, masked = _sparse_copies(originals, arguments_of)
+    copies, pairs, masked = _sparse_copies(originals, spec_of)
     report = SparsifyReport.of(pairs, reasons)
-    _check_any_sparse(model, copies, sparsity, report)
+    _check_any_sparse(model, copies, spec, report)
     if initial == "nonzero":
-        copies, pairs = _with_nonzero_masks(originals, masked, arguments, block_shape)
+        copies, pairs = _with_nonzero_masks(originals, masked, spec)
         report = SparsifyReport.of(pairs, reasons).where(report, "has no zeros")
     else:
-        _assign_masks(masked, sparsity, distribution, block_shape, n_of_m, initial, seed)
+        _assign_masks(masked, spec, initial, seed)
     if layers is None and initial != "nonzero" and (left := report.left_dense()):
         logging.warning("`sparsify` leaves dense: %s.", "; ".join(left))
     result = copies if isinstance(model, (list, tuple)) else copies[0]
     return (result, report) if return_report else result
 
 
-def _with_nonzero_masks(originals, masked, arguments, block_shape):
+def _with_nonzero_masks(originals, masked, spec):
     """The copies with masks where the weights are not zero, and the pairs (layer, copy)."""
-    found = {id(source): masks.nonzero_mask(_numpy_of(source), block_shape) for source, _ in masked}
+    found = {id(source): masks.nonzero_mask(_numpy_of(source), spec.block_shape) for source, _ in masked}
     if all(mask.all() for mask in found.values()):
         raise ValueError(
             f"`model` must have zeros with initial='nonzero'. Received: {_names(originals)}, without a "
-            f"block {tuple(block_shape)} of zeros; pass a `sparsity` and another `initial`"
+            f"block {spec.block_shape} of zeros; pass a `sparsity` and another `initial`"
         )
-    return _copies_with_masks(originals, found, lambda layer: arguments)
+    return _copies_with_masks(originals, found, lambda layer: spec)
 
 
-def _assign_masks(masked, sparsity, distribution, block_shape, n_of_m, initial, seed):
-    counts = masks.active_counts(
-        [weight.shape for _, weight in masked], sparsity or 0.0, distribution, [block_shape] * len(masked)
-    )
-    for index, ((source, weight), active) in enumerate(zip(masked, counts, strict=True)):
-        if n_of_m is not None and initial == "random":
-            mask = masks.n_of_m_mask(weight.shape, n_of_m, [seed, index])
-        elif n_of_m is not None:
-            mask = masks.largest_n_of_m_mask(_numpy_of(source), n_of_m)
-        elif initial == "random":
-            mask = masks.random_mask(weight.shape, active, [seed, index], block_shape)
-        else:
-            mask = masks.largest_mask(_numpy_of(source), active, [seed, index], block_shape)
+def _assign_masks(masked, spec, initial, seed):
+    values = [_numpy_of(source) for source, _ in masked]
+    if initial == "random":
+        drawn = spec.random_masks([value.shape for value in values], seed)
+    else:
+        drawn = spec.largest_masks(values, seed)
+    for (_, weight), value, mask in zip(masked, values, drawn, strict=True):
         weight.mask.assign(mask)
-        weight.unpruned = _numpy_of(source)
+        weight.unpruned = value
 
 
 def _checked_originals(model):
@@ -219,15 +209,15 @@ def _check_unbuilt(originals, distribution, initial):
         )
 
 
-def _check_any_sparse(model, copies, sparsity, report):
+def _check_any_sparse(model, copies, spec, report):
     inner = [one for copy in copies for one in with_inner(copy)]
-    if sparsity == 0 or any(isinstance(layer, SparseLayer) for layer in inner):
+    if spec.sparsity == 0 or any(isinstance(layer, SparseLayer) for layer in inner):
         return
     left = f" ({'; '.join(report.left_dense())})" if report.left_dense() else ""
     raise ValueError(
         "`model` must have a layer that `layers` admits and that has a sparse form. Received: "
         f"{_names([model] if not isinstance(model, (list, tuple)) else model)}{left}; those with one are "
-        f"{', '.join(sorted(SPARSE_CLASSES_BY_NAME))}"
+        f"{_names_of_forms()}"
     )
 
 
@@ -235,31 +225,46 @@ def _names(originals):
     return ", ".join(f"model={one.name!r}" if is_model(one) else f"layer {one.name!r}" for one in originals)
 
 
-def _misfit(layer, block_shape, n_of_m):
+def _names_of_forms():
+    return ", ".join(sorted({plain_class.__name__ for plain_class in SPARSE_FORMS}))
+
+
+def _misfit(layer, spec):
     """Why blocks or patterns cannot lie over the weights that a layer would mask; None where they can."""
-    for weight in masked_sources(layer):
+    for weight in _masked_sources(layer):
         try:
-            masks.check_block_shape(block_shape, weight.shape)
-            if n_of_m is not None:
-                masks.check_n_of_m(n_of_m, weight.shape)
+            spec.check(weight.shape)
         except ValueError:
             shape = " × ".join(map(str, weight.shape))
-            what = f"blocks {tuple(block_shape)}" if n_of_m is None else f"{n_of_m[0]} of {n_of_m[1]}"
+            what = f"{spec.n_of_m[0]} of {spec.n_of_m[1]}" if spec.n_of_m else f"blocks {spec.block_shape}"
             return f"{what} do not divide {weight.name} ({shape})"
     return None
+
+
+def _masked_sources(layer):
+    """The variables of a plain layer, and of what it runs, that its sparse form masks."""
+    forms = [(inner, SPARSE_FORMS.get(type(inner))) for inner in with_inner(layer)]
+    sources = [
+        variable
+        for inner, sparse_class in forms
+        if sparse_class is not None
+        for variable in inner.weights
+        if variable.name in sparse_class.masked_names
+    ]
+    return list({id(variable): variable for variable in sources}.values())
 
 
 def _seed_of(seed, index):
     return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
 
 
-def _sparse_copies(originals, arguments_of):
+def _sparse_copies(originals, spec_of):
     """Copies layers and models, some of their layers as sparse ones whose masks are not yet those wanted.
 
     Args:
         originals: List of layers and of Functional and Sequential models.
-        arguments_of: Function of a layer that gives the arguments of its masks as a dict, or None for a
-            layer that is to stay as it is.
+        spec_of: Function of a layer that gives the `MaskSpec` of its sparse form, or None for a layer that is
+            to stay as it is.
 
     Returns:
         The copies; a list of pairs (layer, its copy); and a list of pairs (variable of a layer,
@@ -269,15 +274,16 @@ def _sparse_copies(originals, arguments_of):
 
     def copy_layer(layer, copy_of):
         # Functional models also hold operations such as `x + 1`, which are no layers.
-        arguments = arguments_of(layer) if isinstance(layer, keras.Layer) else None
-        if arguments is None:
+        spec = spec_of(layer) if isinstance(layer, keras.Layer) else None
+        if spec is None:
             return from_config(type(layer), {**layer.get_config(), **shared_layers(layer, copy_of)})
-        config = {**_sparse_config(layer.get_config(), arguments), **shared_layers(layer, copy_of)}
-        if type(layer) in SPARSE_CLASSES:
-            return SPARSE_CLASSES[type(layer)].from_config({**config, **arguments})
+        config = {**_sparse_config(layer.get_config(), spec), **shared_layers(layer, copy_of)}
+        if type(layer) in SPARSE_FORMS:
+            return from_config(SPARSE_FORMS[type(layer)], {**config, **spec.get_config()})
         return from_config(type(layer), config)
 
-    copies, pairs = clone_layers(originals, copy_layer)
+    with known_to_keras():
+        copies, pairs = clone_layers(originals, copy_layer)
     sources = {}
     for layer, copy in pairs:
         if layer.built:
@@ -286,26 +292,28 @@ def _sparse_copies(originals, arguments_of):
     return copies, pairs, [(sources[id(w)], w) for w in every if id(w) in sources]
 
 
-def twin_with_masks(model, given, arguments_of):
+def twin_with_masks(model, given, spec_of):
     """The sparse twin of a model with given masks.
 
     Args:
         model: A built Functional or Sequential `keras.Model`.
         given: Dict from the id of a variable of the model to its mask, a boolean NumPy array.
-        arguments_of: Function of a layer that gives the arguments of its masks but the sparsity.
+        spec_of: Function of a layer that gives the `MaskSpec` of its masks, whose sparsity does not count.
     """
-    (twin,), _ = _copies_with_masks([model], given, arguments_of)
+    (twin,), _ = _copies_with_masks([model], given, spec_of)
     return twin
 
 
-def _copies_with_masks(originals, given, arguments_of):
+def _copies_with_masks(originals, given, spec_of):
     """As `twin_with_masks`, of several layers and models; returns the pairs (layer, copy) as well."""
 
     def with_sparsity(layer):
         own = [given[id(variable)] for variable in layer.weights if id(variable) in given]
         size, active = sum(mask.size for mask in own), sum(np.count_nonzero(mask) for mask in own)
+        if active == size:
+            return None
         # A layer that has lost all its connections has masks as well.
-        return {**arguments_of(layer), "sparsity": 1 - max(active, 1) / size} if active < size else None
+        return dataclasses.replace(spec_of(layer), sparsity=1 - max(active, 1) / size)
 
     copies, pairs, masked = _sparse_copies(originals, with_sparsity)
     used = {id(source) for source, _ in masked}
@@ -313,33 +321,44 @@ def _copies_with_masks(originals, given, arguments_of):
         if id(variable) in given.keys() - used and not given[id(variable)].all():
             raise ValueError(
                 "`model` must be sparse in layers that have a sparse form only. Received: zeros in "
-                f"{variable.path}; those with one are {', '.join(sorted(SPARSE_CLASSES_BY_NAME))}"
+                f"{variable.path}; those with one are {_names_of_forms()}"
             )
     for source, weight in masked:
         weight.mask.assign(given.get(id(source), np.ones(weight.shape, bool)))
     return copies, pairs
 
 
-def _sparsity_of_pattern(n_of_m, sparsity, initial):
-    if sparsity is not None or initial == "nonzero":
+def _checked_spec(sparsity, arguments, initial):
+    """The `MaskSpec` of the arguments; with initial="nonzero" its sparsity does not count."""
+    if initial not in INITIAL:
+        raise ValueError(f"`initial` must be one of {', '.join(INITIAL)}. Received: initial={initial!r}")
+    n_of_m = arguments["n_of_m"]
+    if n_of_m is not None and (sparsity is not None or initial == "nonzero"):
         raise ValueError(
             "`n_of_m` fixes which and how many connections exist; leave `sparsity` out and `initial` at "
             f"'magnitude' or 'random'. Received: n_of_m={n_of_m}, sparsity={sparsity}, initial={initial!r}"
         )
-    n, m = masks.check_n_of_m(n_of_m)
-    return 1.0 - n / m
-
-
-def _check_arguments(sparsity, layers, initial):
-    if initial not in INITIAL:
-        raise ValueError(f"`initial` must be one of {', '.join(INITIAL)}. Received: initial={initial!r}")
-    if initial != "nonzero":
+    if initial == "nonzero":
+        if sparsity is not None:
+            raise ValueError(
+                "`sparsity` must be None with initial='nonzero': the zeros of the model decide. "
+                f"Received: sparsity={sparsity!r}"
+            )
+        # Which weights a layer masks is known once it is made; until then any sparsity over 0 will do.
+        return MaskSpec(0.5, **arguments)
+    if isinstance(sparsity, MaskSpec):
+        if MaskSpec(**arguments) != MaskSpec():
+            raise ValueError(
+                "`sparsity` must be a number beside other mask arguments: a `MaskSpec` holds them all. "
+                f"Received: sparsity={sparsity}, {arguments}"
+            )
+        return sparsity
+    if n_of_m is None:
         masks.check_sparsity(sparsity)
-    elif sparsity is not None:
-        raise ValueError(
-            "`sparsity` must be None with initial='nonzero': the zeros of the model decide. "
-            f"Received: sparsity={sparsity!r}"
-        )
+    return MaskSpec(sparsity, **arguments)
+
+
+def _check_layers(layers):
     if layers is not None and not callable(layers):
         raise ValueError(
             f"`layers` must be a function of a layer, or None for all. Received: layers={layers!r}; for a "
@@ -347,17 +366,17 @@ def _check_arguments(sparsity, layers, initial):
         )
 
 
-def _sparse_config(config, arguments):
-    """Replaces the Keras layers that are serialized within a config, as wrappers and cells are."""
+def _sparse_config(config, spec):
+    """Replaces the plain layers that are serialized within a config, as wrappers and cells are."""
     if isinstance(config, (list, tuple)):
-        return type(config)(_sparse_config(value, arguments) for value in config)
+        return type(config)(_sparse_config(value, spec) for value in config)
     if not isinstance(config, dict):
         return config
-    config = {key: _sparse_config(value, arguments) for key, value in config.items()}
-    if config.get("module") != "keras.layers" or config["class_name"] not in SPARSE_CLASSES_BY_NAME:
+    config = {key: _sparse_config(value, spec) for key, value in config.items()}
+    sparse_class = SPARSE_FORMS.get(class_in(config))
+    if sparse_class is None:
         return config
-    sparse_class = SPARSE_CLASSES_BY_NAME[config["class_name"]]
-    layer = sparse_class.from_config({**config["config"], **arguments})
+    layer = sparse_class.from_config({**config["config"], **spec.get_config()})
     return {**config, **keras.saving.serialize_keras_object(layer)}
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
 
 from keras_selfish.conversion.sparsify import sparsify, twin_with_masks
+from keras_selfish.mask_spec import MaskSpec
 from keras_selfish.masks import is_n_of_m
 
 if TYPE_CHECKING:
@@ -85,7 +88,9 @@ RECURRENT = ("Bidirectional", "GRU", "LSTM", "RNN", "SimpleRNN")
 WRAPPER = "PruneLowMagnitude"
 
 
-def from_tfmot(model: tf_keras.Model) -> keras.Model:
+def from_tfmot(
+    model: tf_keras.Model, custom_layers: Mapping[str, type[keras.Layer]] | None = None
+) -> keras.Model:
     """Returns the sparse Keras 3 twin of a `tf_keras` model that TensorFlow Model Optimization has pruned.
 
     Layers that `tfmot.sparsity.keras.prune_low_magnitude` wraps become sparse ones with the wrappers' masks
@@ -100,6 +105,9 @@ def from_tfmot(model: tf_keras.Model) -> keras.Model:
 
     Args:
         model: A built Functional or Sequential `tf_keras.Model`.
+        custom_layers: Dict from the class names of your own `tf_keras` layers to Keras 3 classes that take
+            the same arguments and compute the same from the same weights; to be sparse they need a form that
+            is (see `layers.sparse_form_of`). Default None.
 
     Returns:
         A `keras.Sequential` if the model is one, else a Functional `keras.Model`.
@@ -116,7 +124,11 @@ def from_tfmot(model: tf_keras.Model) -> keras.Model:
             "`model` must be a Functional or Sequential tf_keras.Model that is built. Received: "
             f"model={model!r}; call it on data first"
         )
-    plain = keras.layers.deserialize(_model_config(type(model).__name__, model.get_config()))
+    own_classes = _checked_classes(custom_layers or {})
+    by_name = {keras.saving.get_registered_name(each): each for each in own_classes.values()}
+    with keras.saving.custom_object_scope(by_name):
+        config = _model_config(type(model).__name__, model.get_config(), own_classes)
+        plain = keras.layers.deserialize(config)
     wrappers = _wrappers(model)
     masks = {id(weight): mask for wrapper in wrappers for weight, mask, _ in wrapper.pruning_vars}
     own = {id(one) for wrapper in wrappers for _, *both in wrapper.pruning_vars for one in both}
@@ -136,16 +148,26 @@ def from_tfmot(model: tf_keras.Model) -> keras.Model:
     return twin_with_masks(plain, given, lambda layer: structures[id(layer)])
 
 
+def _checked_classes(custom_layers):
+    for name, own_class in custom_layers.items():
+        if not (inspect.isclass(own_class) and issubclass(own_class, keras.Layer)):
+            raise ValueError(
+                "`custom_layers` must give the class of a Keras 3 layer for each name. Received: "
+                f"{own_class!r} for {name!r}"
+            )
+    return dict(custom_layers)
+
+
 def _structure(wrappers, masks):
-    """The arguments of a sparse layer that say which patterns its masks keep."""
+    """The `MaskSpec` that says which patterns the masks of a layer keep."""
     if not wrappers:
-        return {}
+        return MaskSpec()
     pattern = wrappers[0].sparsity_m_by_n
     if pattern is not None:
         zeros, size = pattern
         if all(is_n_of_m(mask, (size - zeros, size)) for mask in masks):
-            return {"n_of_m": [size - zeros, size]}
-    return {"block_shape": list(wrappers[0].block_size)}
+            return MaskSpec(n_of_m=(size - zeros, size))
+    return MaskSpec(block_shape=wrappers[0].block_size)
 
 
 def _is_graph(model):
@@ -189,12 +211,12 @@ def _copy_weights(layer, weights, twin):
         target.assign(weight.numpy())
 
 
-def _model_config(class_name, config):
+def _model_config(class_name, config, own_classes):
     """Keras 3's serialized form of a Functional or Sequential model of `tf_keras`."""
     references = {layer["config"]["name"]: _first_call(layer) for layer in config["layers"]}
     layers = []
     for layer in config["layers"]:
-        converted = _layer_config(layer)
+        converted = _layer_config(layer, own_classes)
         if "inbound_nodes" in layer:
             converted["name"] = converted["config"]["name"]
             converted["inbound_nodes"] = [
@@ -220,18 +242,20 @@ def _model_config(class_name, config):
     }
 
 
-def _layer_config(layer):
+def _layer_config(layer, own_classes):
     """Keras 3's serialized form of a layer of `tf_keras`."""
-    class_name, config = layer["class_name"], layer["config"]
+    class_name, config = _class_name(layer), layer["config"]
     if class_name == WRAPPER:
-        return _layer_config(config["layer"])
+        return _layer_config(config["layer"], own_classes)
     if class_name in MODELS:
-        return _model_config(class_name, config)
-    name = config.get("name", class_name)
-    if class_name not in DROPPED or layer.get("module", "keras.layers") != "keras.layers":
+        return _model_config(class_name, config, own_classes)
+    name, own_class = config.get("name", class_name), own_classes.get(class_name)
+    is_known = class_name in DROPPED and layer.get("module", "keras.layers") == "keras.layers"
+    if own_class is None and not is_known:
         raise ValueError(
             f"`model` must hold layers that Keras 3 has as well. Received: layer {name!r} of class "
-            f"{class_name}; those that are converted are {', '.join(DROPPED)}"
+            f"{class_name}; those that are converted are {', '.join(DROPPED)}, and your own in "
+            "`custom_layers`"
         )
     if refused := [key for key in REFUSED if config.get(key)]:
         raise ValueError(
@@ -241,9 +265,15 @@ def _layer_config(layer):
     converted = {
         "module": "keras.layers",
         "class_name": class_name,
-        "config": _arguments(class_name, config),
+        "config": _arguments(class_name, config, own_classes),
         "registered_name": None,
     }
+    if own_class is not None:
+        converted |= {
+            "module": own_class.__module__,
+            "class_name": own_class.__name__,
+            "registered_name": keras.saving.get_registered_name(own_class),
+        }
     try:
         keras.layers.deserialize(copy.deepcopy(converted))  # wrappers take their layers out of the config
     except (TypeError, ValueError) as error:
@@ -254,10 +284,18 @@ def _layer_config(layer):
     return converted
 
 
-def _arguments(class_name, config):
+def _class_name(layer):
+    return layer["class_name"].rpartition(">")[2]  # without the package that a class is registered for
+
+
+def _arguments(class_name, config, own_classes):
     renamed = RENAMED.get(class_name, {})
-    dropped = {*DROPPED[class_name], *REFUSED, "batch_input_shape"} - renamed.keys()
-    arguments = {renamed.get(key, key): _value(v) for key, v in config.items() if key not in dropped}
+    dropped = {*DROPPED.get(class_name, ()), *REFUSED, "batch_input_shape"} - renamed.keys()
+    arguments = {
+        renamed.get(key, key): _value(value, own_classes)
+        for key, value in config.items()
+        if key not in dropped
+    }
     if isinstance(arguments.get("dtype"), dict):
         arguments["dtype"] = arguments["dtype"]["config"]["name"]
     if class_name == "BatchNormalization" and isinstance(arguments["axis"], (list, tuple)):
@@ -265,12 +303,13 @@ def _arguments(class_name, config):
     return arguments
 
 
-def _value(value):
+def _value(value, own_classes):
     """An argument; layers among them, such as a wrapper's or cells, are converted."""
     if isinstance(value, (list, tuple)):
-        return [_value(one) for one in value]
-    if isinstance(value, dict) and value.get("class_name") in {*DROPPED, *MODELS, WRAPPER}:
-        return _layer_config(value)
+        return [_value(one, own_classes) for one in value]
+    is_object = isinstance(value, dict) and isinstance(value.get("class_name"), str)
+    if is_object and _class_name(value) in {*DROPPED, *MODELS, WRAPPER, *own_classes}:
+        return _layer_config(value, own_classes)
     return value
 
 

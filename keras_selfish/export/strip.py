@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-
 import keras
 from keras import ops
 
 from keras_selfish.cloning import check_model, clone, copy_state, from_config, is_model, shared_layers
 from keras_selfish.export.shrink import cuts
-from keras_selfish.layers.plain import PlainForm
+from keras_selfish.layers.forms import class_in, is_plain, known_to_keras, plain_form
 from keras_selfish.masks import masked_weights
 
 
@@ -36,7 +34,7 @@ def strip(model: keras.Model) -> keras.Model:
     Raises:
         ValueError: if the model is subclassed or not built, or if it holds a sparse layer that cannot be
             replaced: one that a custom layer does not show in its config, or a class of your own that
-            names no `keras_layer`.
+            is not registered (see `layers.sparse_form_of`).
 
     Example:
 
@@ -52,7 +50,8 @@ def strip(model: keras.Model) -> keras.Model:
     def strip_layer(layer, copy_of):
         return _strip_layer(layer, copy_of, cuts_of.get(id(layer)))
 
-    stripped, pairs = clone(model, strip_layer)
+    with known_to_keras():
+        stripped, pairs = clone(model, strip_layer)
     for layer, copy in pairs:
         _copy_weights(layer, copy, cuts_of.get(id(layer)))
     return stripped
@@ -70,11 +69,11 @@ def _strip_layer(layer, copy_of, cut):
     config = _strip_config(layer.get_config())
     if cut is not None and cut.units is not None:
         config["units"] = len(cut.units)
-    keras_class = type(layer)
-    if isinstance(layer, PlainForm):
-        keras_class, config = layer.plain_form(config) or _refuse(layer)
+    plain_class = type(layer)
+    if not is_plain(plain_class):
+        plain_class, config = plain_form(plain_class, config) or _refuse(layer)
         config |= shared_layers(layer, copy_of)
-    return from_config(keras_class, config)
+    return from_config(plain_class, config)
 
 
 def _strip_config(config):
@@ -84,14 +83,13 @@ def _strip_config(config):
     if not isinstance(config, dict):
         return config
     config = {key: _strip_config(value) for key, value in config.items()}
-    registered = keras.saving.get_registered_object(config.get("registered_name"))
-    if inspect.isclass(registered) and issubclass(registered, PlainForm):
-        plain = registered.plain_form(config["config"])
-        if plain is not None:
-            keras_class, plain_config = plain
-            serialized = keras.saving.serialize_keras_object(keras_class.from_config(plain_config))
-            return {**config, **serialized}  # in a Functional model beside its name and its calls
-    return config
+    layer_class = class_in(config)
+    plain = plain_form(layer_class, config["config"]) if layer_class else None
+    if plain is None:
+        return config
+    plain_class, plain_config = plain
+    serialized = keras.saving.serialize_keras_object(plain_class.from_config(plain_config))
+    return {**config, **serialized}  # in a Functional model beside its name and its calls
 
 
 def _copy_weights(layer, copy, cut=None):
@@ -130,7 +128,7 @@ def _plain_weights(layer):
 
 def _refuse(layer):
     raise ValueError(
-        "`model` must hold sparse layers directly or where a config shows them, of classes that name their "
-        f"`keras_layer`. Received: layer {layer.name!r} of class {type(layer).__name__}; strip the models it "
-        "is made of, or serialize its sparse layers in `get_config`"
+        "`model` must hold sparse layers directly or where a config shows them, of classes that are "
+        f"registered by `sparse_form_of`. Received: layer {layer.name!r} of class {type(layer).__name__}; "
+        "strip the models it is made of, or serialize its sparse layers in `get_config`"
     )

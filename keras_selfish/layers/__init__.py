@@ -19,9 +19,11 @@ from keras_selfish.layers.dense import SparseDense
 from keras_selfish.layers.dropout import ActivationRegularization, LockedDropout
 from keras_selfish.layers.einsum_dense import SparseEinsumDense
 from keras_selfish.layers.embedding import SparseEmbedding, SparseReversibleEmbedding
+from keras_selfish.layers.forms import sparse_form_of
 from keras_selfish.layers.gru import SparseGRU, SparseGRUCell
 from keras_selfish.layers.hoisted import HoistedCell, HoistedRNN
 from keras_selfish.layers.lstm import SparseLSTM, SparseLSTMCell
+from keras_selfish.layers.masked import SparseLayer
 from keras_selfish.layers.mixture_of_softmaxes import MixtureOfSoftmaxes
 from keras_selfish.layers.on_lstm import SparseONLSTM, SparseONLSTMCell
 from keras_selfish.layers.rhn import SparseRHN, SparseRHNCell
@@ -53,6 +55,7 @@ __all__ = [
     "SparseGroupQueryAttention",
     "SparseLSTM",
     "SparseLSTMCell",
+    "SparseLayer",
     "SparseMultiHeadAttention",
     "SparseONLSTM",
     "SparseONLSTMCell",
@@ -65,6 +68,7 @@ __all__ = [
     "SparseSimpleRNNCell",
     "SwitchedDense",
     "WeightDrop",
+    "sparse_form_of",
 ]
 
 load_all(__name__)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any, Unpack
 
 import keras
 
 from keras_selfish.layers.einsum_dense import SparseEinsumDense
-from keras_selfish.layers.masked import MASK_ARGUMENTS, SparseLayer
-from keras_selfish.typing import BlockShape, Distribution, Pattern
+from keras_selfish.layers.forms import sparse_form_of
+from keras_selfish.layers.masked import SparseLayer
 
 if TYPE_CHECKING:
     from keras_selfish.layers.options import GroupQueryAttentionOptions, MultiHeadAttentionOptions
@@ -17,68 +18,46 @@ MOST_PROJECTIONS = 8  # so that layers with different seeds have no mask in comm
 
 
 class _SparseAttention(SparseLayer):
-    """Mixin, placed before a Keras attention layer, that makes its projections sparse.
+    """Base, placed before a Keras attention layer, that makes its projections sparse.
 
     Keras's `build` makes each of them an `EinsumDense` and sets it as an attribute; here the attribute
     becomes its sparse form, which has its own mask.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        sparsity: float | None = None,
-        distribution: Distribution = "uniform",
-        block_shape: BlockShape = (1, 1),
-        n_of_m: Pattern | None = None,
-        mask_seed: int | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        # One that is never built checks them, and says which sparsity a pattern fixes.
-        checked = SparseEinsumDense(
-            "ab,bc->ac",
-            1,
-            sparsity=sparsity,
-            distribution=distribution,
-            block_shape=block_shape,
-            n_of_m=n_of_m,
-            mask_seed=mask_seed,
-        )
-        for name in MASK_ARGUMENTS:
-            setattr(self, name, getattr(checked, name))
-        self._projections = 0
+    _projections = 0
+
+    def _seed_masks(self):
+        # What else a program draws after an attention layer stays what it was when the layer drew this, too.
+        keras.initializers.get("glorot_uniform")
+        super()._seed_masks()
 
     def __setattr__(self, name, value):
         if type(value) is keras.layers.EinsumDense and self.sparsity:
-            arguments = {argument: getattr(self, argument) for argument in MASK_ARGUMENTS}
-            if self.mask_seed is not None:
-                arguments["mask_seed"] = MOST_PROJECTIONS * self.mask_seed + self._projections
+            spec = self.mask_spec
+            if spec.mask_seed is not None:
+                seed = MOST_PROJECTIONS * spec.mask_seed + self._projections
+                spec = dataclasses.replace(spec, mask_seed=seed)
             self._projections += 1
-            value = SparseEinsumDense.from_config({**value.get_config(), **arguments})
+            value = SparseEinsumDense.from_config({**value.get_config(), **spec.get_config()})
         super().__setattr__(name, value)
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
+@sparse_form_of(keras.layers.MultiHeadAttention)
 class SparseMultiHeadAttention(_SparseAttention, keras.layers.MultiHeadAttention):
     """`keras.layers.MultiHeadAttention` whose projections are sparse from the first step on.
 
     The kernels of query, key and value are (inputs, heads, features of a head), that of the output is
     (heads, features of a head, outputs). Each has a mask of its own and the same sparsity; biases are dense.
+    Blocks and patterns lie over a kernel's last two axes, as they come.
     At sparsity 0 the layer makes no mask and is Keras's.
 
     Args:
         num_heads: Number of heads.
         key_dim: Features of a head for query and key.
-        sparsity: Fraction of zeros in each kernel, in [0, 1). None (default) is 0.67, or what `n_of_m`
-            fixes.
-        distribution: `"uniform"` (default), `"erdos_renyi"` or `"erk"`; within one kernel they agree.
-        block_shape: Shape over a kernel's last two axes, as they come, of the blocks in which connections
-            come and go; it must divide all kernels. Default `(1, 1)`.
-        n_of_m: `(n, m)` for exactly n of each m consecutive weights along the last axis but one, such as
-            `(2, 4)`; it fixes the sparsity. Default None.
-        mask_seed: Integer seed of the initial masks; None (default) draws one.
         *args: As in `keras.layers.MultiHeadAttention`.
-        **kwargs: As in `keras.layers.MultiHeadAttention`.
+        **kwargs: `sparsity` and the other arguments of `MaskSpec`, and those of
+            `keras.layers.MultiHeadAttention`.
 
     Raises:
         ValueError: for an argument out of range, or a block shape that does not divide a kernel.
@@ -95,8 +74,6 @@ class SparseMultiHeadAttention(_SparseAttention, keras.layers.MultiHeadAttention
     [16, 16, 16, 16]
     """
 
-    keras_layer = keras.layers.MultiHeadAttention
-
     if TYPE_CHECKING:
 
         def __init__(
@@ -105,11 +82,11 @@ class SparseMultiHeadAttention(_SparseAttention, keras.layers.MultiHeadAttention
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
+@sparse_form_of(keras.layers.GroupQueryAttention)
 class SparseGroupQueryAttention(_SparseAttention, keras.layers.GroupQueryAttention):
     """`keras.layers.GroupQueryAttention` whose projections are sparse from the first step on.
 
-    Args: see `SparseMultiHeadAttention` for `sparsity`, `distribution`, `block_shape`, `n_of_m` and
-        `mask_seed`; the others are those of `keras.layers.GroupQueryAttention`.
+    Args: `sparsity` and the other arguments of `MaskSpec`, and those of `keras.layers.GroupQueryAttention`.
 
     Example:
 
@@ -119,8 +96,6 @@ class SparseGroupQueryAttention(_SparseAttention, keras.layers.GroupQueryAttenti
     >>> layer(x, x).shape == (3, 5, 8)
     True
     """
-
-    keras_layer = keras.layers.GroupQueryAttention
 
     if TYPE_CHECKING:
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import keras
 
-from keras_selfish.layers.masked import MaskedAttribute, MaskedLayer
-from keras_selfish.typing import BlockShape, Distribution, OpenShape, Pattern, Tensor, TensorLike
+from keras_selfish.layers.forms import sparse_form_of
+from keras_selfish.layers.masked import SparseLayer
+from keras_selfish.typing import OpenShape, Tensor, TensorLike
 
 if TYPE_CHECKING:
     from keras_selfish.layers.options import (
@@ -19,26 +20,8 @@ if TYPE_CHECKING:
     )
 
 
-class _SparseConvolution(MaskedLayer):
-    masked_names = {"kernel": ()}
-
-    def __init__(
-        self,
-        *args: Any,
-        sparsity: float | None = None,
-        distribution: Distribution = "uniform",
-        block_shape: BlockShape = (1, 1),
-        n_of_m: Pattern | None = None,
-        mask_seed: int | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self._init_masks(sparsity, distribution, block_shape, mask_seed, n_of_m)
-
-    def input_channels(self, input_shape: OpenShape) -> int:
-        """Number of channels of an input of this shape."""
-        channels = input_shape[1 if self.data_format == "channels_first" else -1]
-        return channels  # type: ignore[return-value] # which Keras knows when it builds the layer
+class _SparseConvolution(SparseLayer):
+    masked_names: Sequence[str] = ("kernel",)
 
     def call(self, inputs: TensorLike) -> Tensor:
         with self.effective_weights():
@@ -46,28 +29,19 @@ class _SparseConvolution(MaskedLayer):
 
 
 class _SparseConv(_SparseConvolution):
-    saves_named_weights_only = True
-
     if TYPE_CHECKING:
 
         def __init__(
             self, filters: int, kernel_size: int | Sequence[int], *args: Any, **kwargs: Unpack[ConvOptions]
         ) -> None: ...
 
-    def masked_shapes(self, input_shape: OpenShape) -> dict[str, OpenShape]:
-        return {"kernel": (*self.kernel_size, self.input_channels(input_shape) // self.groups, self.filters)}
-
-    @property
-    def kernel(self) -> Tensor:
-        return self.weight_to_use("kernel", super().kernel)
-
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
+@sparse_form_of(keras.layers.Conv1D)
 class SparseConv1D(_SparseConv, keras.layers.Conv1D):
     """`keras.layers.Conv1D` whose kernel (steps, channels, filters) is sparse from the first step on.
 
-    Args: see `SparseConv2D` for `sparsity`, `distribution`, `block_shape`, `n_of_m` and `mask_seed`; the
-        others are those of `keras.layers.Conv1D`.
+    Args: `sparsity` and the other arguments of `MaskSpec`, and those of `keras.layers.Conv1D`.
 
     Example:
 
@@ -76,10 +50,9 @@ class SparseConv1D(_SparseConv, keras.layers.Conv1D):
     True
     """
 
-    keras_layer = keras.layers.Conv1D
-
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
+@sparse_form_of(keras.layers.Conv2D)
 class SparseConv2D(_SparseConv, keras.layers.Conv2D):
     """`keras.layers.Conv2D` whose kernel is sparse from the first step on; the bias is dense.
 
@@ -89,16 +62,8 @@ class SparseConv2D(_SparseConv, keras.layers.Conv2D):
     Args:
         filters: Number of filters, the units of this layer.
         kernel_size: Height and width of the window.
-        sparsity: Fraction of zeros in the kernel, in [0, 1). None (default) is 0.67, or what `n_of_m`
-            fixes.
-        distribution: `"uniform"` (default), `"erdos_renyi"` or `"erk"`; with one kernel they agree.
-        block_shape: (channels, filters) of the blocks in which connections come and go; it must divide
-            the kernel's last two axes. Default `(1, 1)`.
-        n_of_m: `(n, m)` for exactly n of each m consecutive channels of a filter at a place of the window,
-            such as `(2, 4)`; it fixes the sparsity. Default None.
-        mask_seed: Integer seed of the initial mask; None (default) draws one.
         *args: As in `keras.layers.Conv2D`.
-        **kwargs: As in `keras.layers.Conv2D`.
+        **kwargs: `sparsity` and the other arguments of `MaskSpec`, and those of `keras.layers.Conv2D`.
 
     Raises:
         ValueError: for an argument out of range, or a block shape that does not divide the kernel.
@@ -113,17 +78,15 @@ class SparseConv2D(_SparseConv, keras.layers.Conv2D):
     72
     """
 
-    keras_layer = keras.layers.Conv2D
-
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
+@sparse_form_of(keras.layers.Conv3D)
 class SparseConv3D(_SparseConv, keras.layers.Conv3D):
     """`keras.layers.Conv3D` whose kernel is sparse from the first step on; the bias is dense.
 
     The kernel is (depth, height, width, channels, filters).
 
-    Args: see `SparseConv2D` for `sparsity`, `distribution`, `block_shape`, `n_of_m` and `mask_seed`; the
-        others are those of `keras.layers.Conv3D`.
+    Args: `sparsity` and the other arguments of `MaskSpec`, and those of `keras.layers.Conv3D`.
 
     Example:
 
@@ -132,12 +95,8 @@ class SparseConv3D(_SparseConv, keras.layers.Conv3D):
     True
     """
 
-    keras_layer = keras.layers.Conv3D
-
 
 class _SparseConvTranspose(_SparseConvolution):
-    kernel = MaskedAttribute()
-
     if TYPE_CHECKING:
 
         def __init__(
@@ -148,18 +107,15 @@ class _SparseConvTranspose(_SparseConvolution):
             **kwargs: Unpack[ConvTransposeOptions],
         ) -> None: ...
 
-    def masked_shapes(self, input_shape: OpenShape) -> dict[str, OpenShape]:
-        return {"kernel": (*self.kernel_size, self.filters, self.input_channels(input_shape))}
-
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
+@sparse_form_of(keras.layers.Conv1DTranspose)
 class SparseConv1DTranspose(_SparseConvTranspose, keras.layers.Conv1DTranspose):
     """`keras.layers.Conv1DTranspose` whose kernel is sparse from the first step on; the bias is dense.
 
     The kernel is (steps, filters, channels).
 
-    Args: see `SparseConv2DTranspose` for `sparsity`, `distribution`, `block_shape`, `n_of_m` and `mask_seed`;
-        the others are those of `keras.layers.Conv1DTranspose`.
+    Args: `sparsity` and the other arguments of `MaskSpec`, and those of `keras.layers.Conv1DTranspose`.
 
     Example:
 
@@ -168,10 +124,9 @@ class SparseConv1DTranspose(_SparseConvTranspose, keras.layers.Conv1DTranspose):
     True
     """
 
-    keras_layer = keras.layers.Conv1DTranspose
-
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
+@sparse_form_of(keras.layers.Conv2DTranspose)
 class SparseConv2DTranspose(_SparseConvTranspose, keras.layers.Conv2DTranspose):
     """`keras.layers.Conv2DTranspose` whose kernel is sparse from the first step on; the bias is dense.
 
@@ -181,16 +136,9 @@ class SparseConv2DTranspose(_SparseConvTranspose, keras.layers.Conv2DTranspose):
     Args:
         filters: Number of filters, the units of this layer.
         kernel_size: Height and width of the window.
-        sparsity: Fraction of zeros in the kernel, in [0, 1). None (default) is 0.67, or what `n_of_m`
-            fixes.
-        distribution: `"uniform"` (default), `"erdos_renyi"` or `"erk"`; with one kernel they agree.
-        block_shape: (filters, channels) of the blocks in which connections come and go; it must divide
-            the kernel's last two axes. Default `(1, 1)`.
-        n_of_m: `(n, m)` for exactly n of each m consecutive filters that read a channel at a place of the
-            window, such as `(2, 4)`; it fixes the sparsity. Default None.
-        mask_seed: Integer seed of the initial mask; None (default) draws one.
         *args: As in `keras.layers.Conv2DTranspose`.
-        **kwargs: As in `keras.layers.Conv2DTranspose`.
+        **kwargs: `sparsity` and the other arguments of `MaskSpec`, and those of
+            `keras.layers.Conv2DTranspose`.
 
     Raises:
         ValueError: for an argument out of range, or a block shape that does not divide the kernel.
@@ -205,17 +153,15 @@ class SparseConv2DTranspose(_SparseConvTranspose, keras.layers.Conv2DTranspose):
     72
     """
 
-    keras_layer = keras.layers.Conv2DTranspose
-
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
+@sparse_form_of(keras.layers.Conv3DTranspose)
 class SparseConv3DTranspose(_SparseConvTranspose, keras.layers.Conv3DTranspose):
     """`keras.layers.Conv3DTranspose` whose kernel is sparse from the first step on; the bias is dense.
 
     The kernel is (depth, height, width, filters, channels).
 
-    Args: see `SparseConv2DTranspose` for `sparsity`, `distribution`, `block_shape`, `n_of_m` and `mask_seed`;
-        the others are those of `keras.layers.Conv3DTranspose`.
+    Args: `sparsity` and the other arguments of `MaskSpec`, and those of `keras.layers.Conv3DTranspose`.
 
     Example:
 
@@ -224,13 +170,9 @@ class SparseConv3DTranspose(_SparseConvTranspose, keras.layers.Conv3DTranspose):
     True
     """
 
-    keras_layer = keras.layers.Conv3DTranspose
-
 
 class _SparseSeparableConv(_SparseConvolution):
-    masked_names = {"depthwise_kernel": (), "pointwise_kernel": ()}
-    depthwise_kernel = MaskedAttribute()
-    pointwise_kernel = MaskedAttribute()
+    masked_names = ("depthwise_kernel", "pointwise_kernel")
 
     if TYPE_CHECKING:
 
@@ -242,21 +184,24 @@ class _SparseSeparableConv(_SparseConvolution):
             **kwargs: Unpack[SeparableConvOptions],
         ) -> None: ...
 
-    def masked_shapes(self, input_shape: OpenShape) -> dict[str, OpenShape]:
-        channels = self.input_channels(input_shape)
+    def build(self, input_shape: OpenShape) -> None:
+        channels: Any = input_shape[1 if self.data_format == "channels_first" else -1]
         window = (1,) * len(self.kernel_size)
-        return {
-            "depthwise_kernel": (*self.kernel_size, channels, self.depth_multiplier),
-            "pointwise_kernel": (*window, channels * self.depth_multiplier, self.filters),
-        }
+        self.plan_masks(
+            {
+                "depthwise_kernel": (*self.kernel_size, channels, self.depth_multiplier),
+                "pointwise_kernel": (*window, channels * self.depth_multiplier, self.filters),
+            }
+        )
+        super().build(input_shape)
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
+@sparse_form_of(keras.layers.SeparableConv1D)
 class SparseSeparableConv1D(_SparseSeparableConv, keras.layers.SeparableConv1D):
     """`keras.layers.SeparableConv1D` whose two kernels are sparse from the first step on.
 
-    Args: see `SparseSeparableConv2D` for `sparsity`, `distribution`, `block_shape`, `n_of_m` and `mask_seed`;
-        the others are those of `keras.layers.SeparableConv1D`.
+    Args: `sparsity` and the other arguments of `MaskSpec`, and those of `keras.layers.SeparableConv1D`.
 
     Example:
 
@@ -265,10 +210,9 @@ class SparseSeparableConv1D(_SparseSeparableConv, keras.layers.SeparableConv1D):
     True
     """
 
-    keras_layer = keras.layers.SeparableConv1D
-
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
+@sparse_form_of(keras.layers.SeparableConv2D)
 class SparseSeparableConv2D(_SparseSeparableConv, keras.layers.SeparableConv2D):
     """`keras.layers.SeparableConv2D` whose two kernels are sparse from the first step on; the bias is dense.
 
@@ -278,16 +222,9 @@ class SparseSeparableConv2D(_SparseSeparableConv, keras.layers.SeparableConv2D):
     Args:
         filters: Number of filters, the units of this layer.
         kernel_size: Height and width of the window.
-        sparsity: Fraction of zeros in both kernels together, in [0, 1). None (default) is 0.67, or what
-            `n_of_m` fixes.
-        distribution: How they share the connections: `"uniform"` (default), `"erdos_renyi"` or `"erk"`.
-        block_shape: Shape over the last two axes of the blocks in which connections come and go; it must
-            divide both kernels. Default `(1, 1)`.
-        n_of_m: `(n, m)` for exactly n of each m consecutive input channels, such as `(2, 4)`; it fixes the
-            sparsity. Default None.
-        mask_seed: Integer seed of the initial masks; None (default) draws one.
         *args: As in `keras.layers.SeparableConv2D`.
-        **kwargs: As in `keras.layers.SeparableConv2D`.
+        **kwargs: `sparsity` and the other arguments of `MaskSpec`, and those of
+            `keras.layers.SeparableConv2D`.
 
     Raises:
         ValueError: for an argument out of range, or a block shape that does not divide a kernel.
@@ -302,29 +239,23 @@ class SparseSeparableConv2D(_SparseSeparableConv, keras.layers.SeparableConv2D):
     8
     """
 
-    keras_layer = keras.layers.SeparableConv2D
-
 
 class _SparseDepthwiseConv(_SparseConvolution):
-    kernel = MaskedAttribute()
-
     if TYPE_CHECKING:
 
         def __init__(
             self, kernel_size: int | Sequence[int], *args: Any, **kwargs: Unpack[DepthwiseConvOptions]
         ) -> None: ...
 
-    def masked_shapes(self, input_shape: OpenShape) -> dict[str, OpenShape]:
-        return {"kernel": (*self.kernel_size, self.input_channels(input_shape), self.depth_multiplier)}
-
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
+@sparse_form_of(keras.layers.DepthwiseConv1D)
 class SparseDepthwiseConv1D(_SparseDepthwiseConv, keras.layers.DepthwiseConv1D):
     """`keras.layers.DepthwiseConv1D` whose kernel is sparse from the first step on; the bias is dense.
 
     The kernel is (steps, channels, depth multiplier).
 
-    Args: see `SparseDepthwiseConv2D`; the others are those of `keras.layers.DepthwiseConv1D`.
+    Args: `sparsity` and the other arguments of `MaskSpec`, and those of `keras.layers.DepthwiseConv1D`.
 
     Example:
 
@@ -333,10 +264,9 @@ class SparseDepthwiseConv1D(_SparseDepthwiseConv, keras.layers.DepthwiseConv1D):
     True
     """
 
-    keras_layer = keras.layers.DepthwiseConv1D
-
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
+@sparse_form_of(keras.layers.DepthwiseConv2D)
 class SparseDepthwiseConv2D(_SparseDepthwiseConv, keras.layers.DepthwiseConv2D):
     """`keras.layers.DepthwiseConv2D` whose kernel is sparse from the first step on.
 
@@ -344,8 +274,7 @@ class SparseDepthwiseConv2D(_SparseDepthwiseConv, keras.layers.DepthwiseConv2D):
     filter of zeros silences a feature map. Such a kernel is a small part of its network; sparser than the
     1x1 convolution beside it is seldom what one wants.
 
-    Args: see `SparseConv2D` for `sparsity`, `distribution`, `block_shape` (channels, multiplier), `n_of_m`
-        and `mask_seed`; the others are those of `keras.layers.DepthwiseConv2D`.
+    Args: `sparsity` and the other arguments of `MaskSpec`, and those of `keras.layers.DepthwiseConv2D`.
 
     Example:
 
@@ -353,5 +282,3 @@ class SparseDepthwiseConv2D(_SparseDepthwiseConv, keras.layers.DepthwiseConv2D):
     >>> SparseDepthwiseConv2D(3)(np.ones((2, 6, 6, 4), "float32")).shape == (2, 4, 4, 4)
     True
     """
-
-    keras_layer = keras.layers.DepthwiseConv2D

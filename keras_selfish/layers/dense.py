@@ -7,31 +7,25 @@ from typing import TYPE_CHECKING, Any, Unpack
 import keras
 from keras import ops
 
-from keras_selfish.layers.masked import MaskedLayer
-from keras_selfish.typing import BlockShape, Distribution, OpenShape, Pattern, Tensor, TensorLike
+from keras_selfish.layers.forms import sparse_form_of
+from keras_selfish.layers.masked import SparseLayer
+from keras_selfish.typing import Tensor, TensorLike
 
 if TYPE_CHECKING:
-    from keras_selfish.layers.options import DenseOptions
+    from keras_selfish.layers.options import SparseDenseOptions
 
 HALF_PRECISION = ("bfloat16", "float16")
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
-class SparseDense(MaskedLayer, keras.layers.Dense):
+@sparse_form_of(keras.layers.Dense)
+class SparseDense(SparseLayer, keras.layers.Dense):
     """`keras.layers.Dense` whose kernel (inputs, units) is sparse from the first step on; the bias is dense.
 
     Args:
         units: Number of units.
-        sparsity: Fraction of zeros in the kernel, in [0, 1). None (default) is 0.67, or what `n_of_m`
-            fixes.
-        distribution: `"uniform"` (default), `"erdos_renyi"` or `"erk"`; with one kernel they agree.
-        block_shape: (input weights, units) of the blocks in which connections come and go; it must divide
-            the kernel. Default `(1, 1)`.
-        n_of_m: `(n, m)` for exactly n of each m consecutive input weights of a unit, such as `(2, 4)`; it
-            fixes the sparsity. Default None.
-        mask_seed: Integer seed of the initial mask; None (default) draws one.
         *args: As in `keras.layers.Dense`.
-        **kwargs: As in `keras.layers.Dense`.
+        **kwargs: `sparsity` and the other arguments of `MaskSpec`, and those of `keras.layers.Dense`.
 
     Raises:
         ValueError: for an argument out of range, or a block shape that does not divide the kernel.
@@ -46,30 +40,11 @@ class SparseDense(MaskedLayer, keras.layers.Dense):
     32
     """
 
-    keras_layer = keras.layers.Dense
-    masked_names = {"kernel": ()}
-    saves_named_weights_only = True
+    masked_names = ("kernel",)
 
-    def __init__(
-        self,
-        units: int,
-        *args: Any,
-        sparsity: float | None = None,
-        distribution: Distribution = "uniform",
-        block_shape: BlockShape = (1, 1),
-        n_of_m: Pattern | None = None,
-        mask_seed: int | None = None,
-        **kwargs: Unpack[DenseOptions],
-    ) -> None:
-        super().__init__(units, *args, **kwargs)
-        self._init_masks(sparsity, distribution, block_shape, mask_seed, n_of_m)
+    if TYPE_CHECKING:
 
-    def masked_shapes(self, input_shape: OpenShape) -> dict[str, OpenShape]:
-        return {"kernel": (input_shape[-1], self.units)}
-
-    @property
-    def kernel(self) -> Tensor:
-        return self.weight_to_use("kernel", super().kernel)
+        def __init__(self, units: int, *args: Any, **kwargs: Unpack[SparseDenseOptions]) -> None: ...
 
     def call(self, inputs: TensorLike, training: bool | None = None) -> Tensor:
         with self.effective_weights():

@@ -8,15 +8,19 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_selfish.layers.plain import PlainForm
+from keras_selfish.layers.forms import strips_to
 from keras_selfish.typing import Config, OpenShape, Tensor, TensorLike
 
 if TYPE_CHECKING:
     from keras_selfish.layers.options import LayerOptions
 
 
+NOISE_SHAPE = (None, 1, None)  # the same at all time steps
+
+
 @keras.saving.register_keras_serializable(package="keras_selfish")
-class LockedDropout(PlainForm, keras.layers.Dropout):
+@strips_to(keras.layers.Dropout, noise_shape=NOISE_SHAPE)
+class LockedDropout(keras.layers.Dropout):
     """Variational dropout: drops the same features at all time steps of a sequence.
 
     A mask drawn anew at each time step destroys what a recurrent layer is to remember; one that is drawn
@@ -45,16 +49,13 @@ class LockedDropout(PlainForm, keras.layers.Dropout):
     Reference: Gal and Ghahramani 2016, arXiv 1512.05287; Merity et al. 2018, arXiv 1708.02182, section 4.2.
     """
 
-    keras_layer = keras.layers.Dropout
-    noise_shape_of_a_sequence = (None, 1, None)
-
     def __init__(
         self,
         rate: float,
         seed: int | keras.random.SeedGenerator | None = None,
         **kwargs: Unpack[LayerOptions],
     ) -> None:
-        super().__init__(check_rate(rate), noise_shape=self.noise_shape_of_a_sequence, seed=seed, **kwargs)
+        super().__init__(check_rate(rate), noise_shape=NOISE_SHAPE, seed=seed, **kwargs)
         self.input_spec = keras.layers.InputSpec(ndim=3)
 
     def get_config(self) -> Config:
@@ -62,13 +63,10 @@ class LockedDropout(PlainForm, keras.layers.Dropout):
         del config["noise_shape"]
         return config
 
-    @classmethod
-    def plain_form(cls, config: Config) -> tuple[type[keras.Layer], Config] | None:
-        return super().plain_form({**config, "noise_shape": cls.noise_shape_of_a_sequence})
-
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
-class ActivationRegularization(PlainForm, keras.layers.Layer):
+@strips_to(keras.layers.Identity, without=("ar", "tar"))
+class ActivationRegularization(keras.layers.Layer):
     """Returns its inputs; in training it adds penalties for large (AR) and for changing (TAR) activations.
 
         ar * mean(h_t ** 2) + tar * mean((h_{t+1} - h_t) ** 2)
@@ -105,9 +103,6 @@ class ActivationRegularization(PlainForm, keras.layers.Layer):
     Reference: Merity et al. 2017, arXiv 1708.01009; Merity et al. 2018, arXiv 1708.02182, section 4.6.
     """
 
-    keras_layer = keras.layers.Identity
-    further_arguments = ("ar", "tar")
-
     def __init__(self, ar: float = 0.0, tar: float = 0.0, **kwargs: Unpack[LayerOptions]) -> None:
         super().__init__(**kwargs)
         self.ar = _check_factor(ar, "ar")
@@ -127,6 +122,9 @@ class ActivationRegularization(PlainForm, keras.layers.Layer):
 
     def compute_output_shape(self, input_shape: OpenShape) -> OpenShape:
         return input_shape
+
+    def get_config(self) -> Config:
+        return {**super().get_config(), "ar": self.ar, "tar": self.tar}
 
 
 def drop_connections(weight, rate, seed):

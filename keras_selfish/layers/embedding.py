@@ -2,41 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
 import keras
 from keras import ops
 
 from keras_selfish.layers.dropout import check_rate, drop_words
-from keras_selfish.layers.masked import MASK_ARGUMENTS, MaskedAttribute, MaskedLayer, with_masked_gradient
-from keras_selfish.typing import BlockShape, Distribution, OpenShape, Pattern, Tensor, TensorLike
+from keras_selfish.layers.forms import sparse_form_of
+from keras_selfish.layers.masked import SparseLayer, with_masked_gradient
+from keras_selfish.typing import Config, OpenShape, Tensor, TensorLike
 
 if TYPE_CHECKING:
     from keras_selfish.layers.options import EmbeddingOptions, ReversibleEmbeddingOptions
 
 
-class _SparseEmbeddingBase(MaskedLayer):
-    further_arguments = (*MASK_ARGUMENTS, "embedding_dropout", "seed")
-    masked_names = {"embeddings": ()}
-    saves_named_weights_only = True
+class _SparseEmbeddingBase(SparseLayer):
+    masked_names: Sequence[str] = ("embeddings",)
 
     def __init__(
         self,
         input_dim: int,
         output_dim: int,
         *args: Any,
-        sparsity: float | None = None,
-        distribution: Distribution = "uniform",
-        block_shape: BlockShape = (1, 1),
-        n_of_m: Pattern | None = None,
-        mask_seed: int | None = None,
         embedding_dropout: float = 0.0,
         seed: int | keras.random.SeedGenerator | None = None,
         weights: TensorLike | list[TensorLike] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(input_dim, output_dim, *args, **kwargs)
-        self._init_masks(sparsity, distribution, block_shape, mask_seed, n_of_m)
         self.embedding_dropout = check_rate(embedding_dropout, "embedding_dropout")
         self.seed = seed
         if self.embedding_dropout:
@@ -47,12 +41,9 @@ class _SparseEmbeddingBase(MaskedLayer):
                 weights[0] if isinstance(weights, list) and len(weights) == 1 else weights
             )
 
-    def masked_shapes(self, input_shape: OpenShape) -> dict[str, OpenShape]:
-        return {"embeddings": (self.input_dim, self.output_dim)}
-
-    @property
-    def embeddings(self) -> Tensor:
-        return self.weight_to_use("embeddings", super().embeddings)
+    def get_config(self) -> Config:
+        own = {"embedding_dropout": self.embedding_dropout, "seed": self.seed}
+        return {**super().get_config(), **own}
 
     def quantized_call(self, *args: Any, training: bool = False, **kwargs: Any) -> Tensor:
         """As in Keras, whose layer is not told of training."""
@@ -74,27 +65,22 @@ class _SparseEmbeddingBase(MaskedLayer):
     def _rows(self, inputs):
         masked_weight = self._masked.get("embeddings")
         if masked_weight is None:
-            return ops.cast(ops.take(super().embeddings, inputs, axis=0), self.compute_dtype)
+            return ops.cast(ops.take(self.embeddings, inputs, axis=0), self.compute_dtype)
         rows = ops.cast(ops.take(masked_weight.weight, inputs, axis=0), self.compute_dtype)
         mask = ops.take(ops.convert_to_tensor(masked_weight.mask), inputs, axis=0)
         return with_masked_gradient(rows, mask, masked_weight)
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
+@sparse_form_of(keras.layers.Embedding, without=("embedding_dropout", "seed"))
 class SparseEmbedding(_SparseEmbeddingBase, keras.layers.Embedding):
     """`keras.layers.Embedding` whose matrix (tokens, features) is sparse from the first step on.
+
+    Blocks are of (tokens, features): one of (1, 4) groups four features of a token.
 
     Args:
         input_dim: Size of the vocabulary.
         output_dim: Number of features of a token.
-        sparsity: Fraction of zeros in the matrix, in [0, 1). None (default) is 0.67, or what `n_of_m`
-            fixes.
-        distribution: `"uniform"` (default), `"erdos_renyi"` or `"erk"`; with one matrix they agree.
-        block_shape: (tokens, features) of the blocks in which connections come and go; it must divide the
-            matrix. Default `(1, 1)`.
-        n_of_m: `(n, m)` for exactly n of each m consecutive input weights of a unit, such as `(2, 4)`; it
-            fixes the sparsity. Default None.
-        mask_seed: Integer seed of the initial mask; None (default) draws one.
         embedding_dropout: Fraction of the vocabulary that each call in training does without, in [0, 1): a
             word that is dropped is zero wherever it occurs in the batch, the others are scaled by
             1 / (1 - embedding_dropout). Default 0. It is an argument and not a layer because the layer that
@@ -102,7 +88,7 @@ class SparseEmbedding(_SparseEmbeddingBase, keras.layers.Embedding):
             matrix, a decoder tied to the matrix sees all of it, and nothing is left of it to strip.
         seed: Integer seed of the words to drop; None (default) draws one.
         *args: As in `keras.layers.Embedding`.
-        **kwargs: As in `keras.layers.Embedding`.
+        **kwargs: `sparsity` and the other arguments of `MaskSpec`, and those of `keras.layers.Embedding`.
 
     Call arguments:
         inputs: Integer tensor (...,).
@@ -121,8 +107,6 @@ class SparseEmbedding(_SparseEmbeddingBase, keras.layers.Embedding):
     Reference: Gal and Ghahramani 2016, arXiv 1512.05287 (`embedding_dropout`).
     """
 
-    keras_layer = keras.layers.Embedding
-
     if TYPE_CHECKING:
 
         def __init__(
@@ -135,13 +119,15 @@ class SparseEmbedding(_SparseEmbeddingBase, keras.layers.Embedding):
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
+@sparse_form_of(keras.layers.ReversibleEmbedding, without=("embedding_dropout", "seed"))
 class SparseReversibleEmbedding(_SparseEmbeddingBase, keras.layers.ReversibleEmbedding):
     """`keras.layers.ReversibleEmbedding` with a sparse matrix: embedding and decoder tied in one.
 
     Called with `reverse=True` it maps features back to logits over the vocabulary by the same masked
     matrix, with `tie_weights=False` by a second one (features, tokens), which is sparse as well.
 
-    Args: see `SparseEmbedding`; the others are those of `keras.layers.ReversibleEmbedding`.
+    Args: `sparsity` and the other arguments of `MaskSpec`, `embedding_dropout` and `seed` (see
+        `SparseEmbedding`), and those of `keras.layers.ReversibleEmbedding`.
 
     Raises:
         ValueError: as in `SparseEmbedding`.
@@ -154,9 +140,7 @@ class SparseReversibleEmbedding(_SparseEmbeddingBase, keras.layers.ReversibleEmb
     True
     """
 
-    keras_layer = keras.layers.ReversibleEmbedding
-    masked_names = {"embeddings": (), "reverse_embeddings": ()}
-    reverse_embeddings = MaskedAttribute()
+    masked_names = ("embeddings", "reverse_embeddings")
 
     if TYPE_CHECKING:
 
@@ -164,11 +148,12 @@ class SparseReversibleEmbedding(_SparseEmbeddingBase, keras.layers.ReversibleEmb
             self, input_dim: int, output_dim: int, *args: Any, **kwargs: Unpack[ReversibleEmbeddingOptions]
         ) -> None: ...
 
-    def masked_shapes(self, input_shape: OpenShape) -> dict[str, OpenShape]:
-        shapes = super().masked_shapes(input_shape)
+    def build(self, inputs_shape: OpenShape | None = None) -> None:
+        shapes = {"embeddings": (self.input_dim, self.output_dim)}
         if not self.tie_weights:
             shapes["reverse_embeddings"] = (self.output_dim, self.input_dim)
-        return shapes
+        self.plan_masks(shapes)
+        super().build(inputs_shape)
 
     def call(self, inputs: TensorLike, reverse: bool = False, training: bool = False) -> Tensor:
         drops = training and self.embedding_dropout

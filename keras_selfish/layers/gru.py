@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_selfish import recurrence
-from keras_selfish.layers.masked import MaskedAttribute
+from keras_selfish.layers.forms import sparse_form_of
 from keras_selfish.layers.recurrent import SparseCell, SparseRecurrent
 from keras_selfish.recurrence.cells import wide_dtype
 
@@ -18,18 +18,16 @@ if TYPE_CHECKING:
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
+@sparse_form_of(keras.layers.GRUCell, without=("weight_drop",))
 class SparseGRUCell(SparseCell, keras.layers.GRUCell):
     """`keras.layers.GRUCell` with masked kernels; the gates are z (update), r (reset) and h (candidate).
 
-    Args: see `SparseLSTMCell` for `sparsity`, `distribution`, `block_shape`, `n_of_m`, `mask_seed` and
-        `weight_drop`; the others are those of `keras.layers.GRUCell`.
+    Args: `sparsity` and the other arguments of `MaskSpec`, `weight_drop`, and those of
+        `keras.layers.GRUCell`.
     """
 
-    keras_layer = keras.layers.GRUCell
     gates = ("z", "r", "h")
     recurrence_class = recurrence.GRU
-    kernel = MaskedAttribute()
-    recurrent_kernel = MaskedAttribute()
 
     if TYPE_CHECKING:
 
@@ -51,11 +49,12 @@ class SparseGRUCell(SparseCell, keras.layers.GRUCell):
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
+@sparse_form_of(keras.layers.GRU, without=("weight_drop",))
 class SparseGRU(SparseRecurrent, keras.layers.GRU):
     """`keras.layers.GRU` whose kernels are sparse from the first step on.
 
-    Args: see `SparseLSTM` for `sparsity`, `distribution`, `block_shape`, `n_of_m`, `mask_seed` and
-        `weight_drop`; the others are those of `keras.layers.GRU`.
+    Args: `sparsity` and the other arguments of `MaskSpec`, `weight_drop` (see `SparseLSTM`), and those of
+        `keras.layers.GRU`.
 
     Example:
 
@@ -64,7 +63,6 @@ class SparseGRU(SparseRecurrent, keras.layers.GRU):
     True
     """
 
-    keras_layer = keras.layers.GRU
     cell_class = SparseGRUCell
     cell_name = "gru_cell"
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import keras
 
 from keras_selfish import recurrence
-from keras_selfish.layers.masked import MaskedAttribute
+from keras_selfish.layers.forms import sparse_form_of
 from keras_selfish.layers.recurrent import SparseCell, SparseRecurrent
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
+@sparse_form_of(keras.layers.LSTMCell, without=("weight_drop",))
 class SparseLSTMCell(SparseCell, keras.layers.LSTMCell):
     """`keras.layers.LSTMCell` with masked kernels.
 
@@ -24,28 +25,16 @@ class SparseLSTMCell(SparseCell, keras.layers.LSTMCell):
 
     Args:
         units: Number of units.
-        sparsity: Fraction of zeros in the two kernels, in [0, 1). None (default) is 0.67, or what `n_of_m`
-            fixes.
-        distribution: How the kernels share the connections: `"uniform"` (default), `"erdos_renyi"` or
-            `"erk"`.
-        block_shape: (input weights, units) of the blocks in which connections come and go; they must
-            divide both kernels. Default `(1, 1)`, single weights.
-        n_of_m: `(n, m)` for exactly n of each m consecutive input weights of a unit, such as `(2, 4)`; it
-            fixes the sparsity. Default None.
-        mask_seed: Integer seed of the initial masks; None (default) draws one.
         weight_drop: See `SparseLSTM`, which draws the dropped connections; by itself the cell does not.
         *args: As in `keras.layers.LSTMCell`.
-        **kwargs: As in `keras.layers.LSTMCell`.
+        **kwargs: `sparsity` and the other arguments of `MaskSpec`, and those of `keras.layers.LSTMCell`.
 
     Raises:
         ValueError: for an argument out of range, or a block shape that does not divide a kernel.
     """
 
-    keras_layer = keras.layers.LSTMCell
     gates = ("i", "f", "c", "o")
     recurrence_class = recurrence.LSTM
-    kernel = MaskedAttribute()
-    recurrent_kernel = MaskedAttribute()
 
     if TYPE_CHECKING:
 
@@ -53,6 +42,7 @@ class SparseLSTMCell(SparseCell, keras.layers.LSTMCell):
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
+@sparse_form_of(keras.layers.LSTM, without=("weight_drop",))
 class SparseLSTM(SparseRecurrent, keras.layers.LSTM):
     """`keras.layers.LSTM` whose kernels are sparse from the first step on.
 
@@ -64,19 +54,10 @@ class SparseLSTM(SparseRecurrent, keras.layers.LSTM):
 
     Args:
         units: Number of units.
-        sparsity: Fraction of zeros in the two kernels, in [0, 1). None (default) is 0.67, the published one,
-            or what `n_of_m` fixes.
-        distribution: How the kernels share the connections: `"uniform"` (default), `"erdos_renyi"` or
-            `"erk"`.
-        block_shape: (input weights, units) of the blocks in which connections come and go; they must
-            divide both kernels. Default `(1, 1)`, single weights.
-        n_of_m: `(n, m)` for exactly n of each m consecutive input weights of a unit, such as `(2, 4)`; it
-            fixes the sparsity. Default None.
-        mask_seed: Integer seed of the initial masks; None (default) draws one.
         weight_drop: Fraction of recurrent connections that each call in training does without, in [0, 1);
             the others are scaled by 1 / (1 - weight_drop). Default 0.
         *args: As in `keras.layers.LSTM`.
-        **kwargs: As in `keras.layers.LSTM`.
+        **kwargs: `sparsity` and the other arguments of `MaskSpec`, and those of `keras.layers.LSTM`.
 
     Call arguments: as in `keras.layers.LSTM`: inputs (batch, time steps, features); outputs (batch, units),
         or (batch, time steps, units) with `return_sequences`.
@@ -98,7 +79,6 @@ class SparseLSTM(SparseRecurrent, keras.layers.LSTM):
         arXiv 1708.02182 (`weight_drop`).
     """
 
-    keras_layer = keras.layers.LSTM
     cell_class = SparseLSTMCell
     cell_name = "lstm_cell"
 

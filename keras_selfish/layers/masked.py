@@ -11,124 +11,147 @@ import contextlib
 import contextvars
 import random
 import types
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import ops
 
-from keras_selfish import masks
 from keras_selfish.layers.mask_gradient import mask_gradient
 from keras_selfish.layers.masked_variables import make_guarded
-from keras_selfish.layers.plain import PlainForm
+from keras_selfish.mask_spec import MaskSpec
 from keras_selfish.packing import pack_masked, unpack_masked
-from keras_selfish.typing import Config, OpenShape, Tensor
+from keras_selfish.typing import BlockShape, Config, Distribution, Pattern, Shape, Tensor
 from keras_selfish.variables import to_numpy
 from keras_selfish.workers import prepare_for_fit
 
-MASK_ARGUMENTS = ("sparsity", "distribution", "block_shape", "n_of_m", "mask_seed")
+if TYPE_CHECKING:
+    from keras import Layer as _Base  # of the layer that it is placed before
 
+    from keras_selfish.layers.masked_variables import GuardedWeight
+else:
+    _Base = object
 
-DEFAULT_SPARSITY = 0.67  # that of the published models
-
+NOTHING: Any = types.MappingProxyType({})
 # By the id of a layer that is in a call.
 _computed_weights: contextvars.ContextVar[Mapping[int, dict[str, Tensor]]] = contextvars.ContextVar(
     "weights that layers have computed", default=types.MappingProxyType({})
 )
 
 
-class SparseLayer(PlainForm):
-    """Mixin of all sparse layers and cells: the mask arguments, and the way back to plain Keras."""
+class SparseLayer(_Base):
+    """Base of all sparse layers and cells, placed before the Keras layer class whose weights it masks.
 
-    further_arguments: tuple[str, ...] = MASK_ARGUMENTS
+    A subclass names the weights in `masked_names`. Each gets a mask of its own when it is added, and is
+    masked wherever a call of a layer reads it as an attribute; inside `effective_weights()` that is done once
+    a call. A layer with several masked weights tells their shapes beforehand, with `plan_masks`. One that
+    only holds other sparse layers names none. It is registered by `sparse_form_of`.
 
-    def get_config(self) -> Config:
-        config = {**super().get_config(), "block_shape": list(self.block_shape)}
-        if config.pop("n_of_m") is not None:
-            config["n_of_m"] = list(self.n_of_m)
-        return config
-
-
-class StripsToItself:
-    """Mixin, placed first, of sparse layers that Keras has no form of: stripped, they stay, but dense."""
-
-    @classmethod
-    def plain_form(cls, config: Config) -> tuple[type[keras.Layer], Config] | None:
-        """As in `PlainForm`: the same class without masks; the zeros stay in its weights."""
-        config = {name: value for name, value in config.items() if name not in MASK_ARGUMENTS}
-        return cls, {**config, "sparsity": 0.0}
-
-
-class MaskedLayer(SparseLayer):
-    """Mixin, placed before a Keras layer class, that masks the weights named in `masked_names`.
-
-    The subclass lists its masked weights in `masked_names` (weight name to gate names), tells their
-    shapes in `masked_shapes(input_shape)` before `build`, and computes inside `effective_weights()`.
+    Args:
+        *args: As in the Keras layer.
+        **kwargs: `sparsity` and the other arguments of `MaskSpec`, and those of the Keras layer.
     """
 
-    masked_names: Mapping[str, tuple[str, ...]] = {}
-    gate_sizes: tuple[int, ...] = ()  # for gates of different widths
-    # Dense and Embedding write the weights they know by name, and so leave out the masks.
-    saves_named_weights_only = False
+    mask_spec: MaskSpec
+    masked_names: Sequence[str] = ()
+    # That each masked weight concatenates, and their widths if they differ.
+    gates: tuple[str, ...] = ()
+    gate_sizes: tuple[int, ...] = ()
+    # What `strip` puts in place of it: see `sparse_form_of`; or the same layer at sparsity 0.
+    plain_class: type[keras.Layer] | None = None
+    strips_to_itself = False
+    _seed_in_use: int | None = None
+    _masked: dict[str, GuardedWeight] = NOTHING
+    _initial_masks: dict[str, Any] = NOTHING
 
-    def _init_masks(self, sparsity, distribution, block_shape, mask_seed, n_of_m=None):
-        """Checks and stores the arguments. Call it after the Keras layer's own `__init__`."""
-        if sparsity is not None:
-            masks.check_sparsity(sparsity)
-        masks.check_distribution(distribution)
-        self.n_of_m = None
-        if n_of_m is not None and sparsity != 0:
-            self.n_of_m = masks.check_n_of_m(n_of_m)
-            sparsity = _sparsity_of_pattern(self.n_of_m, sparsity, distribution, block_shape)
-        sparsity = DEFAULT_SPARSITY if sparsity is None else sparsity
-        self.sparsity = float(sparsity)
-        self.distribution = distribution
-        self.block_shape = masks.check_block_shape(block_shape)
-        self.mask_seed = None if mask_seed is None else masks.check_seed(mask_seed, "mask_seed")
-        self._drawn_seed = random.randint(0, 2**31 - 1) if mask_seed is None else self.mask_seed
-        self._check_lora("lora_rank", getattr(self, "lora_rank", None))
-        self._check_quantization()
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        names = vars(cls).get("masked_names", ())
+        if isinstance(names, str):
+            raise ValueError(
+                f"`masked_names` must be a tuple of names. Received: {names!r}; write ({names!r},)"
+            )
+        bases = cls.__mro__
+        if keras.Layer in bases and bases.index(keras.Layer) < bases.index(SparseLayer):
+            raise ValueError(
+                "`SparseLayer` must stand before the Keras layer among the bases of a class, or it changes "
+                f"nothing. Received: {cls.__name__}({', '.join(base.__name__ for base in cls.__bases__)})"
+            )
+        for name in () if isinstance(names, property) else names:
+            if not isinstance(getattr(cls, name, None), MaskedAttribute):
+                setattr(cls, name, MaskedAttribute(name))
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._take_mask_arguments(kwargs)
+        super().__init__(*args, **kwargs)
+        self._seed_masks()
+
+    def _take_mask_arguments(self, arguments):
+        """Keeps the mask arguments, before all else: a layer may add weights in its own constructor."""
+        self.mask_spec = MaskSpec.taken_from(arguments)
         self._masked = {}
 
-    def masked_shapes(self, input_shape: OpenShape) -> dict[str, OpenShape]:
-        """Shapes of the masked weights as a dict from weight name to shape."""
-        raise ValueError(f"{type(self).__name__} must define `masked_shapes`.")
+    def _seed_masks(self):
+        """The seed of the masks, drawn at the end of a constructor at the latest, behind those of Keras."""
+        self._check_lora("lora_rank", getattr(self, "lora_rank", None))
+        self._check_quantization()
+        if self._seed_in_use is None:
+            seed = self.mask_seed
+            self._seed_in_use = random.randint(0, 2**31 - 1) if seed is None else seed
+        return self._seed_in_use
 
-    def build(self, input_shape: OpenShape | None = None, **kwargs: Any) -> None:
-        if self.sparsity and not self.built:
-            self._plan_masks(self.masked_shapes(input_shape))  # type: ignore[arg-type]
-        super().build(input_shape, **kwargs)
+    @property
+    def sparsity(self) -> float:
+        return self.mask_spec.sparsity  # type: ignore[return-value] # which is settled
 
-    def _plan_masks(self, shapes):
-        for name, shape in shapes.items():
-            masks.check_block_shape(self.block_shape, shape, f"{self.name}/{name}")
-            if self.n_of_m:
-                masks.check_n_of_m(self.n_of_m, shape, f"{self.name}/{name}")
-        if self.n_of_m:
-            self._initial_masks = {
-                name: masks.n_of_m_mask(shape, self.n_of_m, [self._drawn_seed, index])
-                for index, (name, shape) in enumerate(shapes.items())
-            }
+    @property
+    def distribution(self) -> Distribution:
+        return self.mask_spec.distribution
+
+    @property
+    def block_shape(self) -> BlockShape:
+        return self.mask_spec.block_shape
+
+    @property
+    def n_of_m(self) -> Pattern | None:
+        return self.mask_spec.n_of_m
+
+    @property
+    def mask_seed(self) -> int | None:
+        return self.mask_spec.mask_seed
+
+    def get_config(self) -> Config:
+        return {**super().get_config(), **self.mask_spec.get_config()}
+
+    def plan_masks(self, shapes: Mapping[str, Shape]) -> None:
+        """Draws the masks of weights that are about to be added and share the connections of the layer.
+
+        Args:
+            shapes: Dict from the names of the weights to their shapes.
+        """
+        if not self.sparsity:
             return
-        counts = masks.active_counts(
-            shapes.values(), self.sparsity, self.distribution, [self.block_shape] * len(shapes)
-        )
-        self._initial_masks = {
-            name: masks.random_mask(shape, count, [self._drawn_seed, index], self.block_shape)
-            for index, ((name, shape), count) in enumerate(zip(shapes.items(), counts, strict=True))
-        }
+        for name, shape in shapes.items():
+            self.mask_spec.check(shape, f"{self.name}/{name}")
+        drawn = self.mask_spec.random_masks(list(shapes.values()), self._seed_masks())
+        self._initial_masks = dict(zip(shapes, drawn, strict=True))
 
-    def add_weight(self, *args: Any, name: str | None = None, **kwargs: Any) -> keras.Variable:
+    def gates_of(self, name: str) -> tuple[str, ...]:
+        """Names of the gates that a masked weight concatenates."""
+        return self.gates
+
+    def add_weight(
+        self, shape: Shape | None = None, *args: Any, name: str | None = None, **kwargs: Any
+    ) -> keras.Variable:
         """Adds a weight; one that is to be masked gets its mask beside it and starts at zero outside."""
-        initial_masks = self.__dict__.get("_initial_masks", {})
-        if name not in initial_masks:
-            return super().add_weight(*args, name=name, **kwargs)
+        if not self.sparsity or name is None or name not in self.masked_names:
+            return super().add_weight(shape, *args, name=name, **kwargs)
         prepare_for_fit()
-        initial_mask = initial_masks.pop(name)
+        initial_mask = self._initial_mask(name, shape)
         initializer = keras.initializers.get(kwargs.pop("initializer", None) or "glorot_uniform")
         regularizer = keras.regularizers.get(kwargs.pop("regularizer", None))
         masked = _MaskedInitializer(initializer, initial_mask)
-        weight = super().add_weight(*args, name=name, initializer=masked, **kwargs)
+        weight = super().add_weight(shape, *args, name=name, initializer=masked, **kwargs)
         mask = super().add_weight(
             shape=weight.shape,
             dtype="bool",
@@ -141,7 +164,7 @@ class MaskedLayer(SparseLayer):
         self._masked[name] = masked_weight = make_guarded(
             weight,
             mask,
-            gates=self.masked_names[name],  # type: ignore[index] # not None: it is one of the masks
+            gates=self.gates_of(name),
             gate_sizes=self.gate_sizes,
             block_shape=self.block_shape,
             n_of_m=self.n_of_m,
@@ -152,6 +175,16 @@ class MaskedLayer(SparseLayer):
         if regularizer is not None:
             weight.regularizer = _MaskedRegularizer(regularizer, masked_weight)
         return weight
+
+    def _initial_mask(self, name, shape):
+        if name not in self._initial_masks:
+            if len(self.masked_names) > 1:
+                raise ValueError(
+                    f"{type(self).__name__} must call `plan_masks` with the shapes of all its masked weights "
+                    f"before it adds the first. Received: add_weight(name={name!r})"
+                )
+            self.plan_masks({name: shape})
+        return self._initial_masks.pop(name)
 
     def weight_to_use(self, name: str, variable: keras.Variable) -> Tensor:
         """What an attribute that holds a masked weight gives: the masked weight inside a layer's call.
@@ -169,6 +202,11 @@ class MaskedLayer(SparseLayer):
     @contextlib.contextmanager
     def effective_weights(self) -> Iterator[None]:
         """Within the block the masked weights are computed once, in the compute dtype, not at each use."""
+        if self.sparsity and self.built and not self._masked:
+            raise ValueError(
+                "`masked_names` must name weights that the layer adds in `build`. Received: "
+                f"{tuple(self.masked_names)} of {type(self).__name__}, which has added none of them"
+            )
         computed = {
             name: masked(masked_weight, self._dtype_of(masked_weight))
             for name, masked_weight in self._masked.items()
@@ -215,17 +253,18 @@ class MaskedLayer(SparseLayer):
             for masked_weight in self._masked.values():
                 stack.enter_context(masked_weight.written_together())
             super().load_own_variables(arrays)
-            if self.saves_named_weights_only:
-                for name, masked_weight in self._masked.items():
+            for name, masked_weight in self._masked.items():
+                if f"{name}_mask" in arrays:
                     masked_weight.mask.assign(arrays[f"{name}_mask"])
 
     def _variables_by_key(self):
         """What is stored of the layer: a dict from key to variable."""
         variables = {}
         super().save_own_variables(variables)
-        if self.saves_named_weights_only:
-            variables |= {f"{name}_mask": weight.mask for name, weight in self._masked.items()}
-        return variables
+        # Some of Keras's layers write the weights they know by name, and so leave out the masks.
+        stored = {id(variable) for variable in variables.values()}
+        masks = {f"{name}_mask": weight.mask for name, weight in self._masked.items()}
+        return variables | {key: mask for key, mask in masks.items() if id(mask) not in stored}
 
     def _masked_keys(self, variables):
         """Where the masked weights are stored: (key of the weight, key of its mask, shape) of each."""
@@ -248,7 +287,7 @@ class MaskedLayer(SparseLayer):
                 f"{self.name!r} of sparsity {self.sparsity}; quantize `strip(model)`, which keeps its zeros"
             )
         # Keras refuses classes that derive from its own: they may compute something else.
-        derived = type(self).__dict__.get("keras_layer") is None
+        derived = "plain_class" not in vars(type(self))
         super().quantize(mode, type_check=type_check and derived, config=config)
 
     def _check_lora(self, name, rank):
@@ -267,41 +306,37 @@ class MaskedLayer(SparseLayer):
             )
 
 
-def _sparsity_of_pattern(n_of_m, sparsity, distribution, block_shape):
-    """The sparsity that an n-of-m pattern fixes; raises `ValueError` if other arguments differ."""
-    fixed = 1.0 - n_of_m[0] / n_of_m[1]
-    if sparsity not in (None, fixed):
-        raise ValueError(
-            f"`sparsity` must be left out or {fixed} with `n_of_m={n_of_m}`, which fixes it. "
-            f"Received: sparsity={sparsity}"
-        )
-    if distribution != "uniform" or tuple(block_shape) != (1, 1):
-        raise ValueError(
-            "`n_of_m` must stand alone: it fixes the density of every matrix and the place of single "
-            f"weights. Received: n_of_m={n_of_m}, distribution={distribution!r}, block_shape={block_shape}"
-        )
-    return fixed
-
-
 class MaskedAttribute:
     """A layer's attribute that holds a weight: masked inside a layer's call, the variable elsewhere.
 
     Before the layer is built it raises AttributeError, as Keras's own attribute does.
     """
 
-    def __set_name__(self, owner, name):
+    def __init__(self, name):
         self.name = name
 
     def __get__(self, layer, owner=None):
         if layer is None:
             return self
+        return layer.weight_to_use(self.name, self._variable_of(layer))
+
+    def _variable_of(self, layer):
+        if (of_keras := self._property_of(layer)) is not None:
+            return of_keras.__get__(layer)
         try:
-            variable = layer.__dict__[f"_raw_{self.name}"]
+            return layer.__dict__[f"_raw_{self.name}"]
         except KeyError:
             raise AttributeError(f"{type(layer).__name__} has no `{self.name}` before it is built.") from None
-        return layer.weight_to_use(self.name, variable)
+
+    def _property_of(self, layer):
+        """The property that some of Keras's layers have by this name."""
+        found = (vars(base).get(self.name) for base in type(layer).__mro__)
+        return next((one for one in found if isinstance(one, property)), None)
 
     def __set__(self, layer, value):
+        if (of_keras := self._property_of(layer)) is not None:
+            of_keras.__set__(layer, value)
+            return
         layer.__dict__[f"_raw_{self.name}"] = value
 
     def __delete__(self, layer):

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import keras
 from keras import ops
 
 from keras_selfish.layers.dropout import check_rate
 from keras_selfish.layers.log_mixture import log_mixture
-from keras_selfish.layers.masked import MaskedAttribute, MaskedLayer, StripsToItself
-from keras_selfish.typing import (
-    BlockShape,
-    Config,
-    Distribution,
-    Initializer,
-    OpenShape,
-    Pattern,
-    Tensor,
-    TensorLike,
-)
+from keras_selfish.layers.masked import SparseLayer
+from keras_selfish.typing import Config, Initializer, OpenShape, Tensor, TensorLike
 
 if TYPE_CHECKING:
-    from keras_selfish.layers.options import LayerOptions
+    from keras_selfish.layers.options import MixtureOptions
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
-class MixtureOfSoftmaxes(StripsToItself, MaskedLayer, keras.layers.Layer):
+class MixtureOfSoftmaxes(SparseLayer, keras.layers.Layer):
     """A decoder whose output is a weighted mean of several softmaxes, with sparse matrices.
 
     The logarithms of the probabilities that one softmax gives over a vocabulary are a matrix of a rank that
@@ -55,16 +46,8 @@ class MixtureOfSoftmaxes(StripsToItself, MaskedLayer, keras.layers.Layer):
         latent_bias_initializer: Of `latent_bias`. Default `"zeros"`.
         kernel_initializer: Of the kernels `prior_kernel` and `latent_kernel`. Default `"glorot_uniform"`.
         decoder_initializer: Of the decoder's kernel, where it has its own. Default `"glorot_uniform"`.
-        sparsity: Fraction of zeros in the kernels, in [0, 1). None (default) is 0.67, or what `n_of_m`
-            fixes. The mask of a tied decoder is that of its embedding.
-        distribution: How the kernels share the connections: `"uniform"` (default), `"erdos_renyi"` or
-            `"erk"`.
-        block_shape: (input weights, units) of the blocks in which connections come and go; they must divide
-            all kernels. Default `(1, 1)`.
-        n_of_m: `(n, m)` for exactly n of each m consecutive input weights of a unit, such as `(2, 4)`; it
-            fixes the sparsity. Default None.
-        mask_seed: Integer seed of the initial masks; None (default) draws one.
-        **kwargs: As in `keras.layers.Layer`.
+        **kwargs: `sparsity` and the other arguments of `MaskSpec`, and those of `keras.layers.Layer`. The
+            mask of a tied decoder is that of its embedding.
 
     Call arguments:
         inputs: Tensor (batch, time steps, features).
@@ -89,10 +72,8 @@ class MixtureOfSoftmaxes(StripsToItself, MaskedLayer, keras.layers.Layer):
     Reference: Yang et al. 2018, "Breaking the Softmax Bottleneck", arXiv 1711.03953, section 2.4.
     """
 
-    prior_kernel = MaskedAttribute()
-    latent_kernel = MaskedAttribute()
-    decoder_kernel = MaskedAttribute()
-    masked_names = {"prior_kernel": (), "latent_kernel": (), "decoder_kernel": ()}
+    masked_names = ("prior_kernel", "latent_kernel", "decoder_kernel")
+    strips_to_itself = True
     # Layers in the config that belong to the model, not to this layer.
     shared_layers = ("embedding",)
 
@@ -107,14 +88,10 @@ class MixtureOfSoftmaxes(StripsToItself, MaskedLayer, keras.layers.Layer):
         kernel_initializer: Initializer = "glorot_uniform",
         decoder_initializer: Initializer = "glorot_uniform",
         latent_bias_initializer: Initializer = "zeros",
-        sparsity: float | None = None,
-        distribution: Distribution = "uniform",
-        block_shape: BlockShape = (1, 1),
-        n_of_m: Pattern | None = None,
-        mask_seed: int | None = None,
-        **kwargs: Unpack[LayerOptions],
+        **kwargs: Unpack[MixtureOptions],
     ) -> None:
-        super().__init__(**kwargs)
+        self._take_mask_arguments(kwargs)
+        keras.layers.Layer.__init__(self, **kwargs)
         sizes = {"units": units, "experts": experts, "latent_units": latent_units}
         _check_sizes(sizes)
         _check_embedding(embedding, (units, latent_units))
@@ -129,20 +106,17 @@ class MixtureOfSoftmaxes(StripsToItself, MaskedLayer, keras.layers.Layer):
         self.latent_bias_initializer = keras.initializers.get(latent_bias_initializer)
         self.input_spec = keras.layers.InputSpec(ndim=3)
         self.supports_masking = True
-        self._init_masks(sparsity, distribution, block_shape, mask_seed, n_of_m)
+        self._seed_masks()
 
-    def masked_shapes(self, input_shape: OpenShape) -> dict[str, OpenShape]:
-        shapes: dict[str, OpenShape] = {
-            "prior_kernel": (input_shape[-1], self.experts),
-            "latent_kernel": (input_shape[-1], self.experts * self.latent_units),
+    def build(self, input_shape: OpenShape) -> None:
+        inputs: Any = input_shape[-1]
+        shapes = {
+            "prior_kernel": (inputs, self.experts),
+            "latent_kernel": (inputs, self.experts * self.latent_units),
         }
         if self.embedding is None:
             shapes["decoder_kernel"] = (self.latent_units, self.units)
-        return shapes
-
-    def build(self, input_shape: OpenShape) -> None:
-        super().build(input_shape)  # plans the masks
-        shapes = self.masked_shapes(input_shape)
+        self.plan_masks(shapes)
         for name, shape in shapes.items():
             own = self.decoder_initializer if name == "decoder_kernel" else self.kernel_initializer
             setattr(self, name, self.add_weight(shape=shape, initializer=own, name=name))

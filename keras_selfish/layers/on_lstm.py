@@ -10,7 +10,6 @@ import keras
 from keras import ops
 
 from keras_selfish import recurrence
-from keras_selfish.layers.masked import MaskedAttribute
 from keras_selfish.layers.sparse_hoisted import SparseHoistedCell, SparseHoistedRNN
 from keras_selfish.typing import Config, OpenShape, Tensor, TensorLike
 
@@ -34,8 +33,6 @@ class SparseONLSTMCell(SparseHoistedCell):
 
     gates = ("master_input", "master_forget", "o", "c", "i", "f")
     recurrence_class = recurrence.ONLSTM
-    kernel = MaskedAttribute()
-    recurrent_kernel = MaskedAttribute()
     # The loop gives back one tensor a step: for a layer that returns them, the distances stand behind h, in
     # the state, too, since on JAX the output of a padded step is the first state.
     appends_distances = False
@@ -130,17 +127,8 @@ class SparseONLSTM(SparseHoistedRNN):
             forget distance 1 - mean(m_f), high where a constituent ends, and the input distance mean(m_i).
             Needs `return_sequences`; not within a `Bidirectional`. Default False.
         seed: Integer seed of dropout.
-        sparsity: Fraction of zeros in the two kernels, in [0, 1). None (default) is 0.67, or what `n_of_m`
-            fixes.
-        distribution: How the kernels share the connections: `"uniform"` (default), `"erdos_renyi"` or
-            `"erk"`.
-        block_shape: (input weights, units) of the blocks in which connections come and go; they must
-            divide both kernels. Default `(1, 1)`, single weights.
-        n_of_m: `(n, m)` for exactly n of each m consecutive input weights of a unit, such as `(2, 4)`; it
-            fixes the sparsity. Default None.
-        mask_seed: Integer seed of the initial masks; None (default) draws one.
-        **kwargs: Initializers, regularizers and constraints as in `keras.layers.SimpleRNN`, and the
-            arguments of `keras.layers.RNN`.
+        **kwargs: `sparsity` and the other arguments of `MaskSpec`, initializers, regularizers and constraints
+            as in `keras.layers.SimpleRNN`, and the arguments of `keras.layers.RNN`.
 
     Call arguments: as in `keras.layers.RNN`: inputs (batch, time steps, features); outputs (batch, units),
         or (batch, time steps, units) with `return_sequences`; two states h and c (batch, units).

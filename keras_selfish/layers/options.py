@@ -38,8 +38,19 @@ class LayerOptions(CommonOptions, total=False):
     autocast: bool
 
 
+class KernelOptions(LayerOptions, total=False):
+    """Arguments of layers with a kernel and a bias."""
+
+    kernel_initializer: Initializer
+    bias_initializer: Initializer
+    kernel_regularizer: Regularizer
+    bias_regularizer: Regularizer
+    kernel_constraint: Constraint
+    bias_constraint: Constraint
+
+
 class MaskOptions(TypedDict, total=False):
-    """Arguments of all sparse layers."""
+    """Arguments of all sparse layers: the fields of `MaskSpec`."""
 
     sparsity: float | None
     distribution: Distribution
@@ -48,33 +59,29 @@ class MaskOptions(TypedDict, total=False):
     mask_seed: int | None
 
 
-class DenseOptions(LayerOptions, total=False):
+class MixtureOptions(MaskOptions, LayerOptions, total=False):
+    """Further arguments of `MixtureOfSoftmaxes`."""
+
+
+class DenseOptions(KernelOptions, total=False):
     """Further arguments of `keras.layers.Dense`."""
 
     activation: Activation
     use_bias: bool
-    kernel_initializer: Initializer
-    bias_initializer: Initializer
-    kernel_regularizer: Regularizer
-    bias_regularizer: Regularizer
-    kernel_constraint: Constraint
-    bias_constraint: Constraint
     lora_rank: int | None
     lora_alpha: float | None
     quantization_config: Any
 
 
-class EinsumDenseOptions(LayerOptions, total=False):
+class SparseDenseOptions(MaskOptions, DenseOptions, total=False):
+    """Further arguments of the sparse form of `keras.layers.Dense`."""
+
+
+class SparseEinsumDenseOptions(MaskOptions, KernelOptions, total=False):
     """Further arguments of the sparse form of `keras.layers.EinsumDense`."""
 
     activation: Activation
     bias_axes: str | None
-    kernel_initializer: Initializer
-    bias_initializer: Initializer
-    kernel_regularizer: Regularizer
-    bias_regularizer: Regularizer
-    kernel_constraint: Constraint
-    bias_constraint: Constraint
     lora_rank: int | None
     lora_alpha: float | None
     gptq_unpacked_column_size: int | None
@@ -207,7 +214,7 @@ class OrderedOptions(OrderedCellOptions, SequenceOptions, total=False):
     weight_drop_scaling: Literal["training", "inference"]
 
 
-class ConvOptions(MaskOptions, LayerOptions, total=False):
+class ConvOptions(MaskOptions, KernelOptions, total=False):
     """Further arguments of sparse convolutions."""
 
     strides: int | Sequence[int]
@@ -217,15 +224,9 @@ class ConvOptions(MaskOptions, LayerOptions, total=False):
     groups: int
     activation: Activation
     use_bias: bool
-    kernel_initializer: Initializer
-    bias_initializer: Initializer
-    kernel_regularizer: Regularizer
-    bias_regularizer: Regularizer
-    kernel_constraint: Constraint
-    bias_constraint: Constraint
 
 
-class ConvTransposeOptions(MaskOptions, LayerOptions, total=False):
+class ConvTransposeOptions(MaskOptions, KernelOptions, total=False):
     """Further arguments of sparse transposed convolutions."""
 
     strides: int | Sequence[int]
@@ -235,12 +236,6 @@ class ConvTransposeOptions(MaskOptions, LayerOptions, total=False):
     dilation_rate: int | Sequence[int]
     activation: Activation
     use_bias: bool
-    kernel_initializer: Initializer
-    bias_initializer: Initializer
-    kernel_regularizer: Regularizer
-    bias_regularizer: Regularizer
-    kernel_constraint: Constraint
-    bias_constraint: Constraint
 
 
 class DepthwiseConvOptions(MaskOptions, LayerOptions, total=False):
@@ -282,7 +277,7 @@ class SeparableConvOptions(MaskOptions, LayerOptions, total=False):
     bias_constraint: Constraint
 
 
-class MultiHeadAttentionOptions(MaskOptions, LayerOptions, total=False):
+class MultiHeadAttentionOptions(MaskOptions, KernelOptions, total=False):
     """Further arguments of the sparse form of `keras.layers.MultiHeadAttention`."""
 
     value_dim: int | None
@@ -292,28 +287,16 @@ class MultiHeadAttentionOptions(MaskOptions, LayerOptions, total=False):
     attention_axes: int | Sequence[int] | None
     sliding_window: int | None
     flash_attention: bool | None
-    kernel_initializer: Initializer
-    bias_initializer: Initializer
-    kernel_regularizer: Regularizer
-    bias_regularizer: Regularizer
-    kernel_constraint: Constraint
-    bias_constraint: Constraint
     use_gate: bool
     seed: int | keras.random.SeedGenerator | None
 
 
-class GroupQueryAttentionOptions(MaskOptions, LayerOptions, total=False):
+class GroupQueryAttentionOptions(MaskOptions, KernelOptions, total=False):
     """Further arguments of the sparse form of `keras.layers.GroupQueryAttention`."""
 
     dropout: float
     use_bias: bool
     sliding_window: int | None
     flash_attention: bool | None
-    kernel_initializer: Initializer
-    bias_initializer: Initializer
-    kernel_regularizer: Regularizer
-    bias_regularizer: Regularizer
-    kernel_constraint: Constraint
-    bias_constraint: Constraint
     use_gate: bool
     seed: int | keras.random.SeedGenerator | None

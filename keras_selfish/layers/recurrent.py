@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,14 +14,11 @@ from keras import ops
 from keras_selfish import recurrence
 from keras_selfish.backend import BACKEND
 from keras_selfish.layers.dropout import check_rate, drop_connections
-from keras_selfish.layers.masked import MASK_ARGUMENTS, MaskedLayer, SparseLayer, current_call
-from keras_selfish.masks import check_seed
-from keras_selfish.typing import BlockShape, Config, Distribution, OpenShape, Pattern, Tensor, TensorLike
+from keras_selfish.layers.masked import SparseLayer, current_call
+from keras_selfish.typing import Config, OpenShape, Tensor, TensorLike
 
 if TYPE_CHECKING:
     from keras_selfish.recurrence.cells import RecurrentWeights
-
-ARGUMENTS = (*MASK_ARGUMENTS, "weight_drop")
 
 # From so many units on `recurrence.run` is taken for faster than cuDNN, on JAX in float32. At 1500 units a
 # training step of a language model took 6.34 ms with cuDNN on one NVIDIA H200, and 4.09 ms with a loop like
@@ -28,8 +26,8 @@ ARGUMENTS = (*MASK_ARGUMENTS, "weight_drop")
 CUDNN_BELOW = 1024
 
 
-class SparseCell(MaskedLayer):
-    """Mixin for a Keras recurrent cell that masks its kernel and its recurrent kernel.
+class SparseCell(SparseLayer):
+    """Base, placed before a Keras recurrent cell, that masks its kernel and its recurrent kernel.
 
     Subclasses name their `gates`, and in `recurrence_class` the `recurrence.Cell` that computes the same.
 
@@ -37,26 +35,16 @@ class SparseCell(MaskedLayer):
     layer that runs the cell, so that all time steps see the same ones.
     """
 
-    further_arguments = ARGUMENTS
-    gates: tuple[str, ...] = ()
+    masked_names: Sequence[str] = ("kernel", "recurrent_kernel")
     recurrence_class: type[recurrence.Cell] = recurrence.SimpleRNN
     dropped_names: Sequence[str] = ("recurrent_kernel",)
 
-    def __init__(
-        self,
-        units: int,
-        *args: Any,
-        sparsity: float | None = None,
-        distribution: Distribution = "uniform",
-        block_shape: BlockShape = (1, 1),
-        n_of_m: Pattern | None = None,
-        mask_seed: int | None = None,
-        weight_drop: float = 0.0,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, units: int, *args: Any, weight_drop: float = 0.0, **kwargs: Any) -> None:
         super().__init__(units, *args, **kwargs)
-        self._init_masks(sparsity, distribution, block_shape, mask_seed, n_of_m)
         self.weight_drop = check_rate(weight_drop, "weight_drop")
+
+    def get_config(self) -> Config:
+        return {**super().get_config(), "weight_drop": self.weight_drop}
 
     @property
     def recurrence(self) -> recurrence.Cell:
@@ -78,13 +66,15 @@ class SparseCell(MaskedLayer):
         bias = ops.cast(self.bias, self.compute_dtype) if self.use_bias else None
         return [self.recurrent_kernel], bias, None
 
-    @property
-    def masked_names(self) -> dict[str, tuple[str, ...]]:
-        return {"kernel": self.gates, "recurrent_kernel": self.gates}
-
-    def masked_shapes(self, input_shape: OpenShape) -> dict[str, OpenShape]:
+    def masked_shapes(self, input_shape: OpenShape) -> dict[str, tuple[int, ...]]:
+        """The shapes of the kernels, a dict by name, for an input of a shape."""
+        inputs: Any = input_shape[-1]
         width = max(len(self.gates), 1) * self.units
-        return {"kernel": (input_shape[-1], width), "recurrent_kernel": (self.units, width)}
+        return {"kernel": (inputs, width), "recurrent_kernel": (self.units, width)}
+
+    def build(self, input_shape: OpenShape) -> None:
+        self.plan_masks(self.masked_shapes(input_shape))
+        super().build(input_shape)
 
     def call(
         self, inputs: TensorLike, states: Sequence[Tensor], training: bool = False
@@ -104,7 +94,7 @@ class SparseCell(MaskedLayer):
 
     @contextlib.contextmanager
     def effective_weights(self, training: bool = False) -> Iterator[None]:
-        """As in `MaskedLayer`; in training some connections are dropped."""
+        """As in `SparseLayer`; in training some connections are dropped."""
         with super().effective_weights():
             dropped = self.dropped_names if training and self.weight_drop else ()
             with self._computed_weights(self._effective | {name: self._dropped(name) for name in dropped}):
@@ -128,27 +118,11 @@ class SparseCell(MaskedLayer):
 
 
 class RunsSparseCell(SparseLayer):
-    """Mixin for a recurrent layer whose masks are those of the cell that it runs."""
-
-    @property
-    def sparsity(self) -> float:
-        return self.cell.sparsity
-
-    @property
-    def distribution(self) -> Distribution:
-        return self.cell.distribution
-
-    @property
-    def block_shape(self) -> tuple[int, int]:
-        return self.cell.block_shape
+    """Base of recurrent layers whose masks are those of the cell that they run."""
 
     @property
     def weight_drop(self) -> float:
         return self.cell.weight_drop
-
-    @property
-    def n_of_m(self) -> tuple[int, int] | None:
-        return self.cell.n_of_m
 
     def _whole_sequence_applies(self, mask, training):
         """Whether `recurrence.run` computes what this layer is to compute; else Keras's own loop does."""
@@ -187,40 +161,26 @@ def own_function(function, usual):
 
 
 class SparseRecurrent(RunsSparseCell):
-    """Mixin for a Keras recurrent layer that runs a sparse cell.
+    """Base, placed before a Keras recurrent layer, that runs a sparse cell.
 
-    Subclasses name the Keras layer and the cell: `keras_layer`, `cell_class`, and `cell_name`.
+    Subclasses are registered as the sparse form of that layer (`sparse_form_of`), and name the cell:
+    `cell_class` and `cell_name`.
     """
 
-    further_arguments = ARGUMENTS
+    plain_class: type[keras.layers.RNN]
     cell_class: type[SparseCell]
     cell_name: str
 
-    def __init__(
-        self,
-        units: int,
-        *args: Any,
-        sparsity: float | None = None,
-        distribution: Distribution = "uniform",
-        block_shape: BlockShape = (1, 1),
-        n_of_m: Pattern | None = None,
-        mask_seed: int | None = None,
-        weight_drop: float = 0.0,
-        **kwargs: Any,
-    ) -> None:
-        mask_seed = None if mask_seed is None else check_seed(mask_seed, "mask_seed")
-        arguments = _arguments(self.keras_layer, units, *args, **kwargs)
-        cell_names = set(inspect.signature(_keras_base(self.cell_class).__init__).parameters)
+    def __init__(self, units: int, *args: Any, weight_drop: float = 0.0, **kwargs: Any) -> None:
+        self._take_mask_arguments(kwargs)
+        arguments = _arguments(self.plain_class, units, *args, **kwargs)
+        cell_names = parameters_of(self.cell_class.plain_class)
         cell_arguments = {k: v for k, v in arguments.items() if k in cell_names}
         layer_arguments = {k: v for k, v in arguments.items() if k not in cell_names}
         use_cudnn = layer_arguments.pop("use_cudnn", None)
         cell = self.cell_class(
             **cell_arguments,
-            sparsity=sparsity,
-            distribution=distribution,
-            block_shape=block_shape,
-            n_of_m=n_of_m,
-            mask_seed=seed_of_cell(mask_seed, layer_arguments),
+            **spec_of_cell(self.mask_spec, layer_arguments).get_config(),
             weight_drop=weight_drop,
             dtype=layer_arguments.get("dtype"),
             trainable=layer_arguments.get("trainable", True),
@@ -229,7 +189,6 @@ class SparseRecurrent(RunsSparseCell):
         )
         # Keras's own `__init__` would make a dense cell; replacing that one leaves its variables tracked.
         keras.layers.RNN.__init__(self, cell, **layer_arguments)
-        self.mask_seed = mask_seed
         self.input_spec = keras.layers.InputSpec(ndim=3)
         self._configure_cudnn(use_cudnn)
 
@@ -311,20 +270,23 @@ class SparseRecurrent(RunsSparseCell):
         )
 
     def get_config(self) -> Config:
-        config = super().get_config()
+        config = {**super().get_config(), "weight_drop": self.weight_drop}
         config["seed"] = self.cell.seed  # which Keras 3.15 forgets in its SimpleRNN
         if hasattr(self, "use_cudnn"):
             config["use_cudnn"] = self.use_cudnn
         return config
 
 
-def seed_of_cell(mask_seed, layer_arguments):
-    """The mask seed of a layer's cell.
+def spec_of_cell(spec, layer_arguments):
+    """The mask arguments of a layer's cell, whose seed is another.
 
     The backward layer of a `Bidirectional` is a copy that differs in `go_backwards` only, and is to have
     masks of its own.
     """
-    return None if mask_seed is None else 2 * mask_seed + bool(layer_arguments.get("go_backwards", False))
+    if spec.mask_seed is None:
+        return spec
+    backwards = bool(layer_arguments.get("go_backwards", False))
+    return dataclasses.replace(spec, mask_seed=2 * spec.mask_seed + backwards)
 
 
 def _each(function, masks):
@@ -332,8 +294,9 @@ def _each(function, masks):
     return [function(mask) for mask in masks] if isinstance(masks, list) else function(masks)
 
 
-def _keras_base(cell_class):
-    return next(base for base in cell_class.__mro__ if base.__module__.startswith("keras."))
+def parameters_of(layer_class):
+    """The arguments of a Keras layer as a dict from name to `inspect.Parameter`."""
+    return inspect.signature(layer_class.__init__).parameters
 
 
 def _arguments(keras_layer, *args, **kwargs):

@@ -8,7 +8,6 @@ import keras
 from keras import ops
 
 from keras_selfish import recurrence
-from keras_selfish.layers.masked import MaskedAttribute
 from keras_selfish.layers.sparse_hoisted import SparseHoistedCell, SparseHoistedRNN
 from keras_selfish.typing import Config, Shape, Tensor
 
@@ -29,7 +28,6 @@ class SparseRHNCell(SparseHoistedCell):
     """
 
     recurrence_class = recurrence.RHN
-    kernel = MaskedAttribute()
 
     def __init__(
         self,
@@ -113,17 +111,9 @@ class SparseRHN(SparseHoistedRNN):
         recurrent_dropout: Fraction of the state dropped, where the recurrent kernels see it, in training.
             Default 0. Both draw one mask per sequence, for all time steps, depths and gates.
         seed: Integer seed of dropout.
-        sparsity: Fraction of zeros in the kernels, in [0, 1). None (default) is 0.67, or what `n_of_m`
-            fixes.
-        distribution: How the kernels share the connections: `"uniform"` (default), `"erdos_renyi"` or
-            `"erk"`.
-        block_shape: (input weights, units) of the blocks in which connections come and go; they must
-            divide all kernels. Default `(1, 1)`, single weights.
-        n_of_m: `(n, m)` for exactly n of each m consecutive input weights of a unit, such as `(2, 4)`; it
-            fixes the sparsity. Default None.
-        mask_seed: Integer seed of the initial masks; None (default) draws one.
-        **kwargs: Initializers, regularizers and constraints as in `keras.layers.SimpleRNN`
-            (`recurrent_*` holds for each depth), and the arguments of `keras.layers.RNN`.
+        **kwargs: `sparsity` and the other arguments of `MaskSpec`, initializers, regularizers and constraints
+            as in `keras.layers.SimpleRNN` (`recurrent_*` holds for each depth), and the arguments of
+            `keras.layers.RNN`.
 
     Call arguments: as in `keras.layers.RNN`: inputs (batch, time steps, features); outputs (batch, units),
         or (batch, time steps, units) with `return_sequences`; one state (batch, units).

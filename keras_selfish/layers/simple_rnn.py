@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import keras
 
-from keras_selfish.layers.masked import MaskedAttribute
+from keras_selfish.layers.forms import sparse_form_of
 from keras_selfish.layers.recurrent import SparseCell, SparseRecurrent
 
 if TYPE_CHECKING:
@@ -14,16 +14,13 @@ if TYPE_CHECKING:
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
+@sparse_form_of(keras.layers.SimpleRNNCell, without=("weight_drop",))
 class SparseSimpleRNNCell(SparseCell, keras.layers.SimpleRNNCell):
     """`keras.layers.SimpleRNNCell` with masked kernels; it has no gates.
 
-    Args: see `SparseLSTMCell` for `sparsity`, `distribution`, `block_shape`, `n_of_m`, `mask_seed` and
-        `weight_drop`; the others are those of `keras.layers.SimpleRNNCell`.
+    Args: `sparsity` and the other arguments of `MaskSpec`, `weight_drop`, and those of
+        `keras.layers.SimpleRNNCell`.
     """
-
-    keras_layer = keras.layers.SimpleRNNCell
-    kernel = MaskedAttribute()
-    recurrent_kernel = MaskedAttribute()
 
     if TYPE_CHECKING:
 
@@ -31,11 +28,12 @@ class SparseSimpleRNNCell(SparseCell, keras.layers.SimpleRNNCell):
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
+@sparse_form_of(keras.layers.SimpleRNN, without=("weight_drop",))
 class SparseSimpleRNN(SparseRecurrent, keras.layers.SimpleRNN):
     """`keras.layers.SimpleRNN` whose kernels are sparse from the first step on.
 
-    Args: see `SparseLSTM` for `sparsity`, `distribution`, `block_shape`, `n_of_m`, `mask_seed` and
-        `weight_drop`; the others are those of `keras.layers.SimpleRNN`.
+    Args: `sparsity` and the other arguments of `MaskSpec`, `weight_drop` (see `SparseLSTM`), and those of
+        `keras.layers.SimpleRNN`.
 
     Example:
 
@@ -44,7 +42,6 @@ class SparseSimpleRNN(SparseRecurrent, keras.layers.SimpleRNN):
     True
     """
 
-    keras_layer = keras.layers.SimpleRNN
     cell_class = SparseSimpleRNNCell
     cell_name = "simple_rnn_cell"
 

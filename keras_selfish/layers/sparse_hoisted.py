@@ -9,39 +9,80 @@ from typing import TYPE_CHECKING, Any, Self
 import keras
 from keras import ops
 
+# Not public in Keras 3.15: for cells that derive from it Keras's loop draws dropout masks once a sequence.
+from keras.src.layers.rnn.dropout_rnn_cell import DropoutRNNCell
+
+from keras_selfish.layers.dropout import check_rate
 from keras_selfish.layers.hoisted import HoistedCell, HoistedRNN
-from keras_selfish.layers.masked import StripsToItself, masked
-from keras_selfish.layers.recurrent import RunsSparseCell, SparseCell, seed_of_cell
-from keras_selfish.masks import check_seed
+from keras_selfish.layers.masked import masked
+from keras_selfish.layers.recurrent import RunsSparseCell, SparseCell, parameters_of, spec_of_cell
 from keras_selfish.recurrence.cells import split_last, wide_dtype
 from keras_selfish.typing import Activation, Config, OpenShape, Shape, Tensor, TensorLike
 
 if TYPE_CHECKING:
     from keras_selfish.recurrence.cells import RecurrentWeights
 
-LAYER_ARGUMENTS = (
-    "return_sequences",
-    "return_state",
-    "go_backwards",
-    "stateful",
-    "unroll",
-    "zero_output_for_mask",
-    "activity_regularizer",
-    "trainable",
-    "dtype",
-    "name",
-)
+COMMON_ARGUMENTS = ("activity_regularizer", "trainable", "dtype", "name")
+LAYER_ARGUMENTS = {*parameters_of(keras.layers.RNN), *COMMON_ARGUMENTS}
+WEIGHT_ARGUMENTS = {
+    name: parameter.default
+    for name, parameter in parameters_of(keras.layers.SimpleRNNCell).items()
+    if name.endswith(("_initializer", "_regularizer", "_constraint"))
+}
 
 
-class _OwnCell(HoistedCell, keras.layers.SimpleRNNCell):
-    """A cell with kernels of any number and shape.
+class SparseHoistedCell(SparseCell, HoistedCell, keras.layers.Layer, DropoutRNNCell):
+    """Base of sparse cells without a Keras parent.
 
-    Of Keras's cell it takes the arguments and the dropout masks, which Keras's loop draws once per sequence
-    for cells of Keras's own only; it computes nothing of what that cell does.
+    A subclass names its `gates`, which its kernels concatenate, and in `recurrence_class` the
+    `recurrence.Cell` that computes; `recurrence_options` are that one's arguments. It has an input kernel
+    `kernel`, for each product a recurrent kernel, and one bias, which is added to the projected inputs.
+
+    Args: those of `keras.layers.SimpleRNNCell`, `sparsity` and the other arguments of `MaskSpec`,
+        `weight_drop`, and `recurrent_activation`, the activation of the gates. Default `"sigmoid"`.
     """
 
+    strips_to_itself = True
+
+    def __init__(
+        self,
+        units: int,
+        activation: Activation = "tanh",
+        use_bias: bool = True,
+        *,
+        recurrent_activation: Activation = "sigmoid",
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        seed: int | keras.random.SeedGenerator | None = None,
+        weight_drop: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        if units <= 0:
+            raise ValueError(f"`units` must be a positive integer. Received: units={units!r}")
+        self._take_mask_arguments(kwargs)
+        of_weights = {name: kwargs.pop(name, default) for name, default in WEIGHT_ARGUMENTS.items()}
+        # States stand in float32 in half precision, which Keras would cast at every step.
+        keras.layers.Layer.__init__(self, autocast=False, **kwargs)
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.units = self.output_size = units
+        self.state_size: int | list[int] = units
+        self.activation = keras.activations.get(activation)
+        self.recurrent_activation = keras.activations.get(recurrent_activation)
+        self.use_bias = use_bias
+        for name, value in of_weights.items():
+            setattr(self, name, _kind_of(name).get(value))
+        # Beyond these limits Keras's cells drop nothing or everything.
+        self.dropout, self.recurrent_dropout = (
+            min(1.0, max(0.0, rate)) for rate in (dropout, recurrent_dropout)
+        )
+        self._seed_masks()
+        self.weight_drop = check_rate(weight_drop, "weight_drop")
+
     def build(self, input_shape: OpenShape) -> None:
-        for index, (name, shape) in enumerate(self.masked_shapes(input_shape).items()):
+        shapes = self.masked_shapes(input_shape)
+        self.plan_masks(shapes)
+        for index, (name, shape) in enumerate(shapes.items()):
             role = "recurrent" if index else "kernel"
             weight = self.add_weight(
                 shape=shape,
@@ -69,22 +110,6 @@ class _OwnCell(HoistedCell, keras.layers.SimpleRNNCell):
         sizes = self.state_size if isinstance(self.state_size, list) else [self.state_size]
         return [ops.zeros((batch_size, size), dtype=self.compute_dtype) for size in sizes]
 
-
-class SparseHoistedCell(StripsToItself, SparseCell, _OwnCell):
-    """Base of sparse cells without a Keras parent.
-
-    A subclass names its `gates`, which its kernels concatenate, and in `recurrence_class` the
-    `recurrence.Cell` that computes; `recurrence_options` are that one's arguments. It has an input kernel
-    `kernel`, for each product a recurrent kernel, and one bias, which is added to the projected inputs.
-    """
-
-    def __init__(
-        self, units: int, *args: Any, recurrent_activation: Activation = "sigmoid", **kwargs: Any
-    ) -> None:
-        # States stand in float32 in half precision, which Keras would cast at every step.
-        super().__init__(units, *args, autocast=False, **kwargs)
-        self.recurrent_activation = keras.activations.get(recurrent_activation)
-
     @property
     def recurrent_names(self) -> list[str]:
         """The name of the recurrent kernel of each product."""
@@ -92,24 +117,27 @@ class SparseHoistedCell(StripsToItself, SparseCell, _OwnCell):
         return ["recurrent_kernel"] if count == 1 else [f"recurrent_kernel_{i}" for i in range(count)]
 
     @property
-    def masked_names(self) -> dict[str, tuple[str, ...]]:
-        places, widths = self.recurrence.input_gates(), self.recurrence.widths(self.units)
-        names = {"kernel": self.gates}
-        for index, name in enumerate(self.recurrent_names):
-            # A product may give a part of the gates only.
-            own = [
-                gate for gate, place in zip(self.gates, places, strict=False) if place and place[0] == index
-            ]
-            names[name] = tuple(own) if len(widths[index]) < len(places) else self.gates
-        return names
+    def masked_names(self) -> list[str]:
+        return ["kernel", *self.recurrent_names]
+
+    def gates_of(self, name: str) -> tuple[str, ...]:
+        if name == "kernel":
+            return self.gates
+        # A product may give a part of the gates only.
+        index, places = self.recurrent_names.index(name), self.recurrence.input_gates()
+        if len(self.recurrence.widths(self.units)[index]) == len(places):
+            return self.gates
+        pairs = zip(self.gates, places, strict=False)
+        return tuple(gate for gate, place in pairs if place and place[0] == index)
 
     @property
     def dropped_names(self) -> list[str]:
         return self.recurrent_names
 
-    def masked_shapes(self, input_shape: OpenShape) -> dict[str, OpenShape]:
+    def masked_shapes(self, input_shape: OpenShape) -> dict[str, tuple[int, ...]]:
         products = zip(self.recurrent_names, self.recurrence.widths(self.units), strict=True)
-        kernel = (input_shape[-1], sum(self.recurrence.input_widths(self.units)))
+        inputs: Any = input_shape[-1]
+        kernel = (inputs, sum(self.recurrence.input_widths(self.units)))
         return {"kernel": kernel, **{name: (self.units, sum(widths)) for name, widths in products}}
 
     @property
@@ -182,33 +210,41 @@ class SparseHoistedCell(StripsToItself, SparseCell, _OwnCell):
                 yield
 
     def get_config(self) -> Config:
-        activation = keras.activations.serialize(self.recurrent_activation)
-        return {**super().get_config(), "recurrent_activation": activation}
+        functions = ("activation", "recurrent_activation")
+        return {
+            **super().get_config(),
+            **{
+                name: getattr(self, name)
+                for name in ("units", "use_bias", "dropout", "recurrent_dropout", "seed")
+            },
+            **{name: keras.activations.serialize(getattr(self, name)) for name in functions},
+            **{name: _kind_of(name).serialize(getattr(self, name)) for name in WEIGHT_ARGUMENTS},
+        }
 
 
-class SparseHoistedRNN(StripsToItself, RunsSparseCell, HoistedRNN):
+class SparseHoistedRNN(RunsSparseCell, HoistedRNN):
     """Base of sparse recurrent layers without a Keras parent; subclasses name `cell_class` and `cell_name`.
 
     Arguments of `keras.layers.RNN` are the layer's, all others the cell's.
     """
 
+    strips_to_itself = True
     cell_class: type[SparseHoistedCell]
     cell_name: str
 
-    def __init__(self, units: int, *args: Any, mask_seed: int | None = None, **kwargs: Any) -> None:
-        mask_seed = None if mask_seed is None else check_seed(mask_seed, "mask_seed")
+    def __init__(self, units: int, *args: Any, **kwargs: Any) -> None:
+        self._take_mask_arguments(kwargs)
         layer_arguments = {name: kwargs.pop(name) for name in LAYER_ARGUMENTS if name in kwargs}
-        cell = self.cell_class(
+        cell = self.cell_class(  # type: ignore[misc] # further positional arguments are those of a subclass
             units,
             *args,
-            mask_seed=seed_of_cell(mask_seed, layer_arguments),
+            **spec_of_cell(self.mask_spec, layer_arguments).get_config(),
             dtype=layer_arguments.get("dtype"),
             trainable=layer_arguments.get("trainable", True),
             name=self.cell_name,
             **kwargs,
         )
-        super().__init__(cell, **layer_arguments)
-        self.mask_seed = mask_seed
+        HoistedRNN.__init__(self, cell, **layer_arguments)
         self.input_spec = keras.layers.InputSpec(ndim=3)
 
     def inner_loop(
@@ -242,6 +278,11 @@ class SparseHoistedRNN(StripsToItself, RunsSparseCell, HoistedRNN):
     @classmethod
     def from_config(cls, config: Config, custom_objects: Mapping[str, Any] | None = None) -> Self:
         return cls(**config)
+
+
+def _kind_of(name):
+    """The module of Keras that knows what an argument about weights names, such as `keras.initializers`."""
+    return getattr(keras, f"{name.rpartition('_')[2]}s")
 
 
 def _reseeded(initializer, index):

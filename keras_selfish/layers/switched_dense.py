@@ -9,10 +9,10 @@ import numpy as np
 from keras import ops
 
 from keras_selfish.layers.dense import HALF_PRECISION, add_bias
-from keras_selfish.layers.plain import PlainForm
+from keras_selfish.layers.forms import strips_to
 from keras_selfish.masks import MaskedWeight
 from keras_selfish.packing import pack_masked, unpack_masked
-from keras_selfish.typing import OpenShape, Tensor, TensorLike
+from keras_selfish.typing import Config, OpenShape, Tensor, TensorLike
 
 if TYPE_CHECKING:
     from keras_selfish.layers.options import DenseOptions
@@ -23,7 +23,8 @@ NOT_ELEMENTWISE = (keras.activations.softmax, keras.activations.log_softmax)
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
-class SwitchedDense(PlainForm, keras.layers.Dense):
+@strips_to(keras.layers.Dense, without=("granularity", "frozen"))
+class SwitchedDense(keras.layers.Dense):
     """`keras.layers.Dense` whose connections are switched by a switcher network.
 
     The kernel keeps the value of a connection that is off, so that it can come back; the forward pass,
@@ -58,9 +59,6 @@ class SwitchedDense(PlainForm, keras.layers.Dense):
 
     Reference: Han et al. 2021, arXiv 2103.15590 (connections); arXiv 2110.05954 (neurons).
     """
-
-    keras_layer = keras.layers.Dense
-    further_arguments = ("granularity", "frozen")
 
     def __init__(
         self,
@@ -205,6 +203,9 @@ class SwitchedDense(PlainForm, keras.layers.Dense):
             factor = ops.convert_to_numpy(self.scale) * mask[0]
             weights = [(weight * factor).astype(weight.dtype) for weight in weights]
         return weights
+
+    def get_config(self) -> Config:
+        return {**super().get_config(), "granularity": self.granularity, "frozen": self.frozen}
 
     def enable_lora(self, rank: int, *args: Any, **kwargs: Any) -> None:
         raise ValueError(

@@ -79,7 +79,7 @@ def EmbeddingDropout(
 
 def _with_rate(layer, argument, rate, sparse_classes):
     rate = check_rate(rate)
-    sparse_forms = {sparse_class.keras_layer: sparse_class for sparse_class in sparse_classes}
+    sparse_forms = {sparse_class.plain_class: sparse_class for sparse_class in sparse_classes}
     if type(layer) not in sparse_forms and not hasattr(layer, argument):
         raise ValueError(
             f"`layer` must have the argument `{argument}`, or be one of Keras's layers "

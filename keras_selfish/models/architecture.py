@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from keras_selfish import masks
+from keras_selfish.mask_spec import MaskSpec
 from keras_selfish.typing import BlockShape, Config, Distribution, Pattern
 
 CELLS = ("lstm", "rhn", "on_lstm")
@@ -96,7 +97,6 @@ class Architecture:
     reference_length: int | None = None
 
     def __post_init__(self):
-        self._set("block_shape", masks.check_block_shape(self.block_shape))
         if not isinstance(self.units, int):
             self._set("units", tuple(self.units))
         self._check_sizes()
@@ -115,10 +115,7 @@ class Architecture:
                 "`decoder_bias` must be True with several experts, whose decoder has one. "
                 f"Received: decoder_bias=False, experts={self.experts}"
             )
-        masks.check_sparsity(self.sparsity)
-        masks.check_distribution(self.distribution)
-        if self.n_of_m is not None and self.sparsity:
-            self._fix_pattern()
+        self._settle_masks()
         if self.sparsity:
             self._check_blocks()
 
@@ -168,7 +165,22 @@ class Architecture:
                     f"Received: {name}={size}; take {masks.nearest_multiples(size, step)}"
                 )
 
-    def _fix_pattern(self):
+    def _settle_masks(self):
+        masks.check_sparsity(self.sparsity)
+        sparsity = self.sparsity
+        if self.n_of_m is not None and self.sparsity:
+            self._check_pattern()
+            sparsity = None  # the pattern fixes it
+        spec = MaskSpec(sparsity, self.distribution, self.block_shape, self.n_of_m)
+        for name in ("sparsity", "block_shape", "n_of_m"):
+            self._set(name, getattr(spec, name))
+
+    @property
+    def mask_spec(self) -> MaskSpec:
+        """The mask arguments of a layer; the `distribution` is of the whole model's connections."""
+        return MaskSpec(self.sparsity, block_shape=self.block_shape, n_of_m=self.n_of_m)
+
+    def _check_pattern(self):
         if self.tied:
             raise ValueError(
                 "`n_of_m` needs a decoder of its own: a tied one is read along the other axis of the "
@@ -179,9 +191,6 @@ class Architecture:
                 "`n_of_m` needs a single softmax, whose kernel has one pattern. "
                 f"Received: n_of_m={self.n_of_m}, experts={self.experts}"
             )
-        n, m = masks.check_n_of_m(self.n_of_m)
-        self._set("n_of_m", (n, m))
-        self._set("sparsity", 1.0 - n / m)
 
     @property
     def layer_units(self) -> tuple[int, ...]:

@@ -6,13 +6,14 @@ import keras
 from keras import ops
 
 from keras_selfish.layers.dense import add_bias
-from keras_selfish.layers.plain import PlainForm
+from keras_selfish.layers.forms import strips_to
 
 OTHER = 0x5BD1E995  # makes another seed of a seed
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
-class LogitsBias(PlainForm, keras.layers.Layer):
+@strips_to(keras.layers.Normalization)
+class LogitsBias(keras.layers.Layer):
     """A bias on the logits that a tied embedding gives, zero at first.
 
     `strip` replaces it by a `keras.layers.Normalization` whose mean is the negative bias and whose variance
@@ -31,8 +32,6 @@ class LogitsBias(PlainForm, keras.layers.Layer):
     >>> layer(np.ones((2, 3), "float32")).shape == (2, 3)
     True
     """
-
-    keras_layer = keras.layers.Normalization
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
@@ -226,9 +227,10 @@ class _Parts:
     def _uniform(self, limit):
         return keras.initializers.RandomUniform(-limit, limit, seed=next(self._seeds))
 
-    def _sparse(self):
-        sparsity = self.architecture.sparsity
-        return {"sparsity": sparsity, "mask_seed": next(self._seeds), "dtype": self.dtype}
+    def _sparse(self, **others):
+        """Mask arguments of the next layer, those of the architecture but for others."""
+        spec = dataclasses.replace(self.architecture.mask_spec, mask_seed=next(self._seeds), **others)
+        return {**spec.get_config(), "dtype": self.dtype}
 
     def _seed_if(self, needed):
         # Where it is not needed no seed is taken, so that those of all else stay as they are.
@@ -241,12 +243,11 @@ class _Parts:
             settings.vocabulary_size,
             settings.token_units,
             embeddings_initializer=self._uniform(0.1),
-            # A block of a tied embedding groups features of one token: in the decoder, input weights of one
-            # unit. A lookup gains nothing from blocks, so that any other has single weights.
-            block_shape=settings.block_shape[::-1] if settings.tied else (1, 1),
             embedding_dropout=settings.embedding_dropout,
             name="embedding",
-            **self._sparse(),
+            # A block of a tied embedding groups features of one token: in the decoder, input weights of one
+            # unit. A lookup gains nothing from blocks, so that any other has single weights.
+            **self._sparse(block_shape=settings.block_shape[::-1] if settings.tied else (1, 1), n_of_m=None),
             **self._seed_if(settings.embedding_dropout),
         )
 
@@ -260,8 +261,6 @@ class _Parts:
             kernel_initializer=self._uniform(limit),
             recurrent_initializer=self._uniform(units**-0.5),
             bias_initializer=self._bias(units**-0.5, limit),
-            block_shape=settings.block_shape,
-            n_of_m=settings.n_of_m,
             return_sequences=True,
             return_state=True,
             name=f"{settings.cell}_{index}",
@@ -289,8 +288,6 @@ class _Parts:
             settings.vocabulary_size,
             use_bias=settings.decoder_bias,
             kernel_initializer=self._uniform(0.1),
-            block_shape=settings.block_shape,
-            n_of_m=settings.n_of_m,
             name="decoder",
             **self._sparse(),
         )
@@ -306,7 +303,6 @@ class _Parts:
             kernel_initializer=self._uniform(settings.layer_units[-1] ** -0.5),
             decoder_initializer=self._uniform(0.1),
             latent_bias_initializer=self._uniform(settings.layer_units[-1] ** -0.5),
-            block_shape=settings.block_shape,
             name="decoder",
             **self._sparse(),
             **self._seed_if(settings.latent_dropout),

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from keras import layers, ops
 
 import keras_selfish
-from keras_selfish import GMP, SNIP, PolynomialDecay, SelfishRewiring, SparseDense, sparsify, strip
-from keras_selfish.conversion.sparse_forms import SPARSE_CLASSES
+from keras_selfish import GMP, SNIP, MaskSpec, PolynomialDecay, SelfishRewiring, SparseDense, sparsify, strip
+from keras_selfish.layers.forms import SPARSE_FORMS
 from keras_selfish.layers.masked import SparseLayer
 from keras_selfish.masks import active_counts, masked_weights
 
@@ -95,7 +95,7 @@ def test_everything_at_once():
     for weight, value in zip(model.weights, before, strict=True):
         np.testing.assert_array_equal(weight, value)
 
-    left = [type(layer) for layer in all_layers(sparse) if type(layer) in SPARSE_CLASSES]
+    left = [type(layer) for layer in all_layers(sparse) if type(layer) in SPARSE_FORMS]
     assert left == []
     assert [layer.name for layer in sparse.layers] == [layer.name for layer in model.layers]
     kinds = {layer.name: type(layer).__name__ for layer in sparse.layers}
@@ -334,11 +334,26 @@ def test_training_rewiring_and_saving(tmp_path):
         np.testing.assert_array_equal(numpy_of(mine), numpy_of(its))
 
 
+def test_a_mask_spec_stands_for_the_mask_arguments():
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, name="first"), keras.layers.Dense(4)])
+    for options in ({"sparsity": 0.75, "block_shape": (4, 1), "mask_seed": 3}, {"n_of_m": (2, 4)}):
+        one, other = sparsify(model, MaskSpec(**options)), sparsify(model, **options)
+        assert one.layers[0].mask_spec == other.layers[0].mask_spec == MaskSpec(**options)
+        for mine, its in zip(one.weights, other.weights, strict=True):
+            np.testing.assert_array_equal(numpy_of(mine), numpy_of(its))
+    for arguments in ({"block_shape": (4, 1)}, {"n_of_m": (2, 4)}, {"mask_seed": 1}, {"initial": "nonzero"}):
+        with pytest.raises(ValueError, match=r"Received: .*MaskSpec\(sparsity=0.5"):
+            sparsify(model, MaskSpec(0.5), **arguments)
+
+
 def test_every_sparse_class_has_its_place():
     exported = (getattr(keras_selfish, name) for name in keras_selfish.__all__)
     classes = {value for value in exported if isinstance(value, type) and issubclass(value, SparseLayer)}
-    classes = {sparse_class for sparse_class in classes if sparse_class.keras_layer is not None}
-    assert classes == set(SPARSE_CLASSES.values())
+    classes = {sparse_class for sparse_class in classes if sparse_class.plain_class is not None}
+    of_keras = {
+        plain: sparse for plain, sparse in SPARSE_FORMS.items() if plain.__module__.startswith("keras.")
+    }
+    assert classes == set(of_keras.values())
 
 
 @on_jax

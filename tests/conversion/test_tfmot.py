@@ -6,7 +6,8 @@ import pytest
 from keras import ops
 
 from keras_selfish import SelfishRewiring, from_tfmot
-from keras_selfish.conversion.sparse_forms import SPARSE_CLASSES
+from keras_selfish.layers import SparseLayer, sparse_form_of
+from keras_selfish.layers.forms import SPARSE_FORMS
 from keras_selfish.masks import masked_weights
 
 tf_keras = pytest.importorskip("tf_keras")
@@ -306,7 +307,72 @@ def test_transposed_separable_and_attention_layers(tfmot):
 
 
 def test_pruned_layers_without_a_sparse_form_are_refused(tfmot, monkeypatch):
-    monkeypatch.delitem(SPARSE_CLASSES, keras.layers.Conv3D)
+    monkeypatch.delitem(SPARSE_FORMS, keras.layers.Conv3D)
     model = pruned(tfmot, model_of(old.Conv3D(2, 2, name="volume"), shape=(3, 3, 3, 2)), data(8, 3, 3, 3, 2))
     with pytest.raises(ValueError, match=r"Received: zeros in .*volume/kernel"):
         from_tfmot(model)
+
+
+# A layer of a user's own, in both, and its sparse form.
+
+
+class Doubled(keras.layers.Layer):
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+
+    def build(self, input_shape):
+        self.kernel = self.add_weight(shape=(input_shape[-1], self.units), name="kernel")
+        self.shift = self.add_weight(shape=(self.units,), name="shift")
+
+    def call(self, inputs):
+        return 2 * ops.matmul(inputs, self.kernel) + self.shift
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self.units)
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+@sparse_form_of(Doubled)
+class SparseDoubled(SparseLayer, Doubled):
+    masked_names = ("kernel",)
+
+
+def old_doubled(tfmot):
+    class OldDoubled(old.Layer, tfmot.PrunableLayer):
+        def __init__(self, units, **kwargs):
+            super().__init__(**kwargs)
+            self.units = units
+
+        def build(self, input_shape):
+            self.kernel = self.add_weight("kernel", (input_shape[-1], self.units))
+            self.shift = self.add_weight("shift", (self.units,))
+
+        def call(self, inputs):
+            return 2 * (inputs @ self.kernel) + self.shift
+
+        def get_config(self):
+            return {**super().get_config(), "units": self.units}
+
+        def get_prunable_weights(self):
+            return [self.kernel]
+
+    return OldDoubled
+
+
+def test_layers_of_ones_own_are_converted(tfmot):
+    old_class = old_doubled(tfmot)
+    model = model_of(old_class(8, name="own"), old.Dense(3, name="dense"), shape=(6,))
+    inputs = data(8, 6)
+    with pytest.raises(ValueError, match=r"Received: layer 'own' of class OldDoubled; .* in `custom_layers`"):
+        from_tfmot(model)
+    with pytest.raises(ValueError, match=r"`custom_layers` must give the class of a Keras 3 layer"):
+        from_tfmot(model, {"OldDoubled": old_class})
+    with tf_keras.utils.custom_object_scope({"OldDoubled": old_class}):
+        model = pruned(tfmot, model, inputs)
+        twin = from_tfmot(model, {"OldDoubled": Doubled})
+        assert isinstance(twin.get_layer("own"), SparseDoubled)
+        assert_masks(model, twin)
+        assert_same(tfmot, model, twin, inputs)

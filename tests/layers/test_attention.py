@@ -34,7 +34,7 @@ def models(name, sparsity, **options):
     made = []
     for layer in (
         sparse_class(*arguments, sparsity=sparsity, mask_seed=3, **more, **options),
-        sparse_class.keras_layer(*arguments, **more, **options),
+        sparse_class.plain_class(*arguments, **more, **options),
     ):
         query, value = keras.Input((5, 8)), keras.Input((3, 8))
         made.append(keras.Model([query, value], layer(query, value)))
@@ -78,7 +78,7 @@ def test_a_training_moves_what_exists_only(name, tmp_path):
 
     sparse.save(tmp_path / "model.keras")
     loaded, stripped = keras.models.load_model(tmp_path / "model.keras"), strip(sparse)
-    assert type(stripped.layers[-1]) is CASES[name][0].keras_layer
+    assert type(stripped.layers[-1]) is CASES[name][0].plain_class
     for other in (loaded, stripped):
         np.testing.assert_allclose(numpy_of(other(INPUTS)), numpy_of(sparse(INPUTS)), rtol=1e-5, atol=1e-6)
 

@@ -59,7 +59,7 @@ def models(name, sparsity, **options):
     """A model of one sparse layer, and one of its Keras parent with the same weights and zeros."""
     sparse_class, arguments, more = CASES[name]
     layer = sparse_class(*arguments, sparsity=sparsity, mask_seed=3, **more, **options)
-    parent = layer.keras_layer(*arguments, **more, **options)
+    parent = layer.plain_class(*arguments, **more, **options)
     shape = inputs_of(name).shape[1:]
     sparse, dense = (keras.Sequential([keras.Input(shape), one]) for one in (layer, parent))
     masks = {w.weight.name: ops.convert_to_numpy(w.mask) for w in masked_weights(layer)}
@@ -191,7 +191,7 @@ def test_strip_gives_the_keras_layer(name):
     sparse, _ = models(name, 0.75)
     stripped = strip(sparse)
     layer = sparse.layers[0]
-    assert type(stripped.layers[0]) is layer.keras_layer
+    assert type(stripped.layers[0]) is layer.plain_class
     for kernel in kernel_names(layer):
         np.testing.assert_array_equal(
             numpy_of(getattr(stripped.layers[0], kernel)), numpy_of(getattr(layer, kernel))

@@ -15,7 +15,8 @@ from keras_selfish.layers import (
     SparseReversibleEmbedding,
     SparseSimpleRNN,
 )
-from keras_selfish.layers.masked import MaskedAttribute, MaskedLayer, SparseLayer
+from keras_selfish.layers.forms import plain_form
+from keras_selfish.layers.masked import MaskedAttribute, SparseLayer
 from keras_selfish.masks import masked_weights
 
 if keras.backend.backend() == "tensorflow":
@@ -328,21 +329,13 @@ def test_weights_are_masked_inside_the_call_of_any_layer(compiled):
 
 
 @keras.saving.register_keras_serializable(package="test_masked")
-class SparseScale(MaskedLayer, keras.layers.Layer):
+class SparseScale(SparseLayer, keras.layers.Layer):
     """The least that a masked layer of one's own has to say."""
 
-    masked_names = {"scale": ("low", "high")}
-    scale = MaskedAttribute()
-
-    def __init__(self, sparsity=0.5, distribution="uniform", block_shape=(1, 1), mask_seed=None, **kwargs):
-        super().__init__(**kwargs)
-        self._init_masks(sparsity, distribution, block_shape, mask_seed)
-
-    def masked_shapes(self, input_shape):
-        return {"scale": (2, input_shape[-1])}
+    masked_names = ("scale",)
+    gates = ("low", "high")
 
     def build(self, input_shape):
-        super().build(input_shape)
         self.scale = self.add_weight(shape=(2, input_shape[-1]), initializer="ones", name="scale")
         self.shift = self.add_weight(shape=(), name="shift")
 
@@ -352,7 +345,7 @@ class SparseScale(MaskedLayer, keras.layers.Layer):
 
 
 def test_a_masked_layer_of_ones_own(tmp_path):
-    model = keras.Sequential([keras.Input((8,)), SparseScale(mask_seed=3)])
+    model = keras.Sequential([keras.Input((8,)), SparseScale(sparsity=0.5, mask_seed=3)])
     (masked_weight,) = masked_weights(model)
     assert masked_weight.active == 8
     assert masked_weight.gates == ("low", "high")
@@ -365,12 +358,30 @@ def test_a_masked_layer_of_ones_own(tmp_path):
     np.testing.assert_equal(restored.get_weights(), model.get_weights())
 
 
-def test_a_masked_layer_must_tell_its_shapes():
-    class Shapeless(SparseScale):
-        masked_shapes = MaskedLayer.masked_shapes
+def test_a_layer_must_tell_the_shapes_of_several_masked_weights():
+    class Hasty(SparseScale):
+        masked_names = ("scale", "shift")
 
-    with pytest.raises(ValueError, match="Shapeless must define `masked_shapes`"):
-        Shapeless().build((None, 8))
+    with pytest.raises(ValueError, match=r"Hasty must call `plan_masks`.*Received: .*'scale'"):
+        Hasty().build((None, 8))
+
+
+def test_mistakes_in_the_definition_of_a_layer():
+    with pytest.raises(ValueError, match=r"`masked_names` must be a tuple of names. Received: 'scale'"):
+
+        class Careless(SparseLayer, keras.layers.Layer):
+            masked_names = "scale"
+
+    with pytest.raises(ValueError, match=r"must stand before .* Received: Reversed\(Dense, SparseLayer\)"):
+
+        class Reversed(keras.layers.Dense, SparseLayer):
+            masked_names = ("kernel",)
+
+    class Misspelt(SparseScale):
+        masked_names = ("scales",)
+
+    with pytest.raises(ValueError, match=r"Received: \('scales',\) of Misspelt, which has added none"):
+        Misspelt()(np.ones((2, 8)))
 
 
 @pytest.mark.parametrize(
@@ -406,19 +417,19 @@ def test_every_sparse_layer_names_its_keras_layer():
         SparseLSTM,
         SparseLSTMCell,
     ):
-        assert issubclass(layer, layer.keras_layer)
-        assert layer.keras_layer.__name__ == layer.__name__.removeprefix("Sparse")
+        assert issubclass(layer, layer.plain_class)
+        assert layer.plain_class.__name__ == layer.__name__.removeprefix("Sparse")
     config = SparseDense(4, mask_seed=2, activation="relu").get_config()
-    keras_class, plain = SparseDense.plain_form(config)
-    assert keras_class is keras.layers.Dense
+    plain_class, plain = plain_form(SparseDense, config)
+    assert plain_class is keras.layers.Dense
     assert set(config) - set(plain) == {"sparsity", "distribution", "block_shape", "mask_seed"}
-    assert keras_class.from_config(plain).get_config() == plain
+    assert plain_class.from_config(plain).get_config() == plain
 
     class Derived(SparseDense):
         pass
 
-    assert Derived.plain_form(config) is None
-    assert SparseLayer.keras_layer is None
+    assert plain_form(Derived, config) is None
+    assert SparseLayer.plain_class is None
 
 
 # Other backends

@@ -56,7 +56,7 @@ def sparse_and_dense(kind, options, sparsity=0.0):
     sparse_class, kind_options = KINDS[kind]
     options = {**CHEAP, **kind_options, **options}
     layer = with_weights(sparse_class(UNITS, sparsity=sparsity, mask_seed=7, **options))
-    dense = with_weights(sparse_class.keras_layer(UNITS, **options))
+    dense = with_weights(sparse_class.plain_class(UNITS, **options))
     for masked_weight in masked_weights(layer):
         masked_weight.project()
     for weight, value in zip(dense.trainable_weights, layer.trainable_weights, strict=True):
@@ -308,7 +308,7 @@ def stack(sparse, kinds=tuple(KINDS), **options):
     }
     model = keras.Sequential([keras.Input((None, FEATURES)), keras.layers.Masking()])
     for kind in kinds:
-        layer_class = KINDS[kind][0] if sparse else KINDS[kind][0].keras_layer
+        layer_class = KINDS[kind][0] if sparse else KINDS[kind][0].plain_class
         layer = layer_class(
             UNITS, return_sequences=True, recurrent_initializer="zeros", **own.get(kind, {}), **options
         )

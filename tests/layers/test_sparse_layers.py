@@ -40,7 +40,7 @@ def layer_and_parent(sparse_class, *args, sparsity=0.0, inputs=None, **options):
     if sparse_class in RECURRENT or sparse_class in CELLS:
         options["recurrent_initializer"] = "zeros"  # an orthogonal one takes longer than the rest
     layer = sparse_class(*args, sparsity=sparsity, mask_seed=7, **options)
-    parent = layer.keras_layer(*args, **options)
+    parent = layer.plain_class(*args, **options)
     # Recurrent activations of inputs of all sizes: biases and kernels that are not what Keras starts from.
     shape = (BATCH, TIME, FEATURES) if inputs is None else inputs
     layer.build(shape)
@@ -138,7 +138,7 @@ def test_all_arguments_of_keras_are_kept(sparse_class):
         arguments["reset_after"] = False
     if sparse_class is SparseLSTM:
         arguments["unit_forget_bias"] = False
-    layer, parent = (one(**arguments, name="layer") for one in (sparse_class, sparse_class.keras_layer))
+    layer, parent = (one(**arguments, name="layer") for one in (sparse_class, sparse_class.plain_class))
     expected = parent.get_config() | {"seed": 3}  # which Keras 3.15 forgets in its SimpleRNN
     assert {name: layer.get_config()[name] for name in expected} == expected
     expected = parent.cell.get_config() | {"name": layer.cell.name}
@@ -275,7 +275,7 @@ def test_an_untied_reversible_embedding_masks_both_matrices(tmp_path):
 @pytest.mark.parametrize("sparse_class", RECURRENT)
 def test_bidirectional(sparse_class):
     layer = keras.layers.Bidirectional(sparse_class(UNITS, sparsity=0.5, mask_seed=3, return_sequences=True))
-    dense = keras.layers.Bidirectional(sparse_class.keras_layer(UNITS, return_sequences=True))
+    dense = keras.layers.Bidirectional(sparse_class.plain_class(UNITS, return_sequences=True))
     layer.build((BATCH, TIME, FEATURES))
     dense.build((BATCH, TIME, FEATURES))
     copy_weights(dense, layer)
@@ -491,7 +491,7 @@ def test_within_another_dtype_the_outputs_are_those_of_keras():
 def test_pure_float16_is_no_less_exact_than_in_keras(sparse_class):
     generator = np.random.default_rng(1)
     layer, parent = layer_and_parent(sparse_class, UNITS, sparsity=0.5, dtype="float16")
-    exact = sparse_class.keras_layer(UNITS, dtype="float64")
+    exact = sparse_class.plain_class(UNITS, dtype="float64")
     exact.build((BATCH, TIME, FEATURES))
     for weight, half in zip(exact.weights, parent.weights, strict=True):
         weight.assign(ops.cast(half, "float64"))

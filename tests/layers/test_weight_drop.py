@@ -65,7 +65,7 @@ def drop_factor(shape, rate=RATE, seed=SEED):
 
 def dense_twin(layer, rate=RATE, **options):
     """Keras's layer with the dropped recurrent kernel baked in, and the factor of it."""
-    twin = layer.keras_layer(UNITS, return_sequences=True, recurrent_initializer="zeros", **options)
+    twin = layer.plain_class(UNITS, return_sequences=True, recurrent_initializer="zeros", **options)
     twin.build((BATCH, TIME, FEATURES))
     masks = {id(masked_weight.mask) for masked_weight in masked_weights(layer)}
     weights = [numpy(weight) for weight in layer.weights if id(weight) not in masks]
@@ -412,7 +412,7 @@ def test_save_load_strip(kind, tmp_path):
     np.testing.assert_array_equal(loaded(inputs), model(inputs))
     np.testing.assert_array_equal(loaded(inputs, training=True), model(inputs, training=True))
     stripped = strip(model)
-    assert type(stripped.layers[0]) is KINDS[kind].keras_layer
+    assert type(stripped.layers[0]) is KINDS[kind].plain_class
     np.testing.assert_allclose(stripped(inputs), model(inputs), rtol=1e-5, atol=1e-6)
 
 

@@ -7,6 +7,7 @@ import keras_selfish
 from keras_selfish import (
     SNTASGD,
     LanguageModel,
+    MaskSpec,
     NonMonotonicAveraging,
     RigL,
     SelfishRewiring,
@@ -26,6 +27,7 @@ from keras_selfish import (
 )
 from keras_selfish.analysis import plot_history, report
 from keras_selfish.export import litert, saved_model, strip
+from keras_selfish.layers import sparse_form_of
 from keras_selfish.masks import active_counts, random_mask
 from keras_selfish.rewiring import GMP, METHODS
 from keras_selfish.switcher import SwitcherNetwork
@@ -48,6 +50,9 @@ SparseConv2D(8, 3, mask_seed="seed")  # arg-type
 SparseEmbedding(100, 8, embeding_dropout=0.5)  # call-arg
 SparseMultiHeadAttention(2, 4, block_shape="4x1")  # arg-type
 SwitchedDense(8, granularity="unit")  # arg-type
+MaskSpec(0.5, seed=1)  # call-arg
+MaskSpec(distribution="even")  # arg-type
+sparse_form_of("Dense")  # arg-type
 SelfishRewiring(pruning_rate="0.5")  # arg-type
 SelfishRewiring(schedule="cosinus")  # arg-type
 SelfishRewiring(frequency="step")  # arg-type

@@ -20,9 +20,9 @@ import keras
 import pytest
 
 from keras_selfish import layers, masks, models, rewiring
-from keras_selfish.conversion.sparse_forms import SPARSE_CLASSES
 from keras_selfish.layers import options
-from keras_selfish.layers.masked import MASK_ARGUMENTS
+from keras_selfish.layers.forms import PLAIN_FORMS, SPARSE_FORMS
+from keras_selfish.mask_spec import MASK_ARGUMENTS
 from keras_selfish.models.options import ArchitectureOptions, LanguageModelOptions
 from keras_selfish.rewiring.options import RewiringOptions
 
@@ -134,10 +134,13 @@ def declared(cls):
     return named | set(getattr(options, handed_on).__annotations__)
 
 
-@pytest.mark.parametrize("keras_layer", SPARSE_CLASSES, ids=lambda layer: layer.__name__)
+OF_KERAS = [plain_class for plain_class in SPARSE_FORMS if plain_class.__module__.startswith("keras.")]
+
+
+@pytest.mark.parametrize("keras_layer", OF_KERAS, ids=lambda layer: layer.__name__)
 def test_sparse_layers_declare_the_arguments_of_keras(keras_layer):
-    sparse_class = SPARSE_CLASSES[keras_layer]
-    accepted = parameters_of(keras_layer.__init__) | set(MASK_ARGUMENTS) | set(sparse_class.further_arguments)
+    sparse_class = SPARSE_FORMS[keras_layer]
+    accepted = parameters_of(keras_layer.__init__) | set(PLAIN_FORMS[sparse_class].without)
     for base in keras_layer.__mro__:
         if base in (keras.layers.RNN, keras.layers.Embedding, keras.layers.Layer):  # which get the rest
             accepted |= parameters_of(base.__init__)
@@ -166,6 +169,7 @@ def test_options_are_the_arguments_they_stand_for():
     fields = {field.name for field in dataclasses.fields(models.Architecture)}
     assert set(RewiringOptions.__annotations__) == parameters_of(rewiring.Rewiring) - {"pruning_rate"}
     assert set(ArchitectureOptions.__annotations__) == fields - {"vocabulary_size", "units"}
+    assert tuple(options.MaskOptions.__annotations__) == MASK_ARGUMENTS
     own = parameters_of(models.LanguageModel.__init__)
     assert set(LanguageModelOptions.__annotations__) == (fields | own) - {"vocabulary_size"}
     assert set(masks.DISTRIBUTIONS) == set(options.Distribution.__args__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import tempfile
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,6 +13,7 @@ from keras_selfish import (
     SNTASGD,
     LanguageModel,
     MaskedWeight,
+    MaskSpec,
     NonMonotonicAveraging,
     PolynomialDecay,
     RigL,
@@ -27,6 +29,7 @@ from keras_selfish import (
 from keras_selfish.analysis import Report, report
 from keras_selfish.conversion import sparsify as sparsify_again
 from keras_selfish.export import litert
+from keras_selfish.layers import SparseLayer, sparse_form_of
 from keras_selfish.rewiring import GMP, MaskCallback
 from keras_selfish.rewiring.rules import Matrix, needs_gradients
 from keras_selfish.typing import TensorLike
@@ -84,6 +87,41 @@ def sizes(model: keras.Model) -> dict[str, int]:
     return {weight.name: weight.active for weight in weights} | {"all": found.parameters.sparse}
 
 
+class Gated(keras.layers.Layer):
+    """A layer of the program's own."""
+
+    def __init__(self, units: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.units = units
+
+    def build(self, input_shape: tuple[int, ...]) -> None:
+        self.kernel = self.add_weight(shape=(input_shape[-1], self.units), name="kernel")
+
+    def call(self, inputs: Any) -> Any:
+        return keras.ops.sigmoid(keras.ops.matmul(inputs, self.kernel))
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "units": self.units}
+
+
+@sparse_form_of(Gated)
+class SparseGated(SparseLayer, Gated):
+    masked_names = ("kernel",)
+
+    def call(self, inputs: Any) -> Any:
+        with self.effective_weights():
+            return super().call(inputs)
+
+
+def own_layer(units: int) -> list[int]:
+    spec = MaskSpec(0.75, block_shape=BLOCK_SHAPE)
+    layer: SparseGated = SparseGated(units, sparsity=spec.sparsity, mask_seed=1)
+    (copy,) = sparsify([Gated(units)], spec)
+    for one in (layer, copy):
+        one(np.ones((2, 8), "float32"))
+    return [weight.active for one in (layer, copy) for weight in masked_weights(one)]
+
+
 def sparse_copy(units: int) -> keras.Model:
     dense = keras.Sequential([keras.Input((8,)), keras.layers.Dense(units), keras.layers.Dense(4)])
     again, what_became = sparsify_again(dense, 0.5, layers=lambda layer: bool(layer.name), return_report=True)
@@ -112,6 +150,7 @@ def main() -> None:
     assert len(losses) == 2
     assert len(methods_of([(x, y)])) == 4
     assert sizes(model)["all"] > 0
+    assert own_layer(16) == [32, 32]
     with tempfile.TemporaryDirectory() as folder:
         assert export(sparse_copy(16), pathlib.Path(folder)) > 0
     assert [one.architecture.vocabulary_size for one in language_models()] == [100, 100]
