@@ -28,7 +28,7 @@ def command(kind, settings_from_flags, train, errors=()):
 
     Args:
         kind: What is trained, such as "language model".
-        settings_from_flags: Function that returns the settings of the run, a dict of JSON values.
+        settings_from_flags: Function that returns the settings of the run, with `to_json` and `from_json`.
         train: Function of the settled settings and the `Workdir`.
         errors: Further exception classes whose message is for the user.
     """
@@ -43,16 +43,31 @@ def command(kind, settings_from_flags, train, errors=()):
             settings = settings_from_flags()
             workdir = Workdir(flags.FLAGS.workdir, kind)
             # Of several processes the first one writes; the others read.
-            writes = Worker.of(settings).is_chief and distribution_jax.is_first(settings)
+            strategy = getattr(settings, "strategy", "none")
+            writes = Worker.of(strategy).is_chief and distribution_jax.is_first(strategy)
             opened = workdir.open() if writes else contextlib.nullcontext()
             with opened, signals.last_words(workdir.last_words):
-                train(workdir.settle(settings), workdir)
+                train(settled(settings, workdir), workdir)
         except Exception as error:
             end(error, (RunError, ValueError, OSError, *errors), workdir)
         logging.info("Finished in %.0f s", time.perf_counter() - began)
 
     main.__module__ = train.__module__
     return main
+
+
+def settled(settings, workdir):
+    """The settings that the run in a `Workdir` begins or goes on with; writes nothing.
+
+    Raises:
+        RunError: if the folder belongs to a run with other settings or to something else.
+    """
+
+    def as_today(content):
+        today = type(settings).from_json(content).to_json()
+        return {name: today.get(name) for name in content}
+
+    return settings.from_json(workdir.settle(settings.to_json(), as_today))
 
 
 def run(main):

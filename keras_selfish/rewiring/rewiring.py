@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from absl import logging
@@ -137,6 +137,12 @@ class Rewiring(MaskCallback):
         self.total_steps = total_steps
         self.stop_fraction = stop_fraction
         self.reset_regrown = reset_regrown
+
+    @classmethod
+    def for_run(
+        cls, *, sparsity: float, total_steps: int, data: GradientData, seed: int, **options: Any
+    ) -> Self:
+        return cls(total_steps=total_steps, gradient_data=data, seed=seed, **options)
 
     def _forget_training(self):
         super()._forget_training()

@@ -16,6 +16,7 @@ import time
 import pytest
 
 from trainers.files import RunError, WriteError, no_room, replace
+from trainers.program import settled
 from trainers.workdir import Workdir
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
@@ -203,7 +204,7 @@ def test_a_trainer_that_is_interrupted_goes_on_where_it_stopped(trainer, corpus,
     assert not any("Traceback" in line for line in lines)
     workdir = Workdir(tmp_path / "run", "language model")
     with workdir.open():
-        workdir.settle(language_model.settings(*flags))
+        settled(language_model.settings(*flags), workdir)
         assert f"epoch {workdir.checkpoint()['epochs_done']} is kept" in lines[-1]
 
 
