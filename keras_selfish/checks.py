@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import numbers
+import operator
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
@@ -76,10 +77,10 @@ def integer(
     """
     if _among(value, others):
         return value
-    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not is_integer or not _between(value, at_least, at_most):
+    found = _index(value)
+    if found is None or not _between(found, at_least, at_most):
         refuse(name, f"must be {_alternatives(name, others)}{_integers(at_least, at_most)}", value, advice)
-    return int(value)
+    return found
 
 
 def integers(name: str, value: Any, at_least: int = 1) -> list[int]:
@@ -122,7 +123,7 @@ def number(
     if _among(value, others):
         return value
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not is_number or not _within(float(value), interval):
+    if not is_number or not _within(value, interval):
         what = _OPEN.get(interval, f"a number in {interval}")
         refuse(name, f"{meaning} must be {_alternatives(name, others)}{what}".lstrip(), value, advice)
     return value
@@ -152,6 +153,16 @@ def _alternatives(name, others):
     return "".join(f"{json.dumps(other) if isinstance(other, str) else other} or " for other in others)
 
 
+def _index(value):
+    """An integer of any kind as an `int`; None for anything else, booleans included."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
 def _between(value, low, high):
     return (low is None or value >= low) and (high is None or value <= high)
 
@@ -166,7 +177,7 @@ def _integers(low, high):
 
 
 def _within(value, interval):
-    """Whether a float lies in an interval; NaN lies in none."""
+    """Whether a number lies in an interval; NaN lies in none."""
     low, high = map(float, interval[1:-1].split(","))
     above = value >= low if interval[0] == "[" else value > low
     return above and (value <= high if interval[-1] == "]" else value < high)

@@ -234,11 +234,7 @@ def check_seed(seed: int, name: str = "seed") -> int:
 
 def check_distribution(distribution: str) -> None:
     """Raises `ValueError` for an unknown distribution of connections."""
-    if distribution not in DISTRIBUTIONS:
-        raise ValueError(
-            f"`distribution` must be one of {', '.join(DISTRIBUTIONS)}. "
-            f"Received: distribution={distribution!r}"
-        )
+    checks.one_of("distribution", distribution, DISTRIBUTIONS)
 
 
 def check_block_shape(

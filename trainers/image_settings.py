@@ -19,6 +19,9 @@ FLAGS = flags.FLAGS
 # Those with hidden dense layers first.
 NETWORKS = ("lenet_300_100", "lenet_5", "vgg_16", "resnet_18", "resnet_34", "mobilenet")
 WITH_HIDDEN_DENSE = NETWORKS[:3]
+# The digits are only some 1500 training images: without more and smaller steps nothing is learned of them.
+_OF_DATASETS = {"digits": {"epochs": 60, "batch_size": 32}}
+_OF_OTHERS = {"epochs": 20, "batch_size": 128}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +87,9 @@ class Settings:
 
     def __post_init__(self):
         check_settings(self, "--{}")
+        for name, value in _OF_DATASETS.get(self.dataset, _OF_OTHERS).items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)  # a frozen dataclass settles its own fields
 
     to_json = settings.to_json
 
@@ -103,11 +109,6 @@ class Settings:
         return self.task_steps + self.switcher_steps
 
 
-# The digits are only some 1500 training images: without more and smaller steps nothing is learned of them.
-_OF_DATASETS = {"digits": {"epochs": 60, "batch_size": 32}}
-_OF_OTHERS = {"epochs": 20, "batch_size": 128}
-
-
 def settings_from_flags():
     """The settings of the run.
 
@@ -115,10 +116,10 @@ def settings_from_flags():
         ValueError: for flags that are out of range, or say nothing to each other.
     """
     run = settings.given(Settings)
-    run = _OF_DATASETS.get(run["dataset"], _OF_OTHERS) | run
     if run.get("data_dir") is not None:
         run["data_dir"] = os.path.abspath(run["data_dir"])
-    found = Settings(**run, schedule_epochs=run["epochs"])
+    found = Settings(**run)
+    found = dataclasses.replace(found, schedule_epochs=found.epochs)
     method = METHODS[found.method]
     if found.sparsity >= 0 or not method.switched:
         masks.check_sparsity(found.sparsity, "--sparsity")

@@ -160,5 +160,7 @@ def _check(found):
             f"--sparsity must be left out with --n_of_m={n},{m}, which makes it {1 - n / m}. "
             f"Received: --sparsity={sparsity}"
         )
+    if FLAGS.export_text and not FLAGS.export:
+        raise ValueError("--export_text needs --export. Received: --noexport --export_text")
     if found.cpu_replicas and found.strategy != "mirrored":
         raise ValueError(f"--cpu_replicas needs --strategy=mirrored. Received: --strategy={found.strategy}")

@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 from keras import ops
 
-from keras_selfish import masks
+from keras_selfish import checks, masks
 from keras_selfish.cloning import (
     check_model,
     clone_layers,
@@ -331,8 +331,7 @@ def _sparsity_of_pattern(n_of_m, sparsity, initial):
 
 
 def _check_arguments(sparsity, layers, initial):
-    if initial not in INITIAL:
-        raise ValueError(f"`initial` must be one of {', '.join(INITIAL)}. Received: initial={initial!r}")
+    checks.one_of("initial", initial, INITIAL)
     if initial != "nonzero":
         masks.check_sparsity(sparsity)
     elif sparsity is not None:

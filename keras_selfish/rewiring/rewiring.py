@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-import numpy as np
 from absl import logging
 from keras import ops
 
+from keras_selfish import checks
 from keras_selfish.optimizers import wrappers
 from keras_selfish.rewiring import device_change, rules, schedules
 from keras_selfish.rewiring.mask_callback import MaskCallback
@@ -103,14 +103,12 @@ class Rewiring(MaskCallback):
         seed: int = 0,
     ) -> None:
         super().__init__(gradient_data, seed)
-        _check_fraction("pruning_rate", pruning_rate)
-        _check_fraction("end_rate", end_rate)
-        _check_fraction("stop_fraction", stop_fraction, above=0.0)
-        if frequency != "epoch":
-            _check_steps("frequency", frequency, '"epoch" or ')
-        for name, value in (("end_step", end_step), ("total_steps", total_steps)):
-            if value is not None:
-                _check_steps(name, value, "None or ")
+        checks.number("pruning_rate", pruning_rate, "[0, 1]")
+        checks.number("end_rate", end_rate, "[0, 1]")
+        checks.number("stop_fraction", stop_fraction, "(0, 1]")
+        checks.integer("frequency", frequency, at_least=1, others=("epoch",))
+        checks.integer("end_step", end_step, at_least=1, others=(None,))
+        checks.integer("total_steps", total_steps, at_least=1, others=(None,))
         self.schedule = rules.resolve("schedule", schedule, schedules.SCHEDULES)
         if isinstance(schedule, str):
             self.schedule = self.schedule(pruning_rate, end_rate)
@@ -124,10 +122,7 @@ class Rewiring(MaskCallback):
         self.redistribution = redistribution
         if redistribution is not None:
             self.redistribution = rules.resolve("redistribution", redistribution, rules.REDISTRIBUTION_RULES)
-        if drop_scope not in DROP_SCOPES:
-            raise ValueError(
-                f"`drop_scope` must be one of {', '.join(DROP_SCOPES)}. Received: drop_scope={drop_scope!r}"
-            )
+        checks.one_of("drop_scope", drop_scope, DROP_SCOPES)
         self._gradient_batches = rules.batches_needed(self.drop, self.grow, self.redistribution)
         self.check_gradient_data(self._gradient_batches)
         self.drop_scope = drop_scope
@@ -257,7 +252,7 @@ class Rewiring(MaskCallback):
         Raises:
             ValueError: if the rate is out of range, or a weight is NaN.
         """
-        _check_fraction("rate", rate)
+        checks.number("rate", rate, "[0, 1]")
         if rate == 0:
             return
         if device_change.serves(self.model, self.drop, self.grow, self.drop_scope, self.redistribution):
@@ -288,15 +283,3 @@ class Rewiring(MaskCallback):
                 f"{type(self).__name__} would change. Received: n_of_m={masked_weight.n_of_m}; use a method "
                 "that keeps each weight's number, such as SelfishRewiring, SET or RigL"
             )
-
-
-def _check_fraction(name, value, above=None):
-    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    if not number or not 0.0 <= value <= 1.0 or value == above:
-        interval = "[0, 1]" if above is None else "(0, 1]"
-        raise ValueError(f"`{name}` must be a number in {interval}. Received: {name}={value!r}")
-
-
-def _check_steps(name, value, alternative):
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"`{name}` must be {alternative}a positive integer. Received: {name}={value!r}")

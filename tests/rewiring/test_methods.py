@@ -294,7 +294,9 @@ def test_what_is_no_pruning_schedule(schedule):
 def test_a_pruning_schedule_out_of_range():
     with pytest.raises(ValueError, match=r"`final_sparsity` .* Received: final_sparsity=1.0"):
         PolynomialDecay(0.0, 1.0, 0, 10)
-    with pytest.raises(ValueError, match=r"`begin_step` must come before .* begin_step=10, end_step=10"):
+    with pytest.raises(
+        ValueError, match=r"`end_step` must be .* Received: end_step=10; it must come after begin_step=10"
+    ):
         PolynomialDecay(0.0, 0.5, 10, 10)
 
 
