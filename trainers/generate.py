@@ -38,7 +38,7 @@ flags.DEFINE_integer("threads", 1, "Threads of the runtime.", lower_bound=1)
 def generate():
     """Prints the prompt of the flags and what the model makes of it."""
     checks.number("--top_p", FLAGS.top_p, "(0, 1]")
-    artifact = open_artifact(FLAGS.model, FLAGS.threads)
+    artifact = open_artifact(program.path("model"), FLAGS.threads)
     if artifact.tokens is None:
         raise RunError(
             "--model must have its vocabulary with it, or in a file vocabulary.txt beside it. "

@@ -246,7 +246,13 @@ def finish(model, images, settings, workdir):
     return results
 
 
-main = program.command("image classifier", settings_from_flags, train, errors=[ModuleNotFoundError])
+main = program.command(
+    "image classifier",
+    settings_from_flags,
+    train,
+    smaller="--width or --batch_size",
+    errors=[ModuleNotFoundError],
+)
 
 
 def run():

@@ -1,7 +1,6 @@
 """The settings of a run of the trainer of image classifiers."""
 
 import dataclasses
-import os
 from typing import Literal
 
 from absl import flags
@@ -11,6 +10,7 @@ from keras_selfish.data import IMAGE_DATASETS
 from keras_selfish.settings import check_settings, setting
 from keras_selfish.typing import Distribution
 from trainers import settings
+from trainers.files import absolute_path
 from trainers.image_methods import METHODS
 from trainers.methods import check_distribution, check_options, summaries
 
@@ -37,7 +37,7 @@ class Settings:
         "digits", "The images; digits come with scikit-learn.", choices=sorted(IMAGE_DATASETS)
     )
     data_dir: str | None = setting(
-        None, "Folder with the data set's files, or an .npz file; else downloaded."
+        None, "Folder with the data set's files, or an .npz file; else downloaded.", text=absolute_path
     )
     method: str = setting(
         "switcher", lambda: f"How the dense layers become sparse.\n{summaries(METHODS)}", choices=METHODS
@@ -116,8 +116,6 @@ def settings_from_flags():
         ValueError: for flags that are out of range, or say nothing to each other.
     """
     run = settings.given(Settings)
-    if run.get("data_dir") is not None:
-        run["data_dir"] = os.path.abspath(run["data_dir"])
     found = Settings(**run)
     found = dataclasses.replace(found, schedule_epochs=found.epochs)
     method = METHODS[found.method]

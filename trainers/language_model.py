@@ -172,7 +172,7 @@ def make_callbacks(settings, workdir, train, checkpoint, workers):
 def train(settings, workdir):
     """Runs a whole training, from wherever it stands, and returns the results as a dict."""
     # Data and checkpoint first: what is wrong with them is said before a backend is loaded.
-    corpus = load_corpus(settings.dataset, data_dir=settings.data_dir, cache_dir=FLAGS.cache_dir)
+    corpus = load_corpus(settings.dataset, data_dir=settings.data_dir, cache_dir=program.path("cache_dir"))
     check_words(corpus, settings)
     data = fingerprints.of_corpus(corpus)
     workdir.check_data(data, settings.to_json())
@@ -371,7 +371,12 @@ def _plot(workdir):
     replace(workdir.path / "history.png", lambda path: plot_history(workdir.history, path))
 
 
-main = program.command("language model", settings_from_flags, train)
+main = program.command(
+    "language model",
+    settings_from_flags,
+    train,
+    smaller="--units, --layers, --batch_size or --bptt",
+)
 
 
 def run():

@@ -1,7 +1,6 @@
 """The settings of a run of the language-model trainer."""
 
 import dataclasses
-import os
 from typing import Literal
 
 from absl import flags
@@ -17,6 +16,7 @@ from keras_selfish.settings import check_settings, setting
 from trainers import settings
 from trainers.distribution import Worker
 from trainers.distribution_jax import STRATEGIES
+from trainers.files import absolute_path
 from trainers.methods import check_distribution, check_options, summaries
 
 FLAGS = flags.FLAGS
@@ -55,7 +55,9 @@ class RunSettings:
     """What a run is, besides its model and how that is trained."""
 
     preset: str = setting("quick", "Settings to begin from.", choices=sorted(PRESETS))
-    data_dir: str | None = setting(None, "Folder with the corpus's files; without it, they are downloaded.")
+    data_dir: str | None = setting(
+        None, "Folder with the corpus's files; without it, they are downloaded.", text=absolute_path
+    )
     averaging: bool = setting(True, "Whether the weights are averaged once validation stops improving.")
     precision: Literal["float32", "mixed_bfloat16"] = setting("float32", "Type of the computations.")
     seed: int = setting(0, "Seed of weights, masks, dropout and rewiring.", at_least=0, at_most=2**32 - 1)
@@ -118,8 +120,6 @@ def settings_from_flags():
     if run["method"] != "selfish":  # whose published rate the preset's is
         training["pruning_rate"] = None
     training |= settings.given(Training)
-    if run.get("data_dir") is not None:
-        run["data_dir"] = os.path.abspath(run["data_dir"])
     found = Settings(
         architecture=_architecture(**model | settings.given(Architecture)),
         schedule_epochs=training["epochs"],

@@ -5,7 +5,6 @@ import contextlib
 import hashlib
 import json
 import math
-import pathlib
 import tempfile
 import time
 
@@ -25,6 +24,7 @@ from trainers.files import (
     replace,
     sha256,
     take_place,
+    user_path,
     write_beside,
     write_json,
     write_text,
@@ -63,7 +63,7 @@ class Workdir:
             raise RunError(f"--workdir must name a folder. Received: --workdir={str(path)!r}")
         self._kind = f"keras_selfish {kind} run, version "
         self.format = f"{self._kind}1"
-        self.path = pathlib.Path(path).expanduser()
+        self.path = user_path("--workdir", path)
         self.config = self.path / "config.json"
         self.state = self.path / "checkpoint.json"
         self.history = self.path / "history.csv"
