@@ -58,7 +58,7 @@ def setting(
         at_most: Largest number that is allowed.
         within: Interval of numbers that are allowed, as in `checks.number`.
         choices: Values that are allowed; those of a `Literal` by default.
-        check: Function of the value and its name that raises `ValueError`.
+        check: Function of the value and its name that raises `ValueError`, in place of all other checks.
         words: How a flag that is a list of words becomes a value: a function of its name and the words.
         text: How a flag that is a text becomes a value: a function of its name and the text.
     """
@@ -128,24 +128,28 @@ def checked(cls: type, field: dataclasses.Field[Any], value: Any, name: str) -> 
         ValueError: for another value.
     """
     kind, rules = kind_of(cls, field), field.metadata
-    others = (None,) if kind.optional else ()
     if kind.optional and value is None:
         return value
+    if rules.get("check"):
+        rules["check"](value, name)
+        return value
+    others = (None,) if kind.optional else ()  # for the message
     if kind.choices is not None:
         return checks.one_of(name, value, kind.choices, others=others)
     if kind.type is int:
-        value = checks.integer(name, value, rules.get("at_least"), rules.get("at_most"), others=others)
-    elif kind.type is float:
-        low, high = rules.get("at_least"), rules.get("at_most")
-        interval = f"{'(-inf' if low is None else f'[{low:g}'}, {'inf)' if high is None else f'{high:g}]'}"
-        if not rules.get("check"):
-            value = checks.number(name, value, rules.get("within") or interval, others=others)
-    elif kind.type is not None and not isinstance(value, kind.type):
+        return checks.integer(name, value, rules.get("at_least"), rules.get("at_most"), others=others)
+    if kind.type is float:
+        value = checks.number(name, value, rules.get("within") or _interval(rules), others=others)
+        return value if isinstance(value, int) else float(value)
+    if kind.type is not None and not isinstance(value, kind.type):
         what = {bool: "True or False", str: "a text"}[kind.type]
         checks.refuse(name, f"must be {'None, ' if others else ''}{what}", value)
-    if rules.get("check"):
-        rules["check"](value, name)
     return value
+
+
+def _interval(rules):
+    low, high = rules.get("at_least"), rules.get("at_most")
+    return f"{'(-inf' if low is None else f'[{low:g}'}, {'inf)' if high is None else f'{high:g}]'}"
 
 
 # How flags of other types become values.

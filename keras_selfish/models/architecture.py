@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from keras_selfish import checks, masks
@@ -20,6 +20,13 @@ RATES = "[0, 1)"
 def _one_or_several(name, words):
     units = whole_numbers("a whole number or several, such as 256,200")(name, words)
     return units[0] if len(units) == 1 else units
+
+
+def _checked_units(units):
+    if not isinstance(units, Iterable):
+        return checks.integer("units", units, at_least=1)
+    several = tuple(checks.integers("units", units))
+    return several or checks.refuse("units", "must be a positive integer or a list of them", units)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,8 +137,7 @@ class Architecture:
 
     def __post_init__(self):
         self._set("block_shape", masks.check_block_shape(self.block_shape))
-        if not isinstance(self.units, int):
-            self._set("units", tuple(checks.integers("units", self.units)))
+        self._set("units", _checked_units(self.units))
         check_settings(self)
         self._check_sizes()
         if self.experts > 1 and not self.decoder_bias:
@@ -151,8 +157,6 @@ class Architecture:
         layers = self.layers or 0 if isinstance(self.units, int) else len(self.units)
         if layers > MOST_LAYERS:
             checks.refuse("layers", f"must be at most {MOST_LAYERS}", layers)
-        for size in self.layer_units or [0]:
-            checks.integer("units", size, at_least=1)
         if not isinstance(self.units, int) and self.layers not in (None, len(self.units)):
             raise ValueError(
                 "`layers` must be the length of the list `units`, or left out. "

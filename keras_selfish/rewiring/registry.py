@@ -64,8 +64,8 @@ class Method:
         if self.callback is None:
             return []
         given = {name: value for name, value in options.items() if value is not None}
-        run = {"sparsity": sparsity, "total_steps": total_steps, "data": data, "seed": seed}
-        return [self.callback.for_run(**run, **given)]
+        make = self.callback.for_run
+        return [make(sparsity=sparsity, total_steps=total_steps, data=data, seed=seed, **given)]
 
 
 # The one place to add a method to the package: the trainers list what is here, and the package exports the
