@@ -30,8 +30,8 @@ class Rewiring(MaskCallback):
     """Moves the connections of a model's masked weights while it trains; their number stays the same.
 
     At the end of each epoch, or each N steps, a fraction of the connections is dropped and as many are grown
-    elsewhere: in the same weight, unless `redistribution` says otherwise. What goes and comes is said by
-    rules, how much by a schedule, when by `frequency`. The rewiring of an epoch's end is carried out before
+    elsewhere: in the same weight, unless `redistribution` says otherwise. Rules say which are dropped and
+    grown, a schedule how many, `frequency` when. The rewiring of an epoch's end is carried out before
     the first batch of the next epoch: what was validated is what a checkpoint saves, and there is none after
     the last epoch.
 
@@ -52,14 +52,14 @@ class Rewiring(MaskCallback):
         end_step: Last training step at which connections are rewired; None (default) for no end.
         total_steps: Length of the training in steps. Default: epochs times the steps of an epoch.
         stop_fraction: Fraction of `total_steps` at which the schedule and rewiring end, in (0, 1].
-        drop: Which connections go: `"magnitude"`, the smallest weights; `"magnitude_by_sign"`;
+        drop: Which connections are dropped: `"magnitude"`, the smallest weights; `"magnitude_by_sign"`;
             `"sensitivity"`; or a drop rule (see `rules`).
         drop_scope: `"matrix"` (default) to rewire the same fraction of each weight; `"model"` to drop those
             with the smallest scores of all weights together, so that one threshold holds everywhere.
-        grow: Which connections come: `"random"`, uniformly; `"gradient"`; `"momentum"`; `"guided"`; or a
+        grow: Which connections are grown: `"random"`, uniformly; `"gradient"`; `"momentum"`; `"guided"`; or a
             grow rule.
-        redistribution: Which weight gets the connections that come: None (default) for the one that lost
-            them; `"nonzeros"`, `"magnitude"`, `"momentum"` or a redistribution rule for a share of all.
+        redistribution: Which weight gets the connections that are grown: None (default) for the one that
+            lost them; `"nonzeros"`, `"magnitude"`, `"momentum"` or a redistribution rule for a share of all.
         gradient_data: The training data, if a rule needs gradients of connections that do not exist: one
             batch, a `PyDataset`, a `tf.data.Dataset`, or a function from the step to a batch.
         reset_regrown: What happens to a connection that is dropped and grown again in the same rewiring. By
