@@ -229,7 +229,7 @@ def run_commands(trainer, corpus, folder):
         program, *arguments = words[2:]
         name = program.removeprefix("trainers.")
         if name == "language_model":
-            assert trainer(name).settings(*arguments)["dataset"] == "text"
+            assert trainer(name).settings(*arguments).dataset == "text"
             continue
         done = trainer(name).run(None, *arguments)
         assert done.returncode == 0, (line, done.stderr)
