@@ -13,6 +13,8 @@ import pathlib
 import statistics
 import sys
 
+from trainers.image_settings import Settings
+
 COLUMNS = ("network", "method", "wanted sparsity", "sparsity", "test accuracy", "standard deviation", "seeds")
 # In percent.
 SPARSITY_TICKS = (0, 50, 70, 80, 90, 95, 97, 98, 99, 99.5, 99.9)
@@ -37,11 +39,7 @@ def rows(runs):
 
 def method(settings):
     """The method's name, and what of its settings is not the default."""
-    defaults = {
-        "architecture": "contextual",
-        "estimator": "straight_through",
-        "distribution": "uniform",
-    }
+    defaults = {name: getattr(Settings, name) for name in ("architecture", "estimator", "distribution")}
     others = [settings[name] for name, default in defaults.items() if settings.get(name, default) != default]
     return ", ".join([settings["method"], *others])
 

@@ -26,6 +26,7 @@ import numpy as np
 from benchmarks.options import make_parser, names_among, parse, sizes_of
 from benchmarks.output import draw_bars, print_table, write_figures
 from benchmarks.processes import ROOT, alternate, extremes, machine, median
+from benchmarks.task import SPARSITY
 
 CELLS = ("lstm", "gru", "simple_rnn", "rhn", "on_lstm")
 ON_A_GPU = ("lstm_cudnn",)
@@ -36,7 +37,7 @@ MODULE = "benchmarks.cells"
 def make_layer(cell, units, dtype):
     from keras_selfish import layers
 
-    options = {"return_sequences": True, "sparsity": 0.67, "mask_seed": 1, "dtype": dtype}
+    options = {"return_sequences": True, "sparsity": SPARSITY, "mask_seed": 1, "dtype": dtype}
     if cell == "rhn":
         return layers.SparseRHN(units, depth=10, **options)
     if cell == "on_lstm":

@@ -35,15 +35,12 @@ def make_parser(description, rounds=3, steps=None, **sizes):
     """
     parser = bare_parser(description, rounds)
     defaults = Sizes(**sizes)
-    for name, text in {
-        "units": "units of each LSTM layer",
-        "layers": "number of LSTM layers",
-        "vocabulary": "number of tokens in the vocabulary",
-        "batch": "columns of a batch",
-        "time_steps": "time steps of a window",
-    }.items():
+    for field in dataclasses.fields(Sizes):
         parser.add_argument(
-            f"--{name}", type=positive, default=getattr(defaults, name), help=_with_default(text)
+            f"--{field.name}",
+            type=positive,
+            default=getattr(defaults, field.name),
+            help=_with_default(field.metadata["help"]),
         )
     if steps is not None:
         parser.add_argument(

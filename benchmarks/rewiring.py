@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.options import fraction, make_parser, parse, positive, sizes_of
 from benchmarks.output import draw_bars, print_table, write_figures
 from benchmarks.processes import machine
-from benchmarks.task import SETTINGS, windows
+from benchmarks.task import PUBLISHED, SETTINGS, windows
 
 
 def make_model(sizes):
@@ -101,7 +101,7 @@ def main():
     parser.add_argument(
         "--pruning_rate",
         type=fraction,
-        default=0.8,
+        default=PUBLISHED.training.pruning_rate,
         help="fraction of the connections that is rewired (default: %(default)s)",
     )
     parser.add_argument(

@@ -11,28 +11,33 @@ import numpy as np
 
 from benchmarks.processes import peak_memory
 from keras_selfish.data import Windows
+from keras_selfish.models.presets import preset
+from keras_selfish.settings import check_settings, setting
 
-DROPOUT, SPARSITY = 0.25, 0.67
-SETTINGS = {"learning_rate": 0.4, "global_clipnorm": 0.25, "weight_decay": 1.2e-6}
+PUBLISHED = preset("ptb_lstm")
+SPARSITY = PUBLISHED.architecture.sparsity
+DROPOUT = 0.25  # of random tokens nothing is learned, at any rate
+SETTINGS = {
+    "learning_rate": 0.4,
+    "global_clipnorm": PUBLISHED.training.clipnorm,
+    "weight_decay": PUBLISHED.training.weight_decay,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Sizes of a stacked LSTM language model and of the batch that it is trained on.
+    """Sizes of a stacked LSTM language model and of the batch that it is trained on."""
 
-    Args:
-        units: Units of each LSTM layer, and features of a token.
-        layers: Number of LSTM layers.
-        vocabulary: Number of tokens in the vocabulary.
-        batch: Columns of a batch.
-        time_steps: Time steps of a window.
-    """
+    units: int = setting(PUBLISHED.architecture.units, "units of each LSTM layer", at_least=1)
+    layers: int = setting(PUBLISHED.architecture.layers, "number of LSTM layers", at_least=1)
+    vocabulary: int = setting(
+        PUBLISHED.architecture.vocabulary_size, "number of tokens in the vocabulary", at_least=1
+    )
+    batch: int = setting(PUBLISHED.training.batch_size, "columns of a batch", at_least=1)
+    time_steps: int = setting(PUBLISHED.training.bptt, "time steps of a window", at_least=1)
 
-    units: int = 1500
-    layers: int = 2
-    vocabulary: int = 10_000
-    batch: int = 20
-    time_steps: int = 35
+    def __post_init__(self):
+        check_settings(self)
 
     @property
     def tokens(self):

@@ -10,6 +10,7 @@ is the time of one with the switcher's turns over that of one of the same networ
 """
 
 import argparse
+import dataclasses
 import pathlib
 import statistics
 import time
@@ -19,25 +20,10 @@ import numpy as np
 from benchmarks.options import parse
 from benchmarks.output import print_table, write_figures
 from benchmarks.processes import machine
+from trainers.image_settings import Settings
 
 SPARSITIES = (0.8, 0.9, 0.95)
-SETTINGS = {
-    "network": "lenet_300_100",
-    "dataset": "mnist",
-    "width": 1.0,
-    "sparsity": 0.9,
-    "distribution": "uniform",
-    "batch_size": 128,
-    "learning_rate": 2e-3,
-    "weight_decay": 0.02,
-    "switcher_learning_rate": 1e-3,
-    "task_steps": 40,
-    "switcher_steps": 4,
-    "warmup_epochs": 1.0,
-    "ramp": 0.4,
-    "architecture": "contextual",
-    "estimator": "straight_through",
-}
+SETTINGS = Settings(dataset="mnist")
 
 
 def make(images, epochs, seed, dense=None):
@@ -48,13 +34,13 @@ def make(images, epochs, seed, dense=None):
     from trainers.image_classifier import make_model
 
     keras.utils.set_random_seed(seed)
-    steps = -(-len(images.x_train) // SETTINGS["batch_size"])
+    steps = -(-len(images.x_train) // SETTINGS.batch_size)
     if dense is None:
-        settings = {**SETTINGS, "method": "switcher", "schedule_epochs": epochs, "seed": seed}
+        settings = dataclasses.replace(SETTINGS, schedule_epochs=epochs, seed=seed)
         return make_model(settings, images, steps)
-    model = image_classifier(SETTINGS["network"], images.x_train.shape[1:], images.classes, dense)
-    schedule = keras.optimizers.schedules.CosineDecay(SETTINGS["learning_rate"], epochs * steps, alpha=0.01)
-    compile_dense(model, keras.optimizers.AdamW(schedule, weight_decay=SETTINGS["weight_decay"]))
+    model = image_classifier(SETTINGS.network, images.x_train.shape[1:], images.classes, dense)
+    schedule = keras.optimizers.schedules.CosineDecay(SETTINGS.learning_rate, epochs * steps, alpha=0.01)
+    compile_dense(model, keras.optimizers.AdamW(schedule, weight_decay=SETTINGS.weight_decay))
     return model
 
 
@@ -68,7 +54,7 @@ def compile_dense(model, optimizer):
 def fit(model, images, epochs=1):
     """Trains; returns the seconds that it took."""
     began = time.perf_counter()
-    model.fit(images.x_train, images.y_train, batch_size=SETTINGS["batch_size"], epochs=epochs, verbose=0)
+    model.fit(images.x_train, images.y_train, batch_size=SETTINGS.batch_size, epochs=epochs, verbose=0)
     return time.perf_counter() - began
 
 
@@ -118,7 +104,7 @@ def compare(switcher, images, epochs, seed):
             model.set_weights(trained)
             prune(sparsity)
             # A layer that is off multiplies its gradient by its mask, so the structure stays as it is.
-            compile_dense(model, keras.optimizers.AdamW(2e-4, weight_decay=SETTINGS["weight_decay"]))
+            compile_dense(model, keras.optimizers.AdamW(2e-4, weight_decay=SETTINGS.weight_decay))
             pruned = accuracy(model, images)
             fit(model, images)
             found.append(

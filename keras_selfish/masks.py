@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from keras_selfish import checks
 from keras_selfish.typing import BlockShape, Distribution, Pattern, Shape, TensorLike
 
 if TYPE_CHECKING:
@@ -222,27 +223,18 @@ def overall_sparsity(weights: Iterable[MaskedWeight]) -> float:
 
 def check_sparsity(sparsity: float, name: str = "sparsity") -> None:
     """Raises `ValueError` unless `sparsity` is a number in [0, 1)."""
-    number = isinstance(sparsity, (int, float, np.integer, np.floating))
-    if not number or isinstance(sparsity, bool) or not 0.0 <= sparsity < 1.0:  # NaN fails too
-        raise ValueError(
-            f"`{name}` is the fraction of zeros and must be a number in [0, 1). Received: {name}={sparsity!r}"
-        )
+    checks.number(name, sparsity, "[0, 1)", meaning="is the fraction of zeros and")
 
 
 def check_seed(seed: int, name: str = "seed") -> int:
     """Returns `seed` as an int; raises `ValueError` unless it is a non-negative integer."""
-    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or seed < 0:
-        raise ValueError(f"`{name}` must be a non-negative integer. Received: {name}={seed!r}")
-    return int(seed)
+    found: int = checks.integer(name, seed, at_least=0)
+    return found
 
 
 def check_distribution(distribution: str) -> None:
     """Raises `ValueError` for an unknown distribution of connections."""
-    if distribution not in DISTRIBUTIONS:
-        raise ValueError(
-            f"`distribution` must be one of {', '.join(DISTRIBUTIONS)}. "
-            f"Received: distribution={distribution!r}"
-        )
+    checks.one_of("distribution", distribution, DISTRIBUTIONS)
 
 
 def check_block_shape(

@@ -76,6 +76,18 @@ def test_console_scripts_have_the_help_of_their_programs(script, run_python):
     assert f"  {flag}: " in printed
 
 
+@pytest.mark.parametrize("trainer", ["language_model", "image_classifier"])
+def test_a_trainer_knows_its_flags_and_methods_without_keras(trainer, run_python):
+    """`--help` takes a third of a second; with Keras and a backend it would take seconds."""
+    code = f"""
+        import sys
+        from trainers import {trainer}
+        help = {trainer}.FLAGS["method"].help
+        print("rigl: " in help, [name for name in {["keras", "jax", *HEAVY.split()]} if name in sys.modules])
+    """
+    assert run_python(code) == "True []\n"
+
+
 def test_version_is_the_same_everywhere():
     import keras_selfish
 

@@ -47,13 +47,13 @@ class Worker:
         return self.index == 0
 
     @classmethod
-    def of(cls, settings):
-        """The worker that this process is in a run with these settings.
+    def of(cls, strategy):
+        """The worker that this process is in a run with this --strategy.
 
         Raises:
             ValueError: if it is to be one of several, and TF_CONFIG does not say which.
         """
-        if settings.get("strategy") != "multi_worker":
+        if strategy != "multi_worker":
             return cls()
         given = os.environ.get("TF_CONFIG", "")
         try:
@@ -75,7 +75,7 @@ class Workers:
     """All workers of a run, seen from one of them; of a run without others, nothing has to be done.
 
     Args:
-        settings: The run's settings.
+        strategy: The run's --strategy.
         timeout: Seconds that this process may wait for others.
         workdir: The run's `Workdir`, which messages name.
 
@@ -84,9 +84,9 @@ class Workers:
         wanted: Whether the run is to have workers, be it one.
     """
 
-    def __init__(self, settings, timeout, workdir):
-        self.worker = Worker.of(settings)
-        self.wanted = settings["strategy"] == "multi_worker"
+    def __init__(self, strategy, timeout, workdir):
+        self.worker = Worker.of(strategy)
+        self.wanted = strategy == "multi_worker"
         self.timeout = timeout
         self.workdir = workdir
         self._strategy = None

@@ -23,9 +23,9 @@ BACKENDS = {"mirrored": "tensorflow", **dict.fromkeys(STRATEGIES, "jax")}
 SEVERAL_PROCESSES, PROCESS = "KERAS_DISTRIBUTION_NUM_PROCESSES", "KERAS_DISTRIBUTION_PROCESS_ID"
 
 
-def is_first(settings):
-    """Whether this process is the first, or only, one of a run with these settings."""
-    return settings.get("strategy") not in STRATEGIES or os.environ.get(PROCESS, "0").strip() == "0"
+def is_first(strategy):
+    """Whether this process is the first, or only, one of a run with this --strategy."""
+    return strategy not in STRATEGIES or os.environ.get(PROCESS, "0").strip() == "0"
 
 
 def check_backend(strategy):
@@ -43,10 +43,11 @@ def check_backend(strategy):
 def check_columns(settings, replicas):
     """Refuses numbers of columns that cannot be divided among replicas."""
     for name in ("batch_size", "evaluation_columns"):
-        if (settings[name] or 0) % replicas:
+        columns = getattr(settings, name) or 0
+        if columns % replicas:
             raise ValueError(
                 f"--{name} must be a multiple of the number of replicas. Received: "
-                f"--{name}={settings[name]}, {replicas} replicas"
+                f"--{name}={columns}, {replicas} replicas"
             )
 
 
@@ -67,9 +68,9 @@ def begin(settings, architecture, workdir):
     import keras
 
     devices = keras.distribution.list_devices()
-    strategy = _DISTRIBUTIONS[settings["strategy"]](settings, architecture, devices)
+    strategy = _DISTRIBUTIONS[settings.strategy](settings, architecture, devices)
     keras.distribution.set_distribution(strategy)
-    logging.info("%s over %d devices", settings["strategy"], len(devices))
+    logging.info("%s over %d devices", settings.strategy, len(devices))
     return _workdir_of_process(workdir)
 
 

@@ -33,8 +33,9 @@ flags.DEFINE_string("json", None, "File to write the figures to.")
 
 def evaluate():
     """Tests the model of the flags and prints what came out."""
-    corpus = load_corpus(FLAGS.dataset, data_dir=FLAGS.data_dir, cache_dir=FLAGS.cache_dir)
-    artifact = open_artifact(FLAGS.model, FLAGS.threads)
+    file = program.file_to_write("json") if FLAGS.json else None
+    corpus = load_corpus(FLAGS.dataset, program.path("data_dir"), program.path("cache_dir"))
+    artifact = open_artifact(program.path("model"), FLAGS.threads)
     check_vocabulary(artifact, corpus.vocabulary.tokens)
     tokens = getattr(corpus, FLAGS.split)
     columns = batch_columns(tokens[: FLAGS.most_tokens or None], FLAGS.columns)
@@ -60,8 +61,8 @@ def evaluate():
         "load_seconds": artifact.load_seconds,
     }
     print_results(results)
-    if FLAGS.json:
-        write_json(program.file_to_write("json"), results)
+    if file is not None:
+        write_json(file, results)
     return results
 
 
@@ -123,7 +124,7 @@ def print_results(results):
         print(f"  {name:16} {value}")
 
 
-main = program.tool(evaluate)
+main = program.tool(evaluate, smaller="--columns or --most_tokens")
 
 
 def run():

@@ -6,8 +6,6 @@ Example:
     python -m trainers.export --workdir runs/ptb --format litert --quantize int8
 """
 
-import pathlib
-
 from absl import flags, logging
 
 from trainers import program
@@ -39,14 +37,14 @@ flags.DEFINE_string("output", None, "What to write, in place of its usual name i
 
 def export():
     """Writes the best model of the run of the flags."""
-    workdir = pathlib.Path(FLAGS.workdir)
+    workdir = program.path("workdir")
     file = model_file(workdir)
     check_options()
     name = NAMES[FLAGS.format]
     if FLAGS.quantize:
         stem, dot, suffix = name.partition(".")
         name = f"{stem}_{FLAGS.quantize}{dot}{suffix}"
-    output = pathlib.Path(FLAGS.output) if FLAGS.output else workdir / name
+    output = program.path("output") if FLAGS.output else workdir / name
     import keras
 
     import keras_selfish  # noqa: F401  its classes are in the file

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import struct
 import zipfile
 import zlib
@@ -15,6 +16,10 @@ PARTIAL = ".partial-"
 
 # What a file system answers that takes no more bytes.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What NumPy, TensorFlow, XLA and JAX say where memory is too little, up to where it was wanted.
+_NO_MEMORY = re.compile(
+    r"(Unable to allocate|OOM when allocating|Out of memory).*?(?= on /job:|\.?( \[Op|$))", re.MULTILINE
+)
 
 
 class RunError(Exception):
@@ -35,20 +40,59 @@ class WriteError(RunError):
         self.path, self.reason = path, reason
 
 
+def user_path(name, text):
+    """The path that a flag gives, in which ~ stands for a home folder.
+
+    Args:
+        name: Name of the flag, for the message.
+        text: What it gives.
+
+    Raises:
+        RunError: for the home folder of an unknown user.
+    """
+    try:
+        return pathlib.Path(text).expanduser()
+    except RuntimeError as error:
+        raise RunError(
+            f"{name} must not begin with ~ unless that is a home folder. Received: {name}={text}; write the "
+            "path in full"
+        ) from error
+
+
+def absolute_path(name, text):
+    """As `user_path`, but an absolute path as a string."""
+    return os.path.abspath(user_path(name, text))
+
+
 def no_room(error):
     """What the file system has said if an error came of its being full, else None.
 
     Libraries put what went wrong into words of their own, or fail once more while they clean up; so the words
     are looked for in the error and in those that it came from.
     """
+    for one in _origins(error):
+        for number in _FULL:
+            if getattr(one, "errno", None) == number or os.strerror(number) in str(one):
+                return os.strerror(number)
+    return None
+
+
+def no_memory(error):
+    """What could not be had if an error came of too little memory, of the host or of a device, else None."""
+    for one in _origins(error):
+        said = _NO_MEMORY.search(str(one))
+        if said is not None or isinstance(one, MemoryError):
+            return said[0] if said else "out of memory"
+    return None
+
+
+def _origins(error):
+    """An error and those that it came from."""
     for _ in range(20):
         if error is None:
-            return None
-        for number in _FULL:
-            if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
-                return os.strerror(number)
+            return
+        yield error
         error = error.__cause__ or error.__context__
-    return None
 
 
 @contextlib.contextmanager

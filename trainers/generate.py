@@ -7,6 +7,7 @@ Example:
 import numpy as np
 from absl import flags
 
+from keras_selfish import checks
 from keras_selfish.data.tokenization import EOS, TOKENIZATIONS, UNK
 from keras_selfish.data.vocabulary import Vocabulary
 from trainers import program
@@ -36,9 +37,8 @@ flags.DEFINE_integer("threads", 1, "Threads of the runtime.", lower_bound=1)
 
 def generate():
     """Prints the prompt of the flags and what the model makes of it."""
-    if not 0.0 < FLAGS.top_p <= 1.0:
-        raise ValueError(f"--top_p must be in (0, 1]. Received: --top_p={FLAGS.top_p}")
-    artifact = open_artifact(FLAGS.model, FLAGS.threads)
+    checks.number("--top_p", FLAGS.top_p, "(0, 1]")
+    artifact = open_artifact(program.path("model"), FLAGS.threads)
     if artifact.tokens is None:
         raise RunError(
             "--model must have its vocabulary with it, or in a file vocabulary.txt beside it. "

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 
 from keras_selfish.rewiring.registry import METHODS as REWIRING
-from trainers.mask_updates import mask_updates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +17,8 @@ class Method:
         callbacks: Maps the settings, the number of steps and the training data to the callbacks of training.
         switched: Whether a switcher is trained as well.
         begins_sparse: Whether connections are missing from the first step on.
+        options: Names of the options of the trainer that the method takes; the others mean nothing to it.
+        least_steps: Training steps without which it does nothing.
     """
 
     summary: str
@@ -26,6 +27,8 @@ class Method:
     callbacks: object = lambda settings, steps, data: []
     switched: bool = False
     begins_sparse: bool = False
+    options: tuple = ()
+    least_steps: int = 1
 
     def layers(self, settings):
         """Functions that make hidden layers and the last layer."""
@@ -41,10 +44,10 @@ def _plain(settings):
 def _sparse(settings):
     from keras_selfish.layers import SparseDense
 
-    seeds = iter(range(1000 * settings["seed"], 1000 * settings["seed"] + 1000))
+    seeds = iter(range(1000 * settings.seed, 1000 * settings.seed + 1000))
 
     def dense(units, **arguments):
-        return SparseDense(units, sparsity=settings["sparsity"], mask_seed=next(seeds), **arguments)
+        return SparseDense(units, sparsity=settings.sparsity, mask_seed=next(seeds), **arguments)
 
     return dense
 
@@ -62,8 +65,13 @@ def _updates(name):
     """Makes the callback of a method of `keras_selfish.rewiring`, with the defaults it was published with."""
 
     def make(settings, steps, data):
-        given = {key: settings[key] for key in ("sparsity", "pruning_rate", "seed")}
-        return mask_updates(name, total_steps=steps, data=data, **given)
+        return REWIRING[name].for_run(
+            sparsity=settings.sparsity,
+            total_steps=steps,
+            data=data,
+            seed=settings.seed,
+            pruning_rate=settings.pruning_rate,
+        )
 
     return make
 
@@ -77,7 +85,12 @@ METHODS = {
     ),
     "dense": Method("all connections exist", _plain),
     **{
-        name: Method(method.summary, _sparse, callbacks=_updates(name), begins_sparse=method.begins_sparse)
+        name: Method(
+            method.summary,
+            _sparse,
+            callbacks=_updates(name),
+            **{key: getattr(method, key) for key in ("begins_sparse", "options", "least_steps")},
+        )
         for name, method in REWIRING.items()
         if method.source is not None
     },

@@ -12,7 +12,7 @@ from absl import app, flags, logging
 
 from trainers import distribution_jax, signals
 from trainers.distribution import Worker
-from trainers.files import RunError, WriteError, no_room
+from trainers.files import RunError, WriteError, no_memory, no_room, user_path
 from trainers.workdir import Workdir
 
 LARGEST = 3.4e38  # of float32
@@ -23,13 +23,14 @@ for variable, value in {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "1
     os.environ.setdefault(variable, value)
 
 
-def command(kind, settings_from_flags, train, errors=()):
+def command(kind, settings_from_flags, train, smaller, errors=()):
     """The main function of a trainer: reads the parsed flags, trains, and exits with a sentence on errors.
 
     Args:
         kind: What is trained, such as "language model".
-        settings_from_flags: Function that returns the settings of the run, a dict of JSON values.
+        settings_from_flags: Function that returns the settings of the run, with `to_json` and `from_json`.
         train: Function of the settled settings and the `Workdir`.
+        smaller: Flags by which a run takes less memory, in words.
         errors: Further exception classes whose message is for the user.
     """
 
@@ -43,16 +44,31 @@ def command(kind, settings_from_flags, train, errors=()):
             settings = settings_from_flags()
             workdir = Workdir(flags.FLAGS.workdir, kind)
             # Of several processes the first one writes; the others read.
-            writes = Worker.of(settings).is_chief and distribution_jax.is_first(settings)
+            strategy = getattr(settings, "strategy", "none")
+            writes = Worker.of(strategy).is_chief and distribution_jax.is_first(strategy)
             opened = workdir.open() if writes else contextlib.nullcontext()
             with opened, signals.last_words(workdir.last_words):
-                train(workdir.settle(settings), workdir)
+                train(settled(settings, workdir), workdir)
         except Exception as error:
-            end(error, (RunError, ValueError, OSError, *errors), workdir)
+            end(error, (RunError, ValueError, OSError, *errors), workdir, smaller)
         logging.info("Finished in %.0f s", time.perf_counter() - began)
 
     main.__module__ = train.__module__
     return main
+
+
+def settled(settings, workdir):
+    """The settings that the run in a `Workdir` begins or goes on with; writes nothing.
+
+    Raises:
+        RunError: if the folder belongs to a run with other settings or to something else.
+    """
+
+    def as_today(content):
+        today = type(settings).from_json(content).to_json()
+        return {name: today.get(name) for name in content}
+
+    return settings.from_json(workdir.settle(settings.to_json(), as_today))
 
 
 def run(main):
@@ -62,11 +78,12 @@ def run(main):
     _start(main)
 
 
-def tool(function):
+def tool(function, smaller=None):
     """The main function of a program that trains nothing: errors, too, are one sentence.
 
     Args:
         function: What the program does with the parsed flags.
+        smaller: As in `command`; None (default) where there is no such flag.
     """
 
     def main(argv):
@@ -76,7 +93,7 @@ def tool(function):
             check_floats()
             function()
         except Exception as error:
-            end(error, (RunError, ValueError, OSError, ImportError, RuntimeError))
+            end(error, (RunError, ValueError, OSError, ImportError, RuntimeError), smaller=smaller)
 
     main.__module__ = function.__module__
     return main
@@ -97,13 +114,14 @@ def _start(main):
     app.run(main)
 
 
-def end(error, for_user, workdir=None):
-    """Ends the program with a sentence, where an error is for the user or came of a full disk.
+def end(error, for_user, workdir=None, smaller=None):
+    """Ends the program with a sentence, where an error is for the user or came of a full disk or memory.
 
     Args:
         error: The exception.
         for_user: Exception classes whose message is for the user.
         workdir: The run's `Workdir`, where there is one yet.
+        smaller: As in `command`.
     """
     if logging.get_verbosity() >= logging.DEBUG:
         raise error
@@ -116,9 +134,28 @@ def end(error, for_user, workdir=None):
         kept = f"the last checkpoint is whole, after epoch {done}" if done else "nothing was saved yet"
         advice = f"{kept}, so make room and start again with the same --workdir"
         error = WriteError(error.path, error.reason, advice)
+    missing = None if isinstance(error, RunError) else no_memory(error)
+    if missing is not None:
+        error = RunError(_of_memory(missing, workdir, smaller))
     if not isinstance(error, for_user):
         raise error
     sys.exit(f"error: {error}")
+
+
+def _of_memory(missing, workdir, smaller):
+    """The sentence for a program that ran out of memory."""
+    advice = ["free memory, or take a larger machine"]
+    if workdir is not None and workdir.epochs_done:
+        advice = [f"{workdir.kept()}, from which the same command goes on with more memory"]
+    if smaller:
+        advice.append(f"less is taken with a smaller {smaller}" + (" in a new --workdir" if workdir else ""))
+    return f"The program must fit into memory. Received: {missing}; {'; '.join(advice)}"
+
+
+def path(flag):
+    """The path that a flag gives, in which ~ stands for a home folder; None where it was not given."""
+    text = getattr(flags.FLAGS, flag)
+    return None if text is None else user_path(f"--{flag}", text)
 
 
 def check_floats():
@@ -131,10 +168,10 @@ def check_floats():
 
 def file_to_write(flag):
     """The path that a flag names, whose folder must be there."""
-    path = pathlib.Path(getattr(flags.FLAGS, flag))
-    if not path.parent.is_dir():
-        raise RunError(f"--{flag} must name a file in a folder that exists. Received: --{flag}={path}")
-    return path
+    file = path(flag)
+    if not file.parent.is_dir():
+        raise RunError(f"--{flag} must name a file in a folder that exists. Received: --{flag}={file}")
+    return file
 
 
 def check_backend(export, *folders):

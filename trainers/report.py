@@ -7,12 +7,10 @@ Example:
     python -m trainers.report --workdir runs/ptb --workdir runs/ptb_blocks --output report.html
 """
 
-import pathlib
-
 from absl import flags, logging
 
 from trainers import program
-from trainers.files import RunError, replace
+from trainers.files import RunError, replace, user_path
 from trainers.reporting import page
 from trainers.reporting.run import label_runs, read_run
 
@@ -32,7 +30,7 @@ flags.DEFINE_bool(
 
 def report():
     """Writes the report of the flags and returns its path."""
-    paths = [pathlib.Path(one).expanduser() for one in FLAGS.workdir]
+    paths = [user_path("--workdir", one) for one in FLAGS.workdir]
     resolved = [path.resolve() for path in paths]
     repeated = [path for path, place in zip(paths, resolved, strict=True) if resolved.count(place) > 1]
     if repeated or len(paths) > MOST_RUNS:

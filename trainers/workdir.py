@@ -5,7 +5,6 @@ import contextlib
 import hashlib
 import json
 import math
-import pathlib
 import tempfile
 import time
 
@@ -25,6 +24,7 @@ from trainers.files import (
     replace,
     sha256,
     take_place,
+    user_path,
     write_beside,
     write_json,
     write_text,
@@ -63,7 +63,7 @@ class Workdir:
             raise RunError(f"--workdir must name a folder. Received: --workdir={str(path)!r}")
         self._kind = f"keras_selfish {kind} run, version "
         self.format = f"{self._kind}1"
-        self.path = pathlib.Path(path).expanduser()
+        self.path = user_path("--workdir", path)
         self.config = self.path / "config.json"
         self.state = self.path / "checkpoint.json"
         self.history = self.path / "history.csv"
@@ -130,11 +130,13 @@ class Workdir:
 
     # Settings and data
 
-    def settle(self, settings):
+    def settle(self, settings, as_today=dict):
         """Compares settings with those that the run began with; writes nothing.
 
         Args:
             settings: Dict of JSON values.
+            as_today: Function that brings such a dict of an earlier version into today's form; it raises
+                `ValueError` for what cannot be settings.
 
         Returns:
             The settings to use: those of the run, with what may change taken from `settings`.
@@ -149,6 +151,8 @@ class Workdir:
             return settings
         begun = self._read(self.config)
         self._data = begun.pop(DATA, None)
+        with contextlib.suppress(ValueError):  # what cannot be a setting differs, as is told below
+            begun = as_today(begun)
         if self._schedule is not None and self.state.exists():  # it has begun
             self._schedule = settings[SCHEDULE] = self._begun_schedule(begun, settings)
         begun[SCHEDULE] = settings.get(SCHEDULE)

@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 from keras import ops
 
-from keras_selfish import masks
+from keras_selfish import checks, masks
 from keras_selfish.cloning import (
     check_model,
     clone_layers,
@@ -330,8 +330,7 @@ def _copies_with_masks(originals, given, spec_of):
 
 def _checked_spec(sparsity, arguments, initial):
     """The `MaskSpec` of the arguments; with initial="nonzero" its sparsity does not count."""
-    if initial not in INITIAL:
-        raise ValueError(f"`initial` must be one of {', '.join(INITIAL)}. Received: initial={initial!r}")
+    checks.one_of("initial", initial, INITIAL)
     n_of_m = arguments["n_of_m"]
     if n_of_m is not None and (sparsity is not None or initial == "nonzero"):
         raise ValueError(

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from absl import logging
 
+from keras_selfish import checks
 from keras_selfish.data.http_client import NETWORK_ERRORS, open_url, plain, told
 
 _CHUNK = 1 << 16  # bytes
@@ -119,8 +120,7 @@ def _check_arguments(url, sha256, attempts, max_bytes):
     if not re.fullmatch("[0-9a-f]{64}", sha256):
         raise ValueError(f"`sha256` must be 64 hexadecimal digits. Received: sha256={sha256!r}")
     for name, value in (("attempts", attempts), ("max_bytes", max_bytes)):
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}")
+        checks.integer(name, value, at_least=1)
 
 
 def _is_well_formed(url):

@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 
+from keras_selfish import checks
 from keras_selfish.data.download import cache_folder, download
 from keras_selfish.data.image_files import (
     damaged,
@@ -103,8 +104,7 @@ def load_images(name, data_dir=None):
         DownloadError: if a download fails.
         ModuleNotFoundError: for `"digits"` without scikit-learn.
     """
-    if name not in IMAGE_DATASETS:
-        raise ValueError(f"`name` must be one of {', '.join(IMAGE_DATASETS)}. Received: name={name!r}")
+    checks.one_of("name", name, IMAGE_DATASETS)
     classes, url, sha256 = IMAGE_DATASETS[name]
     if name == "digits":
         return _digits()

@@ -8,6 +8,7 @@ a letter to the other only.)
 
 import tensorflow as tf
 
+from keras_selfish import checks
 from keras_selfish.data.tokenization import EOS, LONGEST_RUN, TOKENIZATIONS, UNK
 
 # Python's classes \s and \w over Unicode, in the syntax of RE2.
@@ -36,11 +37,7 @@ def tokenizer(tokenization):
     >>> tokenizer("words_and_marks")(tf.constant(["Don't stop!"])).to_list()
     [[b"don't", b'stop', b'!', b'<eos>']]
     """
-    if tokenization not in TOKENIZATIONS:
-        raise ValueError(
-            f"`tokenization` must be one of {', '.join(TOKENIZATIONS)}. "
-            f"Received: tokenization={tokenization!r}"
-        )
+    checks.one_of("tokenization", tokenization, TOKENIZATIONS)
     split = {"whitespace": _split_words, "words_and_marks": _split_words_and_marks}[tokenization]
 
     def tokenize(texts):

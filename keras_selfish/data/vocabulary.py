@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_selfish import checks
 from keras_selfish.data.tokenization import EOS, UNK, read_text
 
 _LARGEST_FILE = 1 << 28  # bytes
@@ -19,12 +20,9 @@ def _shown(token):
 
 def check_limits(max_size, min_count):
     """Refuses limits that no vocabulary can have, with a `ValueError`."""
-    if min_count is not None and min_count < 1:
-        raise ValueError(f"`min_count` must be at least 1. Received: min_count={min_count}")
-    if max_size is not None and max_size < 3:
-        raise ValueError(
-            f"`max_size` must be at least 3, for {EOS!r}, {UNK!r} and a word. Received: max_size={max_size}"
-        )
+    checks.integer("min_count", min_count, at_least=1, others=(None,))
+    advice = f"{EOS!r}, {UNK!r} and a word take three"
+    checks.integer("max_size", max_size, at_least=3, others=(None,), advice=advice)
 
 
 class Vocabulary:

@@ -5,10 +5,9 @@ equal columns as the batch has rows; window k holds the k-th stretch of every co
 window k + 1 goes on where row i of window k ended. So windows must never be shuffled.
 """
 
-import operator
-
 import numpy as np
 
+from keras_selfish import checks
 from keras_selfish.data.token_cache import release
 
 # How `RandomWindows` draws its lengths.
@@ -45,7 +44,7 @@ def batch_columns(tokens, batch_size):
 def _columns(tokens, batch_size):
     """`batch_columns` as a view: of integers of any type, and of a memory map another one."""
     tokens = np.asanyarray(tokens)
-    batch_size = _at_least_one("batch_size", batch_size)
+    batch_size = checks.integer("batch_size", batch_size, at_least=1)
     if tokens.ndim != 1 or (tokens.size and not np.issubdtype(tokens.dtype, np.integer)):
         raise ValueError(
             "`tokens` must be a vector of integer token ids. "
@@ -96,7 +95,7 @@ class Windows:
     """
 
     def __init__(self, tokens, batch_size, time_steps):
-        self.time_steps = _at_least_one("time_steps", time_steps)
+        self.time_steps = checks.integer("time_steps", time_steps, at_least=1)
         self._mapped, self._resident = isinstance(tokens, np.memmap) and tokens.mode == "r", 0
         self.columns = (_columns if self._mapped else batch_columns)(tokens, batch_size)
         self.batch_size = len(self.columns)
@@ -240,7 +239,7 @@ class RandomWindows(Windows):
     def __init__(self, tokens, batch_size, time_steps, seed=0, multiple=1):
         super().__init__(tokens, batch_size, time_steps)
         self.seed = seed
-        self.multiple = _at_least_one("multiple", multiple)
+        self.multiple = checks.integer("multiple", multiple, at_least=1)
         self._shortest = -(-SHORTEST // self.multiple) * self.multiple
         mean = (1.0 - 0.5 * HALVED) * self.time_steps
         self._number = max(1, min(round(self._steps / mean), self._steps // self._shortest))
@@ -304,13 +303,3 @@ class RandomWindows(Windows):
             self.epoch = epoch
 
         return keras.callbacks.LambdaCallback(on_epoch_begin=set_epoch)
-
-
-def _at_least_one(name, value):
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = 0
-    if number < 1:
-        raise ValueError(f"`{name}` must be an integer of at least 1. Received: {name}={value!r}")
-    return number

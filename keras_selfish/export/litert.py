@@ -12,6 +12,7 @@ from typing import Literal
 import keras
 import numpy as np
 
+from keras_selfish import checks
 from keras_selfish.export import file
 from keras_selfish.export.checks import check_forward, checked_vocabulary, output_names
 from keras_selfish.export.metadata import metadata
@@ -116,12 +117,7 @@ def _check(quantize, path, time_steps):
         raise ValueError(f"`quantize` must be None, 'int8' or 'float16'. Received: quantize={quantize!r}")
     if path.suffix != ".tflite":
         raise ValueError(f"`path` must end in .tflite. Received: path={str(path)!r}")
-    if time_steps is not None and (
-        isinstance(time_steps, bool) or not isinstance(time_steps, int) or time_steps < 1
-    ):
-        raise ValueError(
-            f"`time_steps` must be a positive integer or None. Received: time_steps={time_steps!r}"
-        )
+    checks.integer("time_steps", time_steps, at_least=1, others=(None,))
     file.check_free(path, "LiteRT", _is_litert)
 
 

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
+from keras_selfish import checks
 from keras_selfish.backend import BACKEND
 from keras_selfish.export import folder
 from keras_selfish.export.checks import check_forward, checked_vocabulary
@@ -95,8 +96,7 @@ def saved_model(
     >>> logits = served.step([[3, 1, 4]], **states).pop("logits")
     """
     path = _checked_path(path, "saved_model")
-    if packed is not None and packed not in FORMS:
-        raise ValueError(f"`packed` must be None or one of {', '.join(FORMS)}. Received: packed={packed!r}")
+    checks.one_of("packed", packed, FORMS, others=(None,))
     is_language_model = hasattr(model, "stepwise")
     if not is_language_model:
         check_forward(model, vocabulary)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import keras
 from keras import ops
 
+from keras_selfish import checks
 from keras_selfish.typing import Config, OpenShape, Tensor, TensorLike
 from keras_selfish.variables import to_numpy
 
@@ -56,9 +57,7 @@ class CarriedState(keras.layers.Wrapper):
                 "`layer` must give back its outputs and states only. Received: a layer with "
                 "return_distances=True; run such a layer by itself"
             )
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1. Received: batch_size={batch_size}")
-        self.batch_size = int(batch_size)
+        self.batch_size = checks.integer("batch_size", batch_size, at_least=1)
 
     def build(self, inputs_shape: OpenShape, first_shape: OpenShape | None = None) -> None:
         if not self.layer.built:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Unpack
 
 import keras
-import numpy as np
 from keras import ops
 
+from keras_selfish import checks
 from keras_selfish.layers.forms import strips_to
 from keras_selfish.typing import Config, OpenShape, Tensor, TensorLike
 
@@ -105,8 +105,8 @@ class ActivationRegularization(keras.layers.Layer):
 
     def __init__(self, ar: float = 0.0, tar: float = 0.0, **kwargs: Unpack[LayerOptions]) -> None:
         super().__init__(**kwargs)
-        self.ar = _check_factor(ar, "ar")
-        self.tar = _check_factor(tar, "tar")
+        self.ar = float(checks.number("ar", ar, "[0, inf)"))
+        self.tar = float(checks.number("tar", tar, "[0, inf)"))
         self.supports_masking = True
         self.input_spec = keras.layers.InputSpec(ndim=3)
 
@@ -169,18 +169,4 @@ def _kept(shape, rate, seed):
 
 def check_rate(rate, name="rate"):
     """Returns a rate of dropout as a float; raises `ValueError` unless it is a number in [0, 1)."""
-    if not _is_number(rate) or not 0.0 <= rate < 1.0:  # NaN fails too
-        raise ValueError(
-            f"`{name}` is the fraction to drop and must be a number in [0, 1). Received: {name}={rate!r}"
-        )
-    return float(rate)
-
-
-def _check_factor(factor, name):
-    if not _is_number(factor) or not 0.0 <= factor < float("inf"):
-        raise ValueError(f"`{name}` must be a number that is not negative. Received: {name}={factor!r}")
-    return float(factor)
-
-
-def _is_number(value):
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return float(checks.number(name, rate, "[0, 1)", meaning="is the fraction to drop and"))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 import keras
 from keras import ops
 
+from keras_selfish import checks
 from keras_selfish.layers.dropout import check_rate
 from keras_selfish.layers.log_mixture import log_mixture
 from keras_selfish.layers.masked import SparseLayer
@@ -93,9 +94,9 @@ class MixtureOfSoftmaxes(SparseLayer, keras.layers.Layer):
         self._take_mask_arguments(kwargs)
         keras.layers.Layer.__init__(self, **kwargs)
         sizes = {"units": units, "experts": experts, "latent_units": latent_units}
-        _check_sizes(sizes)
-        _check_embedding(embedding, (units, latent_units))
-        self.units, self.experts, self.latent_units = units, experts, latent_units
+        found = (checks.integer(name, size, at_least=1) for name, size in sizes.items())
+        self.units, self.experts, self.latent_units = found
+        _check_embedding(embedding, (self.units, self.latent_units))
         self.embedding = embedding
         self.latent_dropout = check_rate(latent_dropout, "latent_dropout")
         self.seed = seed
@@ -190,12 +191,6 @@ class MixtureOfSoftmaxes(SparseLayer, keras.layers.Layer):
         if isinstance(config.get("embedding"), dict):
             config = {**config, "embedding": keras.saving.deserialize_keras_object(config["embedding"])}
         return super().from_config(config)
-
-
-def _check_sizes(sizes):
-    for name, value in sizes.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
 
 
 def _check_embedding(embedding, shape):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 import keras
 from keras import ops
 
-from keras_selfish import recurrence
+from keras_selfish import checks, recurrence
 from keras_selfish.layers.sparse_hoisted import SparseHoistedCell, SparseHoistedRNN
 from keras_selfish.typing import Config, OpenShape, Tensor, TensorLike
 
@@ -45,17 +45,13 @@ class SparseONLSTMCell(SparseHoistedCell):
         weight_drop_scaling: Literal["training", "inference"] = "training",
         **kwargs: Unpack[OrderedCellOptions],
     ) -> None:
-        is_integer = isinstance(chunk_size, int) and not isinstance(chunk_size, bool)
-        if not is_integer or chunk_size < 1 or units % chunk_size:
+        chunk_size = checks.integer("chunk_size", chunk_size, at_least=1)
+        if units % chunk_size:
             raise ValueError(
                 "`chunk_size` must be a positive integer that divides `units`. "
                 f"Received: chunk_size={chunk_size!r}, units={units}"
             )
-        if weight_drop_scaling not in SCALINGS:
-            raise ValueError(
-                f"`weight_drop_scaling` must be one of {', '.join(SCALINGS)}. "
-                f"Received: weight_drop_scaling={weight_drop_scaling!r}"
-            )
+        checks.one_of("weight_drop_scaling", weight_drop_scaling, SCALINGS)
         super().__init__(units, **kwargs)
         self.chunk_size = chunk_size
         self.weight_drop_scaling = weight_drop_scaling

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import keras
 from keras import ops
 
-from keras_selfish import recurrence
+from keras_selfish import checks, recurrence
 from keras_selfish.layers.sparse_hoisted import SparseHoistedCell, SparseHoistedRNN
 from keras_selfish.typing import Config, Shape, Tensor
 
@@ -38,8 +38,7 @@ class SparseRHNCell(SparseHoistedCell):
         transform_bias: float | None = -2.0,
         **kwargs: Unpack[HighwayCellOptions],
     ) -> None:
-        if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
-            raise ValueError(f"`depth` must be a positive integer. Received: depth={depth!r}")
+        depth = checks.integer("depth", depth, at_least=1)
         super().__init__(units, **kwargs)
         self.depth = depth
         self.coupled = bool(coupled)

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_selfish import checks
 from keras_selfish.layers.dense import HALF_PRECISION, add_bias
 from keras_selfish.layers.forms import strips_to
 from keras_selfish.masks import MaskedWeight
@@ -68,11 +69,7 @@ class SwitchedDense(keras.layers.Dense):
         frozen: bool = False,
         **kwargs: Unpack[DenseOptions],
     ) -> None:
-        if granularity not in GRANULARITIES:
-            raise ValueError(
-                f"`granularity` must be one of {', '.join(GRANULARITIES)}. "
-                f"Received: granularity={granularity!r}"
-            )
+        checks.one_of("granularity", granularity, GRANULARITIES)
         super().__init__(units, *args, **kwargs)
         if self.lora_rank or self.quantization_config is not None:
             raise ValueError(

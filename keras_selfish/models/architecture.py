@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from keras_selfish import masks
+from keras_selfish import checks, masks
 from keras_selfish.mask_spec import MaskSpec
+from keras_selfish.settings import check_settings, json_object, setting, whole_numbers
 from keras_selfish.typing import BlockShape, Config, Distribution, Pattern
 
-CELLS = ("lstm", "rhn", "on_lstm")
-KERNEL_LIMITS = ("units", "inputs")
 # Where dropout stands.
 PLACES = ("input", "hidden", "output")
 # So that the seeds of a model, a thousand, are enough.
 MOST_LAYERS = 150
+RATES = "[0, 1)"
+
+
+def _one_or_several(name, words):
+    units = whole_numbers("a whole number or several, such as 256,200")(name, words)
+    return units[0] if len(units) == 1 else units
+
+
+def _checked_units(units):
+    if not isinstance(units, Iterable):
+        return checks.integer("units", units, at_least=1)
+    several = tuple(checks.integers("units", units))
+    return several or checks.refuse("units", "must be a positive integer or a list of them", units)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,47 +81,66 @@ class Architecture:
         ValueError: for an argument out of range.
     """
 
-    vocabulary_size: int
-    units: int | Sequence[int] = 256
-    layers: int | None = None
-    embedding_units: int | None = None
-    dropout: float = 0.25
-    input_dropout: float | None = None
-    hidden_dropout: float | None = None
-    output_dropout: float | None = None
-    locked: bool = False
-    embedding_dropout: float = 0.0
-    ar: float = 0.0
-    ar_before_dropout: bool = False
-    tar: float = 0.0
-    sparsity: float = 0.67
-    distribution: Distribution = "uniform"
-    block_shape: BlockShape = (1, 1)
-    n_of_m: Pattern | None = None
-    tied: bool = False
-    decoder_bias: bool = True
-    bias_vectors: Literal[1, 2] = 1
-    kernel_limit: Literal["units", "inputs"] = "units"
-    cell: Literal["lstm", "rhn", "on_lstm"] = "lstm"
-    cell_options: Mapping[str, Any] | None = None
-    experts: int = 1
-    latent_dropout: float = 0.0
-    reference_length: int | None = None
+    vocabulary_size: int = dataclasses.field(metadata={"at_least": 1})
+    units: int | Sequence[int] = setting(
+        256,
+        "Units of each recurrent layer, one number or one for each, such as 256,200.",
+        words=_one_or_several,
+    )
+    layers: int | None = setting(None, "Number of recurrent layers.", at_least=1)
+    embedding_units: int | None = setting(None, "Features of a token; --units by default.", at_least=1)
+    dropout: float = setting(
+        0.25, "Fraction of inputs of each layer dropped in training, in [0, 1).", within=RATES
+    )
+    input_dropout: float | None = setting(None, "--dropout after the embedding.", within=RATES)
+    hidden_dropout: float | None = setting(None, "--dropout between recurrent layers.", within=RATES)
+    output_dropout: float | None = setting(None, "--dropout before the decoder.", within=RATES)
+    locked: bool = setting(False, "Whether dropout takes the same features at all time steps.")
+    embedding_dropout: float = setting(
+        0.0, "Fraction of the words that a step does without, in [0, 1).", within=RATES
+    )
+    ar: float = setting(0.0, "Penalty of large activations.", at_least=0.0)
+    ar_before_dropout: bool = setting(False, "Whether --ar is of the activations before --output_dropout.")
+    tar: float = setting(0.0, "Penalty of changing activations.", at_least=0.0)
+    sparsity: float = setting(
+        0.67, "Fraction of zeros in every weight matrix, in [0, 1).", check=masks.check_sparsity
+    )
+    distribution: Distribution = setting("uniform", "How the matrices share the connections.")
+    block_shape: BlockShape = setting(
+        (1, 1),
+        "Input weights and units of a block of connections, such as 4,1.",
+        words=whole_numbers("two whole numbers, such as 4,1", 2),
+    )
+    n_of_m: Pattern | None = setting(
+        None,
+        "Connections among consecutive input weights, such as 2,4: two of each four.",
+        words=whole_numbers("two whole numbers, such as 2,4", 2),
+    )
+    tied: bool = setting(False, "Whether the decoder is the transposed embedding.")
+    decoder_bias: bool = setting(True, "Whether the decoder, tied or not, adds a bias.")
+    bias_vectors: Literal[1, 2] = setting(
+        1, "2: biases of recurrent layers train as PyTorch's two vectors do."
+    )
+    kernel_limit: Literal["units", "inputs"] = setting(
+        "units", "What bounds the initial input kernels, uniform in ±1/sqrt of it."
+    )
+    cell: Literal["lstm", "rhn", "on_lstm"] = setting("lstm", "Kind of the recurrent layers.")
+    cell_options: Mapping[str, Any] | None = setting(
+        None,
+        'Further arguments of the recurrent layers, as JSON: {"depth": 10}, {"weight_drop": 0.5}.',
+        text=json_object,
+    )
+    experts: int = setting(1, "Number of softmaxes that are mixed.", at_least=1)
+    latent_dropout: float = setting(
+        0.0, "Fraction of the experts' features dropped, in [0, 1).", within=RATES
+    )
+    reference_length: int | None = setting(None, at_least=1)
 
     def __post_init__(self):
-        if not isinstance(self.units, int):
-            self._set("units", tuple(self.units))
+        self._set("block_shape", masks.check_block_shape(self.block_shape))
+        self._set("units", _checked_units(self.units))
+        check_settings(self)
         self._check_sizes()
-        self._check_fractions()
-        if self.cell not in CELLS:
-            raise ValueError(f"`cell` must be one of {', '.join(CELLS)}. Received: cell={self.cell!r}")
-        if self.bias_vectors not in (1, 2):
-            raise ValueError(f"`bias_vectors` must be 1 or 2. Received: bias_vectors={self.bias_vectors!r}")
-        if self.kernel_limit not in KERNEL_LIMITS:
-            raise ValueError(
-                f"`kernel_limit` must be one of {', '.join(KERNEL_LIMITS)}. "
-                f"Received: kernel_limit={self.kernel_limit!r}"
-            )
         if self.experts > 1 and not self.decoder_bias:
             raise ValueError(
                 "`decoder_bias` must be True with several experts, whose decoder has one. "
@@ -123,16 +154,9 @@ class Architecture:
         object.__setattr__(self, name, value)  # a frozen dataclass settles its own fields
 
     def _check_sizes(self):
-        for name in ("vocabulary_size", "experts"):
-            _check_size(name, getattr(self, name))
-        for name in ("layers", "embedding_units", "reference_length"):
-            if getattr(self, name) is not None:
-                _check_size(name, getattr(self, name))
         layers = self.layers or 0 if isinstance(self.units, int) else len(self.units)
         if layers > MOST_LAYERS:
-            raise ValueError(f"`layers` must be at most {MOST_LAYERS}. Received: layers={layers}")
-        for size in self.layer_units:
-            _check_size("units", size)
+            checks.refuse("layers", f"must be at most {MOST_LAYERS}", layers)
         if not isinstance(self.units, int) and self.layers not in (None, len(self.units)):
             raise ValueError(
                 "`layers` must be the length of the list `units`, or left out. "
@@ -143,14 +167,6 @@ class Architecture:
                 "`embedding_units` must equal `units` (of the last layer) in a tied model. Received: "
                 f"embedding_units={self.embedding_units}, units={self.units}"
             )
-
-    def _check_fractions(self):
-        for name in ("dropout", "embedding_dropout", "latent_dropout", *map("{}_dropout".format, PLACES)):
-            value = getattr(self, name)
-            if value is None and name.removesuffix("_dropout") in PLACES:
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value < 1.0:
-                raise ValueError(f"`{name}` must be in [0, 1). Received: {name}={value!r}")
 
     def _check_blocks(self):
         rows, columns = self.block_shape
@@ -166,7 +182,6 @@ class Architecture:
                 )
 
     def _settle_masks(self):
-        masks.check_sparsity(self.sparsity)
         sparsity = self.sparsity
         if self.n_of_m is not None and self.sparsity:
             self._check_pattern()
@@ -215,8 +230,3 @@ class Architecture:
         """The settings as a dict of JSON values."""
         config = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
-
-
-def _check_size(name, value):
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")

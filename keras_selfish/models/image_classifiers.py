@@ -8,6 +8,7 @@ from typing import Literal
 
 import keras
 
+from keras_selfish import checks
 from keras_selfish.models.memory import check_bytes
 
 __all__ = ["NETWORKS", "image_classifier"]
@@ -63,10 +64,8 @@ def image_classifier(
     Reference: LeCun et al. 1998; Simonyan and Zisserman 2014, arXiv 1409.1556; He et al. 2015, arXiv
     1512.03385; Howard et al. 2017, arXiv 1704.04861.
     """
-    if network not in NETWORKS:
-        raise ValueError(f"`network` must be one of {', '.join(NETWORKS)}. Received: network={network!r}")
-    if not 0 < width < math.inf:
-        raise ValueError(f"`width` must be over 0. Received: width={width!r}")
+    checks.one_of("network", network, NETWORKS)
+    checks.number("width", width, "(0, inf)")
     build, smallest = NETWORKS[network]
     if len(input_shape) != 3 or min(input_shape[:2]) < smallest:
         raise ValueError(

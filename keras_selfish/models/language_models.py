@@ -346,9 +346,9 @@ def language_model(
     >>> model.architecture.units, model.architecture.sparsity
     (32, 0.67)
     """
-    settings: dict[str, dict[str, Any]] = {"model": {}, "training": {}}
-    if preset is not None:
-        settings = presets.preset(preset)
-    if vocabulary_size is None:
-        vocabulary_size = presets.VOCABULARY_SIZES.get(settings["training"].get("dataset", ""), 10_000)
-    return LanguageModel(vocabulary_size, **{**settings["model"], **overrides})
+    if preset is None:
+        return LanguageModel(10_000 if vocabulary_size is None else vocabulary_size, **overrides)
+    published = presets.preset(preset).architecture.get_config()
+    if vocabulary_size is not None:
+        published["vocabulary_size"] = vocabulary_size
+    return LanguageModel(**{**published, **overrides})

@@ -9,6 +9,7 @@ import numpy as np
 from absl import logging
 from keras import ops
 
+from keras_selfish import checks
 from keras_selfish.backend import BACKEND
 from keras_selfish.optimizers.snt_asgd import HISTORY_LENGTH, NO_VALUE, SNTASGD
 from keras_selfish.optimizers.wrappers import leaves
@@ -71,19 +72,9 @@ class NonMonotonicAveraging(keras.callbacks.Callback):
                 "`monitor` must be the name of a validation metric, which begins with 'val_'. "
                 f"Received: monitor={monitor!r}"
             )
-        integer = isinstance(patience, (int, np.integer)) and not isinstance(patience, bool)
-        if not integer or not 0 <= patience <= HISTORY_LENGTH:
-            raise ValueError(
-                f"`patience` must be an integer from 0 to {HISTORY_LENGTH}. Received: patience={patience!r}"
-            )
-        if not all(isinstance(epoch, int) and epoch > 0 for epoch in restart_epochs):
-            raise ValueError(
-                "`restart_epochs` must be a list of positive integers. "
-                f"Received: restart_epochs={restart_epochs!r}"
-            )
         self.monitor = monitor
-        self.restart_epochs = tuple(restart_epochs)
-        self.patience = int(patience)
+        self.restart_epochs = tuple(checks.integers("restart_epochs", restart_epochs))
+        self.patience = checks.integer("patience", patience, at_least=0, at_most=HISTORY_LENGTH)
         self._in_fit = False
         self._validated = False
 

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_selfish import masks
+from keras_selfish import checks, masks
 from keras_selfish.backend import BACKEND
 from keras_selfish.optimizers import update
 from keras_selfish.optimizers.slot_reset import reset_state
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from keras_selfish.optimizers.options import OptimizerOptions
 
 CLIP_NORMS = ("dense", "active")
+OFF = "None switches it off"
 DEFAULT_CLIP_NORM: Final = "dense"
 
 AVERAGED_RATES = ("current", "first")
@@ -117,12 +118,12 @@ class SNTASGD(keras.optimizers.Optimizer):
         name: str | None = None,
         **kwargs: Unpack[OptimizerOptions],
     ) -> None:
-        _check_not_negative("weight_decay", weight_decay)
+        checks.number("weight_decay", weight_decay, "[0, inf)", others=(None,), advice=OFF)
         limits = {"clipnorm": clipnorm, "clipvalue": clipvalue, "global_clipnorm": global_clipnorm}
         for argument, limit in limits.items():
-            _check_not_negative(argument, limit, zero=False)
-        _check_one_of("clip_norm_of", clip_norm_of, CLIP_NORMS)
-        _check_one_of("averaged_rate", averaged_rate, AVERAGED_RATES)
+            checks.number(argument, limit, "(0, inf)", others=(None,), advice=OFF)
+        checks.one_of("clip_norm_of", clip_norm_of, CLIP_NORMS)
+        checks.one_of("averaged_rate", averaged_rate, AVERAGED_RATES)
         if kwargs.get("use_ema"):
             raise ValueError(
                 "`use_ema` must be False: this optimizer keeps averages of its own. Received: use_ema=True"
@@ -474,14 +475,3 @@ def _default_name(prefix):
     """The next name that Keras would make of a prefix."""
     count = keras.backend.get_uid(prefix)
     return prefix if count == 1 else f"{prefix}_{count - 1}"
-
-
-def _check_one_of(argument, value, known):
-    if value not in known:
-        raise ValueError(f"`{argument}` must be one of {', '.join(known)}. Received: {argument}={value!r}")
-
-
-def _check_not_negative(argument, value, zero=True):
-    if value is not None and not (value > 0 or (zero and value == 0)):  # NaN fails too
-        rule = "must not be negative" if zero else "must be positive"
-        raise ValueError(f"`{argument}` {rule}. Received: {argument}={value}; None switches it off")

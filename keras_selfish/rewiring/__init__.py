@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from keras_selfish.rewiring.pruning import GMP as GMP
     from keras_selfish.rewiring.pruning import SNIP as SNIP
     from keras_selfish.rewiring.registry import METHODS as METHODS
+    from keras_selfish.rewiring.registry import register as register
     from keras_selfish.rewiring.rewiring import Rewiring as Rewiring
     from keras_selfish.rewiring.schedules import PolynomialDecay as PolynomialDecay
 
@@ -26,6 +27,7 @@ _SOURCES = {
     "MaskCallback": "mask_callback",
     "PolynomialDecay": "schedules",
     "Rewiring": "rewiring",
+    "register": "registry",
     **{name: module.removeprefix(f"{__name__}.") for name, module in callback_modules().items()},
 }
 

@@ -6,7 +6,7 @@ import collections
 import concurrent.futures
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import keras
 import numpy as np
@@ -56,6 +56,21 @@ class MaskCallback(keras.callbacks.Callback):
         self.gradients = None if gradient_data is None else DenseGradients(gradient_data)
         self.seed = seed
         self._forget_training()
+
+    @classmethod
+    def for_run(
+        cls, *, sparsity: float, total_steps: int, data: GradientData, seed: int, **options: Any
+    ) -> Self:
+        """The callback that a trainer trains with.
+
+        Args:
+            sparsity: Fraction of zeros that the run is to end with.
+            total_steps: Training steps in all.
+            data: The training data, for rules that need gradients.
+            seed: Integer seed.
+            **options: Further arguments, as the method's registration says that it takes them.
+        """
+        return cls(gradient_data=data, seed=seed, **options)
 
     def _forget_training(self):
         self._prepared = False

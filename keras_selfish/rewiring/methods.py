@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class SelfishRewiring(Rewiring):
-    """Rewiring as in selfish sparse RNN training: weights of small magnitude go, random ones come.
+    """Rewiring as in selfish sparse RNN training: small weights are dropped, random ones grown.
 
     The gates of a recurrent kernel compete for the connections of their layer: weights are ranked over the
     whole concatenated kernel, and grow anywhere in it. The rewired fraction falls by a cosine over the
@@ -46,7 +46,7 @@ class Static(Rewiring):
 
 
 class SET(Rewiring):
-    """Sparse evolutionary training: the weights nearest to zero go, half of each sign; random ones come.
+    """Sparse evolutionary training: small weights of each sign are dropped, random ones grown.
 
     Args:
         pruning_rate: Fraction of the connections that are rewired at the end of each epoch.
@@ -67,8 +67,8 @@ class SET(Rewiring):
 class DSR(Rewiring):
     """Dynamic sparse reparameterization: one threshold for all weights, growth by the connections left.
 
-    The published threshold adapts by doubling and halving until about the wanted number of connections goes;
-    here the threshold at which exactly that number goes is found at each rewiring.
+    The published threshold adapts by doubling and halving until about the wanted number of connections is
+    dropped; here the threshold at which exactly that number is dropped is found at each rewiring.
 
     Args:
         pruning_rate: Fraction of all connections that are rewired.
@@ -102,7 +102,7 @@ class SNFS(Rewiring):
 
 
 class RigL(Rewiring):
-    """The rigged lottery: weights of small magnitude go, those with the largest gradients come.
+    """The rigged lottery: small weights are dropped, those with the largest gradients grown.
 
     Args:
         pruning_rate: Initial fraction of the connections that are rewired.
@@ -125,7 +125,7 @@ class RigL(Rewiring):
 
 
 class GSE(Rewiring):
-    """Guided stochastic exploration: of a random subset of positions those with the largest gradients come.
+    """Guided stochastic exploration: the largest gradients of a random subset of positions are grown.
 
     Args:
         pruning_rate: Initial fraction of the connections that are rewired.

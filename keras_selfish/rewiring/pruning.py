@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
+import keras
 import numpy as np
 
 from keras_selfish import masks
@@ -21,21 +22,24 @@ if TYPE_CHECKING:
     from keras_selfish.rewiring.rules import DropRule
     from keras_selfish.rewiring.schedules import PruningSchedule
 
+# Fraction of a trainer's run after which gradual pruning is done.
+PRUNED = 0.75
+
 
 class GMP(MaskCallback):
-    """Gradual magnitude pruning: training begins with all connections, the smallest go little by little.
+    """Gradual magnitude pruning: training begins dense, small weights are dropped little by little.
 
     Whatever the masks of the model are, all its connections exist when training begins: a model that
     `sparsify` has made of a trained one then computes what the trained one does. Before each step that the
     schedule names, the first being 1, the weights of smallest magnitude are taken from every masked weight
-    until its sparsity is the schedule's; they do not come back.
+    until its sparsity is the schedule's; they are not grown again.
 
     Args:
         schedule: When and how far: `schedules.PolynomialDecay`, or a schedule of TensorFlow Model
             Optimization as it is (`tfmot.sparsity.keras.PolynomialDecay`, `ConstantSparsity`): an object with
             `begin_step`, `end_step` (-1 for no end) and `frequency` that returns `(whether, sparsity)` when
             called with a step.
-        drop: Which connections go: `"magnitude"` (default), `"sensitivity"`, or a drop rule.
+        drop: Which connections are dropped: `"magnitude"` (default), `"sensitivity"`, or a drop rule.
         gradient_data: See `Rewiring`.
         seed: Integer seed.
 
@@ -79,6 +83,12 @@ class GMP(MaskCallback):
         self.drop = rules.resolve("drop", drop, rules.DROP_RULES)
         self._gradient_batches = rules.batches_needed(self.drop)
         self.check_gradient_data(self._gradient_batches)
+
+    @classmethod
+    def for_run(
+        cls, *, sparsity: float, total_steps: int, data: GradientData, seed: int, **options: Any
+    ) -> Self:
+        return cls(_gradual(sparsity, int(PRUNED * total_steps)), seed=seed, **options)
 
     # TensorFlow Model Optimization counts the first step as 1: masks change before the step that is named,
     # and a schedule may end with the last one.
@@ -124,6 +134,15 @@ class GMP(MaskCallback):
                 f"`n_of_m` fixes the number of connections of {masked_weight.name!r}, which gradual pruning "
                 f"changes. Received: n_of_m={masked_weight.n_of_m}; use SNIP or a rewiring method"
             )
+
+
+def _gradual(sparsity, end_step):
+    """From dense to this sparsity along a cubic."""
+    if keras.backend.backend() == "tensorflow":
+        from tensorflow_model_optimization.sparsity.keras import PolynomialDecay
+    else:  # the same, without TensorFlow
+        from keras_selfish.rewiring.schedules import PolynomialDecay
+    return PolynomialDecay(0.0, sparsity, begin_step=0, end_step=end_step, frequency=min(100, end_step))
 
 
 class SNIP(MaskCallback):

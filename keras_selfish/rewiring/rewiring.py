@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-import numpy as np
 from absl import logging
 from keras import ops
 
+from keras_selfish import checks
 from keras_selfish.optimizers import wrappers
 from keras_selfish.rewiring import device_change, rules, schedules
 from keras_selfish.rewiring.mask_callback import MaskCallback
@@ -30,8 +30,8 @@ class Rewiring(MaskCallback):
     """Moves the connections of a model's masked weights while it trains; their number stays the same.
 
     At the end of each epoch, or each N steps, a fraction of the connections is dropped and as many are grown
-    elsewhere: in the same weight, unless `redistribution` says otherwise. What goes and comes is said by
-    rules, how much by a schedule, when by `frequency`. The rewiring of an epoch's end is carried out before
+    elsewhere: in the same weight, unless `redistribution` says otherwise. Rules say which are dropped and
+    grown, a schedule how many, `frequency` when. The rewiring of an epoch's end is carried out before
     the first batch of the next epoch: what was validated is what a checkpoint saves, and there is none after
     the last epoch.
 
@@ -52,14 +52,14 @@ class Rewiring(MaskCallback):
         end_step: Last training step at which connections are rewired; None (default) for no end.
         total_steps: Length of the training in steps. Default: epochs times the steps of an epoch.
         stop_fraction: Fraction of `total_steps` at which the schedule and rewiring end, in (0, 1].
-        drop: Which connections go: `"magnitude"`, the smallest weights; `"magnitude_by_sign"`;
+        drop: Which connections are dropped: `"magnitude"`, the smallest weights; `"magnitude_by_sign"`;
             `"sensitivity"`; or a drop rule (see `rules`).
         drop_scope: `"matrix"` (default) to rewire the same fraction of each weight; `"model"` to drop those
             with the smallest scores of all weights together, so that one threshold holds everywhere.
-        grow: Which connections come: `"random"`, uniformly; `"gradient"`; `"momentum"`; `"guided"`; or a
+        grow: Which connections are grown: `"random"`, uniformly; `"gradient"`; `"momentum"`; `"guided"`; or a
             grow rule.
-        redistribution: Which weight gets the connections that come: None (default) for the one that lost
-            them; `"nonzeros"`, `"magnitude"`, `"momentum"` or a redistribution rule for a share of all.
+        redistribution: Which weight gets the connections that are grown: None (default) for the one that
+            lost them; `"nonzeros"`, `"magnitude"`, `"momentum"` or a redistribution rule for a share of all.
         gradient_data: The training data, if a rule needs gradients of connections that do not exist: one
             batch, a `PyDataset`, a `tf.data.Dataset`, or a function from the step to a batch.
         reset_regrown: What happens to a connection that is dropped and grown again in the same rewiring. By
@@ -103,14 +103,12 @@ class Rewiring(MaskCallback):
         seed: int = 0,
     ) -> None:
         super().__init__(gradient_data, seed)
-        _check_fraction("pruning_rate", pruning_rate)
-        _check_fraction("end_rate", end_rate)
-        _check_fraction("stop_fraction", stop_fraction, above=0.0)
-        if frequency != "epoch":
-            _check_steps("frequency", frequency, '"epoch" or ')
-        for name, value in (("end_step", end_step), ("total_steps", total_steps)):
-            if value is not None:
-                _check_steps(name, value, "None or ")
+        checks.number("pruning_rate", pruning_rate, "[0, 1]")
+        checks.number("end_rate", end_rate, "[0, 1]")
+        checks.number("stop_fraction", stop_fraction, "(0, 1]")
+        checks.integer("frequency", frequency, at_least=1, others=("epoch",))
+        checks.integer("end_step", end_step, at_least=1, others=(None,))
+        checks.integer("total_steps", total_steps, at_least=1, others=(None,))
         self.schedule = rules.resolve("schedule", schedule, schedules.SCHEDULES)
         if isinstance(schedule, str):
             self.schedule = self.schedule(pruning_rate, end_rate)
@@ -124,10 +122,7 @@ class Rewiring(MaskCallback):
         self.redistribution = redistribution
         if redistribution is not None:
             self.redistribution = rules.resolve("redistribution", redistribution, rules.REDISTRIBUTION_RULES)
-        if drop_scope not in DROP_SCOPES:
-            raise ValueError(
-                f"`drop_scope` must be one of {', '.join(DROP_SCOPES)}. Received: drop_scope={drop_scope!r}"
-            )
+        checks.one_of("drop_scope", drop_scope, DROP_SCOPES)
         self._gradient_batches = rules.batches_needed(self.drop, self.grow, self.redistribution)
         self.check_gradient_data(self._gradient_batches)
         self.drop_scope = drop_scope
@@ -137,6 +132,12 @@ class Rewiring(MaskCallback):
         self.total_steps = total_steps
         self.stop_fraction = stop_fraction
         self.reset_regrown = reset_regrown
+
+    @classmethod
+    def for_run(
+        cls, *, sparsity: float, total_steps: int, data: GradientData, seed: int, **options: Any
+    ) -> Self:
+        return cls(total_steps=total_steps, gradient_data=data, seed=seed, **options)
 
     def _forget_training(self):
         super()._forget_training()
@@ -251,7 +252,7 @@ class Rewiring(MaskCallback):
         Raises:
             ValueError: if the rate is out of range, or a weight is NaN.
         """
-        _check_fraction("rate", rate)
+        checks.number("rate", rate, "[0, 1]")
         if rate == 0:
             return
         if device_change.serves(self.model, self.drop, self.grow, self.drop_scope, self.redistribution):
@@ -282,15 +283,3 @@ class Rewiring(MaskCallback):
                 f"{type(self).__name__} would change. Received: n_of_m={masked_weight.n_of_m}; use a method "
                 "that keeps each weight's number, such as SelfishRewiring, SET or RigL"
             )
-
-
-def _check_fraction(name, value, above=None):
-    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    if not number or not 0.0 <= value <= 1.0 or value == above:
-        interval = "[0, 1]" if above is None else "(0, 1]"
-        raise ValueError(f"`{name}` must be a number in {interval}. Received: {name}={value!r}")
-
-
-def _check_steps(name, value, alternative):
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"`{name}` must be {alternative}a positive integer. Received: {name}={value!r}")

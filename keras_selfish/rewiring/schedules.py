@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal, Protocol, TypeAlias
 
+from keras_selfish import checks
 from keras_selfish.masks import check_sparsity
 
 __all__ = ["SCHEDULES", "Constant", "Cosine", "Linear", "PolynomialDecay"]
@@ -93,11 +94,10 @@ class PolynomialDecay:
     def __post_init__(self):
         for name in ("initial_sparsity", "final_sparsity"):
             check_sparsity(getattr(self, name), name)
-        if not 0 <= self.begin_step < self.end_step or self.frequency < 1:
-            raise ValueError(
-                "`begin_step` must come before `end_step` and `frequency` be at least 1. Received: "
-                f"begin_step={self.begin_step}, end_step={self.end_step}, frequency={self.frequency}"
-            )
+        checks.integer("frequency", self.frequency, at_least=1)
+        checks.integer("begin_step", self.begin_step, at_least=0)
+        advice = f"it must come after begin_step={self.begin_step}"
+        checks.integer("end_step", self.end_step, at_least=self.begin_step + 1, advice=advice)
 
     def __call__(self, step: int) -> tuple[bool, float]:
         """Whether to prune at this step, and the sparsity to prune to."""

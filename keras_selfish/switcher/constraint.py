@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Unpack
 import keras
 from keras import ops
 
-from keras_selfish import masks
+from keras_selfish import checks, masks
 from keras_selfish.typing import Config, OpenShape, Tensor
 
 if TYPE_CHECKING:
@@ -98,10 +98,7 @@ class SparsityConstraint(keras.layers.Layer):
 
     def __init__(self, target_sparsity: float, ramp_steps: int = 200, **kwargs: Unpack[LayerOptions]) -> None:
         masks.check_sparsity(target_sparsity, "target_sparsity")
-        if not isinstance(ramp_steps, int) or isinstance(ramp_steps, bool) or ramp_steps < 0:
-            raise ValueError(
-                f"`ramp_steps` must be a non-negative integer. Received: ramp_steps={ramp_steps!r}"
-            )
+        ramp_steps = checks.integer("ramp_steps", ramp_steps, at_least=0)
         super().__init__(**{"dtype": "float32", **kwargs})
         self.target_sparsity = float(target_sparsity)
         self.ramp_steps = ramp_steps

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_selfish import checks
 from keras_selfish.cloning import with_inner
 from keras_selfish.layers.switched_dense import SwitchedDense
 from keras_selfish.optimizers.slot_reset import reset_state
@@ -229,12 +230,8 @@ def _check(network, layers, switcher, task_steps, switcher_steps, warmup_steps, 
     turns = {"task_steps": (task_steps, 1), "switcher_steps": (switcher_steps, 1)}
     turns["warmup_steps"] = (0 if warmup_steps is None else warmup_steps, 0)
     for name, (value, least) in turns.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"`{name}` must be an integer of at least {least}. Received: {name}={value!r}")
-    if estimator not in ESTIMATORS:
-        raise ValueError(
-            f"`estimator` must be one of {', '.join(ESTIMATORS)}. Received: estimator={estimator!r}"
-        )
+        checks.integer(name, value, at_least=least)
+    checks.one_of("estimator", estimator, ESTIMATORS)
 
 
 def switched_layers(model):

@@ -6,9 +6,9 @@ import math
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import keras
-import numpy as np
 from keras import ops
 
+from keras_selfish import checks
 from keras_selfish.layers.switched_dense import GRANULARITIES
 from keras_selfish.switcher.architectures import ARCHITECTURES
 from keras_selfish.switcher.constraint import Count, count
@@ -71,7 +71,10 @@ class SwitcherNetwork(keras.layers.Layer):
         seed: int = 0,
         **kwargs: Unpack[LayerOptions],
     ) -> None:
-        _check(architecture, granularity, hidden_units, tile_size)
+        checks.one_of("architecture", architecture, ARCHITECTURES)
+        checks.one_of("granularity", granularity, GRANULARITIES)
+        hidden_units = checks.integer("hidden_units", hidden_units, at_least=1)
+        tile_size = checks.integer("tile_size", tile_size, at_least=1)
         super().__init__(**{"dtype": "float32", **kwargs})
         self.architecture = architecture
         self.granularity = granularity
@@ -261,15 +264,3 @@ def two_uses(tensors):
         name: ops.unstack(ops.broadcast_to(tensor, (2, *tensor.shape)), 2) for name, tensor in tensors.items()
     }
     return tuple({name: pair[place] for name, pair in pairs.items()} for place in range(2))
-
-
-def _check(architecture, granularity, hidden_units, tile_size):
-    for name, value, allowed in (
-        ("architecture", architecture, ARCHITECTURES),
-        ("granularity", granularity, GRANULARITIES),
-    ):
-        if value not in allowed:
-            raise ValueError(f"`{name}` must be one of {', '.join(allowed)}. Received: {name}={value!r}")
-    for name, value in (("hidden_units", hidden_units), ("tile_size", tile_size)):
-        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")

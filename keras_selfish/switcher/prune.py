@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_selfish import masks
+from keras_selfish import checks, masks
 from keras_selfish.cloning import with_inner
 from keras_selfish.layers.switched_dense import SwitchedDense
 
@@ -13,11 +13,7 @@ LAYER_SHARES = ("magnitude", "logits")
 
 def prune(switcher, model, target_sparsity=None, layer_shares="magnitude"):
     """Switches the layers of a model in place. See `SwitcherNetwork.prune`."""
-    if layer_shares not in LAYER_SHARES:
-        raise ValueError(
-            f"`layer_shares` must be one of {', '.join(LAYER_SHARES)}. "
-            f"Received: layer_shares={layer_shares!r}"
-        )
+    checks.one_of("layer_shares", layer_shares, LAYER_SHARES)
     if not model.built:
         raise ValueError(f"`model` must be built. Received: model={model.name!r}; call it on data first")
     if target_sparsity is not None:

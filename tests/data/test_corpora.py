@@ -314,8 +314,14 @@ def test_unigram_perplexity_by_hand(tmp_path):
         ({"name": "python_docs", "url": "http://x"}, "`url` must be None .*Received: url='http://x'"),
         ({"name": "ptb", "data_dir": "x", "url": "http://x"}, "`url` must be None .*Received: url='http"),
         ({"name": "ptb", "sha256": "0"}, "`sha256` must be None unless .*Received: sha256='0'"),
-        ({"name": "python_docs", "min_count": 0}, "`min_count` must be at least 1. Received: min_count=0"),
-        ({"name": "python_docs", "max_size": 2}, "`max_size` must be at least 3, .*Received: max_size=2"),
+        (
+            {"name": "python_docs", "min_count": 0},
+            "`min_count` must be None or a positive integer. Received: min_count=0",
+        ),
+        (
+            {"name": "python_docs", "max_size": 2},
+            "`max_size` must be None or an integer of at least 3. Received: max_size=2; ",
+        ),
         ({"name": "wikitext2", "data_dir": "x", "sha256": "0"}, "`sha256` must be None unless .*Received"),
     ],
 )

@@ -380,9 +380,9 @@ def test_something_else_at_the_files_place(get, server, tmp_path, place, make):
         ({"url": "https://" + "a" * 64 + ".org/"}, "`url` must be the address of a host"),
         ({"url": "https://example.org/a b"}, "`url` must be the address of a host"),
         ({"url": "https://example.org/a\r\nX: y"}, "`url` must be the address of a host"),
-        ({"max_bytes": 0}, "`max_bytes` must be at least 1. Received: max_bytes=0"),
+        ({"max_bytes": 0}, "`max_bytes` must be a positive integer. Received: max_bytes=0"),
         ({"sha256": "abc"}, "`sha256` must be 64 hexadecimal digits. Received: sha256='abc'"),
-        ({"attempts": 0}, "`attempts` must be at least 1. Received: attempts=0"),
+        ({"attempts": 0}, "`attempts` must be a positive integer. Received: attempts=0"),
     ],
 )
 def test_bad_arguments(tmp_path, change, message):

@@ -122,8 +122,11 @@ def test_what_is_no_vocabulary_file_is_told_by_name(tmp_path, make, error, messa
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({"min_count": 0}, "`min_count` must be at least 1. Received: min_count=0"),
-        ({"max_size": 2}, "`max_size` must be at least 3, for .*Received: max_size=2"),
+        ({"min_count": 0}, "`min_count` must be None or a positive integer. Received: min_count=0"),
+        (
+            {"max_size": 2},
+            "`max_size` must be None or an integer of at least 3. Received: max_size=2; .* take three",
+        ),
     ],
 )
 def test_bad_limits(limits, message):

@@ -102,9 +102,9 @@ def test_each_replica_reads_its_own_columns(two_replicas):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((range(9), 0, 5), "`batch_size` must be an integer of at least 1. Received: batch_size=0"),
-        ((range(9), 2.0, 5), "`batch_size` must be an integer.*Received: batch_size=2.0"),
-        ((range(9), 2, -1), "`time_steps` must be an integer of at least 1. Received: time_steps=-1"),
+        ((range(9), 0, 5), "`batch_size` must be a positive integer. Received: batch_size=0"),
+        ((range(9), 2.0, 5), "`batch_size` must be a positive integer.*Received: batch_size=2.0"),
+        ((range(9), 2, -1), "`time_steps` must be a positive integer. Received: time_steps=-1"),
         ((range(15), 8, 5), "at least 2 × `batch_size` long.*Received: 15 tokens, batch_size=8"),
         (([], 1, 5), "Received: 0 tokens, batch_size=1"),
         (([0.5, 1.5], 1, 5), r"vector of integer token ids.*shape \(2,\) and type float64"),

@@ -353,7 +353,7 @@ BAD = {
     "time steps": (
         lambda: sparse_layer(0.9, 4),
         {"time_steps": 0},
-        "`time_steps` must be a positive integer",
+        "`time_steps` must be None or a positive integer",
     ),
     "open length": (
         lambda: sequential(layers.LSTM(4), shape=(None, 3)),

@@ -70,8 +70,8 @@ def test_hidden_and_last_layers_may_differ():
             ("lenet_5", (8, 8, 1), 10),
             r"`input_shape` must be .* at least 16 for lenet_5. Received: .*\(8, 8, 1\)",
         ),
-        (("lenet_5", (28, 28, 1), 10, SwitchedDense, None, 0.0), "`width` must be over 0"),
-        (("lenet_5", (28, 28, 1), 10, SwitchedDense, None, float("inf")), "`width` must be over 0"),
+        (("lenet_5", (28, 28, 1), 10, SwitchedDense, None, 0.0), "`width` must be a number over 0"),
+        (("lenet_5", (28, 28, 1), 10, SwitchedDense, None, float("inf")), "`width` must be a number over 0"),
         (
             ("lenet_300_100", (28, 28, 1), 10, SwitchedDense, None, 1e6),
             r"`width` must fit .* take [\d,.]+ T",

@@ -1,5 +1,7 @@
 """The language model: carried state, perplexity, presets, save and load."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -244,11 +246,11 @@ def test_a_whole_model_budget_is_exact():
 
 def test_ptb_lstm_has_the_published_size():
     """66 million weights dense, 22 million sparse; counted from shapes, without making the arrays."""
-    settings = preset("ptb_lstm")["model"]
-    units, vocabulary = settings["units"], 10_000
-    dense = 2 * vocabulary * units + settings["layers"] * 2 * units * 4 * units
+    published = preset("ptb_lstm").architecture
+    units, vocabulary = published.units, published.vocabulary_size
+    dense = 2 * vocabulary * units + published.layers * 2 * units * 4 * units
     assert dense == pytest.approx(66e6, rel=0.01)
-    assert (1 - settings["sparsity"]) * dense == pytest.approx(22e6, rel=0.02)
+    assert (1 - published.sparsity) * dense == pytest.approx(22e6, rel=0.02)
 
 
 def pytorch_modules(name):
@@ -294,7 +296,7 @@ def test_presets_have_exactly_the_published_parameters(name):
     matrices, biases, second = pytorch_modules(name)
     sizes = [sum(map(np.prod, shapes)) for shapes in matrices]
     assert found.dense == sum(sizes) + sum(biases)
-    active = [round((1 - preset(name)["model"]["sparsity"]) * size) for size in sizes]
+    active = [round((1 - preset(name).architecture.sparsity) * size) for size in sizes]
     assert found.sparse == sum(active) + sum(biases)
     # The numbers in the papers are rounded, and so are the densities.
     for number, published in zip((found.dense, found.sparse), PUBLISHED_PARAMETERS[name], strict=True):
@@ -313,9 +315,7 @@ def test_presets_have_exactly_the_published_parameters(name):
     ],
 )
 def test_small_presets_train(name):
-    settings = preset(name)
-    assert set(settings["training"]) == set(preset("ptb_lstm")["training"])
-    assert settings["model"].get("cell") == preset(name.removesuffix("_small"))["model"].get("cell")
+    assert preset(name).architecture.cell == preset(name.removesuffix("_small")).architecture.cell
     model = language_model(name, vocabulary_size=VOCABULARY, batch_size=COLUMNS, reference_length=10)
     model.compile(
         SNTASGD(1.0, global_clipnorm=0.25),
@@ -494,10 +494,9 @@ def test_scaled_steps_need_an_optimizer_that_can():
 
 @pytest.mark.parametrize("name", ["quick", "ptb_onlstm_small", "wt2_awd_lstm_mos_small"])
 def test_a_small_dense_model_has_as_many_parameters(name):
-    settings = preset(name)["model"]
-    sparse = report(LanguageModel(500, **settings)).parameters.sparse
-    narrow = small_dense(500, **settings)
-    dense = report(LanguageModel(500, **narrow)).parameters
+    wide = dataclasses.replace(preset(name).architecture, vocabulary_size=500)
+    sparse = report(LanguageModel(**wide.get_config())).parameters.sparse
+    dense = report(LanguageModel(**small_dense(wide).get_config())).parameters
     assert dense.dense == dense.sparse <= sparse
     assert dense.dense > 0.85 * sparse
 
@@ -511,8 +510,17 @@ def test_a_small_dense_model_has_as_many_parameters(name):
         ({"block_shape": (5, 1)}, r"`units` must be a multiple of 5"),
         ({"block_shape": (0, 1)}, r"`block_shape` must be two positive integers"),
         ({"units": 0}, "`units` must be a positive integer. Received: units=0"),
-        ({"dropout": 1.0}, r"`dropout` must be in \[0, 1\). Received: dropout=1.0"),
-        ({"hidden_dropout": -0.1}, r"`hidden_dropout` must be in \[0, 1\). Received: hidden_dropout=-0.1"),
+        ({"units": []}, "`units` must be a positive integer"),
+        ({"units": "many"}, "`units` must be a list of positive integers. Received: units='many'"),
+        ({"layers": 1.0}, "`layers` must be None or a positive integer. Received: layers=1.0"),
+        ({"locked": "yes"}, "`locked` must be True or False. Received: locked='yes'"),
+        ({"bias_vectors": 3}, "`bias_vectors` must be one of 1, 2. Received: bias_vectors=3"),
+        ({"tar": float("inf")}, "`tar` must be a number that is not negative. Received: tar=inf"),
+        ({"dropout": 1.0}, r"`dropout` must be a number in \[0, 1\). Received: dropout=1.0"),
+        (
+            {"hidden_dropout": -0.1},
+            r"`hidden_dropout` must be None or a number in \[0, 1\). Received: hidden_dropout=-0.1",
+        ),
         ({"tied": True, "embedding_units": 5}, "`embedding_units` must equal `units`"),
         ({"units": [4, 4], "layers": 3}, r"`layers` must be the length .* layers=3, units=\[4, 4\]"),
         ({"experts": 0}, "`experts` must be a positive integer. Received: experts=0"),

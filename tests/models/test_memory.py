@@ -1,5 +1,6 @@
 """What a model takes is told before it is made, and nothing that cannot fit is begun."""
 
+import dataclasses
 import math
 import resource
 import subprocess
@@ -49,9 +50,9 @@ def test_bytes_are_those_of_a_model_that_is_made(settings):
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_every_preset_fits_into_16_gigabytes(name):
-    training = PRESETS[name]["training"]
-    architecture = Architecture(33_278, **PRESETS[name]["model"])
-    check_memory(architecture, training["batch_size"], training["bptt"], available=16 * 10**9)
+    training = PRESETS[name].training
+    architecture = dataclasses.replace(PRESETS[name].architecture, vocabulary_size=33_278)
+    check_memory(architecture, training.batch_size, training.bptt, available=16 * 10**9)
 
 
 @pytest.mark.parametrize(

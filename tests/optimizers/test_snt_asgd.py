@@ -553,9 +553,15 @@ def test_config_round_trip():
             {"averaged_rate": "last"},
             "`averaged_rate` must be one of current, first. Received: averaged_rate='last'",
         ),
-        ({"weight_decay": -1.0}, "`weight_decay` must not be negative. Received: weight_decay=-1.0"),
-        ({"global_clipnorm": 0.0}, "`global_clipnorm` must be positive. Received: global_clipnorm=0.0"),
-        ({"clipnorm": float("nan")}, "`clipnorm` must be positive. Received: clipnorm=nan"),
+        (
+            {"weight_decay": -1.0},
+            "`weight_decay` must be None or a number that is not negative. Received: weight_decay=-1.0",
+        ),
+        (
+            {"global_clipnorm": 0.0},
+            "`global_clipnorm` must be None or a number over 0. Received: global_clipnorm=0.0",
+        ),
+        ({"clipnorm": float("nan")}, "`clipnorm` must be None or a number over 0. Received: clipnorm=nan"),
         ({"use_ema": True}, "`use_ema` must be False"),
     ],
 )

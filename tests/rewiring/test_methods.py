@@ -9,7 +9,7 @@ from keras_selfish import masks
 from keras_selfish.layers import SparseDense, SparseEmbedding, SparseLSTM
 from keras_selfish.masks import masked_weights
 from keras_selfish.optimizers import SNTASGD
-from keras_selfish.rewiring import GMP, METHODS, SNIP, PolynomialDecay, Rewiring
+from keras_selfish.rewiring import GMP, METHODS, SNIP, PolynomialDecay, Rewiring, register
 from keras_selfish.rewiring.gradients import DenseGradients
 
 on_jax = pytest.mark.backends("tensorflow", "jax")
@@ -294,7 +294,9 @@ def test_what_is_no_pruning_schedule(schedule):
 def test_a_pruning_schedule_out_of_range():
     with pytest.raises(ValueError, match=r"`final_sparsity` .* Received: final_sparsity=1.0"):
         PolynomialDecay(0.0, 1.0, 0, 10)
-    with pytest.raises(ValueError, match=r"`begin_step` must come before .* begin_step=10, end_step=10"):
+    with pytest.raises(
+        ValueError, match=r"`end_step` must be .* Received: end_step=10; it must come after begin_step=10"
+    ):
         PolynomialDecay(0.0, 0.5, 10, 10)
 
 
@@ -349,3 +351,29 @@ def test_pruning_needs_a_built_model(name):
     model.compile("sgd", "mse")
     with pytest.raises(ValueError, match="`model` must be built before training with"):
         model.fit(np.ones((2, 4)), np.ones((2, 4)), verbose=0, callbacks=[callback(name)])
+
+
+def test_a_method_of_ones_own_is_registered_by_one_statement(monkeypatch):
+    monkeypatch.setitem(METHODS, "own", None)
+
+    @register("own", "drops and grows at random", options=("pruning_rate",))
+    class Own(Rewiring):
+        pass
+
+    assert (METHODS["own"].callback, METHODS["own"].begins_sparse) == (Own, True)
+    (made,) = METHODS["own"].for_run(sparsity=0.5, total_steps=90, data=[], seed=3, pruning_rate=0.25)
+    assert (type(made), made.pruning_rate, made.total_steps, made.seed) == (Own, 0.25, 90, 3)
+
+
+@pytest.mark.parametrize("name", ["rigl", "dense", "my method", ""])
+def test_a_name_that_is_taken_or_no_word_is_refused(name):
+    before = dict(METHODS)
+    with pytest.raises(ValueError, match=f"`name` must be a word .* Received: name={name!r}"):
+        register(name, "what it does")(Rewiring)
+    assert before == METHODS
+
+
+def test_what_is_no_callback_is_refused():
+    with pytest.raises(ValueError, match="`callback` must be a subclass of MaskCallback"):
+        register("own", "what it does")(keras.callbacks.Callback)
+    assert "own" not in METHODS

@@ -282,9 +282,9 @@ def test_several_steps_at_a_time():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"task_steps": 0}, "`task_steps` must be an integer of at least 1. Received: task_steps=0"),
-        ({"switcher_steps": 1.5}, "`switcher_steps` must be an integer"),
-        ({"warmup_steps": -1}, "`warmup_steps` must be an integer of at least 0"),
+        ({"task_steps": 0}, "`task_steps` must be a positive integer. Received: task_steps=0"),
+        ({"switcher_steps": 1.5}, "`switcher_steps` must be a positive integer"),
+        ({"warmup_steps": -1}, "`warmup_steps` must be a non-negative integer"),
         ({"estimator": "reinforce"}, "`estimator` must be one of straight_through, hard_concrete"),
         ({"target_sparsity": 1.2}, "`target_sparsity` is the fraction of zeros"),
         ({"switcher": SwitcherNetwork(granularity="neuron")}, "`switcher` must be of the granularity"),

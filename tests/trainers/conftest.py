@@ -92,12 +92,12 @@ def run_alone(trainer, workdir, *arguments):
     )
 
 
-Trainer = collections.namedtuple("Trainer", "run run_alone command settings")
+Trainer = collections.namedtuple("Trainer", "run run_alone command settings flags")
 
 
 @pytest.fixture(scope="session")
 def trainer():
-    """A function from a trainer's name to ways of using it: `run`, `run_alone`, `command`, `settings`."""
+    """A function from a trainer's name to ways of using it, a `Trainer`."""
 
     def named(name):
         def of_name(function):
@@ -108,7 +108,11 @@ def trainer():
                 flags.FLAGS([name, *arguments])
                 return module.settings_from_flags()
 
-        return Trainer(of_name(run_here), of_name(run_alone), of_name(command), settings)
+        def of_help():
+            with loaded(name) as module:
+                return flags.FLAGS.get_key_flags_for_module(module)
+
+        return Trainer(of_name(run_here), of_name(run_alone), of_name(command), settings, of_help)
 
     return named
 

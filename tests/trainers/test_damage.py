@@ -11,6 +11,7 @@ import shutil
 
 import pytest
 
+from trainers import program
 from trainers.files import RunError, sha256
 from trainers.workdir import Workdir
 
@@ -76,7 +77,7 @@ def opened(folder, settings, data):
     """What a trainer finds in a folder, up to the moment at which it begins to write."""
     workdir = Workdir(folder, "language model")
     with workdir.open():
-        settled = workdir.settle(settings)
+        settled = program.settled(settings, workdir).to_json()
         workdir.check_data(data, settled)
         found = workdir.checkpoint()
         digest = sha256(found.pop("weights"))

@@ -186,9 +186,10 @@ def test_neurons_leave_the_network_on_jax(trainer, tmp_path, jax_alone):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--sparsity=1.5"], "`--sparsity` is the fraction of zeros"),
+        (["--sparsity=1.5"], "--sparsity is the fraction of zeros"),
         (["--method=gmp", "--pruning_rate=0.3"], "--pruning_rate must be left out with --method=gmp"),
-        (["--ramp=2"], "--ramp must be in"),
+        (["--ramp=2"], "--ramp must be a number in [0, 1]. Received: --ramp=2.0"),
+        (["--width=0"], "--width must be a number over 0. Received: --width=0.0"),
         (["--sparsity=nan"], "--sparsity must be a finite number. Received: --sparsity=nan"),
         (["--warmup_epochs=inf"], "--warmup_epochs must be a finite number"),
         (["--seed=4294967296"], "seed=4294967296"),
@@ -230,5 +231,5 @@ def test_a_loss_that_is_no_number_ends_the_run(run, tmp_path):
 def test_it_is_a_program(trainer, tmp_path):
     result = trainer("image_classifier").run_alone(tmp_path, "--sparsity=1.5")
     assert result.returncode == 1
-    assert "error: `--sparsity` is the fraction of zeros" in result.stderr
+    assert "error: --sparsity is the fraction of zeros" in result.stderr
     assert "Traceback" not in result.stderr

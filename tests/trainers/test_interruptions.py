@@ -13,9 +13,12 @@ import sys
 import textwrap
 import time
 
+import numpy as np
 import pytest
+from keras import ops
 
-from trainers.files import RunError, WriteError, no_room, replace
+from trainers.files import RunError, WriteError, no_memory, no_room, replace
+from trainers.program import settled
 from trainers.workdir import Workdir
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
@@ -203,7 +206,7 @@ def test_a_trainer_that_is_interrupted_goes_on_where_it_stopped(trainer, corpus,
     assert not any("Traceback" in line for line in lines)
     workdir = Workdir(tmp_path / "run", "language model")
     with workdir.open():
-        workdir.settle(language_model.settings(*flags))
+        settled(language_model.settings(*flags), workdir)
         assert f"epoch {workdir.checkpoint()['epochs_done']} is kept" in lines[-1]
 
 
@@ -260,3 +263,23 @@ def test_a_full_disk_is_known_by_what_came_of_it():
     assert no_room(RuntimeError("h5py: errno = 28, error message = 'No space left on device'"))
     assert no_room(PermissionError(13, "Permission denied")) is None
     assert no_room(MemoryError("OOM when allocating tensor")) is None
+
+
+@pytest.mark.backends("tensorflow", "jax")
+@pytest.mark.parametrize(
+    "take", [lambda: np.empty(2**50), lambda: ops.zeros((2**21, 2**21))], ids=["host", "device"]
+)
+def test_too_little_memory_is_known_by_what_came_of_it(take):
+    with pytest.raises(Exception, match="llocat") as caught:
+        take()
+    error = ValueError("in a layer of yours")
+    error.__cause__ = caught.value
+    assert re.fullmatch(
+        "(Unable to allocate|OOM when allocating|Out of memory allocating) .*[^.]", no_memory(error)
+    )
+    assert no_memory(MemoryError()) == "out of memory"
+    assert no_memory(RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8 bytes.")) == (
+        "Out of memory while trying to allocate 8 bytes"
+    )
+    assert no_memory(OSError(28, "No space left on device")) is None
+    assert no_memory(ValueError("`units` must fit into memory")) is None

@@ -10,6 +10,7 @@ import subprocess
 import time
 
 import pytest
+from keras import ops
 
 from keras_selfish.models.presets import PRESETS
 from keras_selfish.rewiring.registry import METHODS
@@ -331,7 +332,13 @@ def test_a_full_disk_is_one_sentence(tmp_path):
         (("--preset=huge",), "huge"),
         (("--schedule=stepwise",), "stepwise"),
         (("--unitz=5",), "unitz"),
-        (("--dropout=1.0",), "Received: dropout=1.0"),
+        (("--dropout=1.0",), "--dropout must be a number in [0, 1). Received: --dropout=1.0"),
+        (
+            ("--hidden_dropout=-1",),
+            "--hidden_dropout must be a number in [0, 1). Received: --hidden_dropout=-1",
+        ),
+        (("--units=",), "`units` must be a positive integer"),
+        (("--units=8,0",), "`units` must be a list of positive integers"),
         (("--units=many",), "--units must be a whole number or several"),
         (("--cell_options=[1]",), "--cell_options must be a JSON object"),
         (("--cell=gru",), "gru"),
@@ -345,6 +352,10 @@ def test_a_full_disk_is_one_sentence(tmp_path):
         (("--layers=1000000000",), "`layers` must be at most 150"),
         (("--cache_dir=/dev/null",), "`cache_dir` must be a folder that can be written"),
         (("--data_dir=/nowhere",), "/nowhere"),
+        *(
+            ((f"--{name}=~nosuchuser/x",), f"--{name} must not begin with ~ unless that is a home folder")
+            for name in ("workdir", "data_dir", "cache_dir")
+        ),
         (("--cpu_replicas=2",), "--cpu_replicas needs --strategy=mirrored"),
         (("--method=gmp", "--pruning_rate=0.3"), "--pruning_rate must be left out with --method=gmp"),
         (("--method=snip", "--schedule=linear"), "--schedule must be left out with --method=snip"),
@@ -440,6 +451,33 @@ def test_workdir_that_cannot_be_written(run, corpus, tmp_path):
     result = run(tmp_path / "file" / "run", f"--data_dir={corpus}", *TINY)
     assert result.returncode == 1
     assert "--workdir must be a folder that can be written" in result.stderr
+
+
+@pytest.mark.backends("tensorflow", "jax")
+def test_too_little_memory_is_one_sentence(run, corpus, tmp_path, monkeypatch):
+    """An array of more than there is, in the second epoch; with more memory the run goes on."""
+    from trainers import callbacks
+
+    class Greedy(callbacks.LanguageModelRecorder):
+        def on_epoch_begin(self, epoch, logs=None):
+            super().on_epoch_begin(epoch, logs)
+            if epoch == 1:
+                ops.zeros((2**21, 2**21))
+
+    flags = (f"--data_dir={corpus}", *TINY, "--noexport")
+    with monkeypatch.context() as patched:
+        patched.setattr(callbacks, "LanguageModelRecorder", Greedy)
+        result = run(tmp_path / "run", *flags)
+    assert result.returncode == 1
+    message = result.stderr.splitlines()[-1]
+    assert re.search(
+        r"error: The program must fit into memory\. Received: O.*allocating .*[^.]; the check", message
+    )
+    assert "the checkpoint after epoch 1 is kept in" in message
+    assert "a smaller --units, --layers, --batch_size or --bptt in a new --workdir" in message
+    assert "Traceback" not in result.stderr
+    assert run(tmp_path / "run", *flags).returncode == 0
+    assert len(history(tmp_path / "run")) == 3
 
 
 @pytest.mark.backends("tensorflow", "jax")

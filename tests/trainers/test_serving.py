@@ -167,7 +167,7 @@ def test_bad_requests_are_one_sentence(workdir, trainer, export, evaluate, gener
         (evaluate(bare, f"--data_dir={other}"), "--model must have the vocabulary of --dataset=text"),
         (evaluate(model, "--columns=2", f"--json={tmp_path / 'no' / 'x.json'}"), "--json must name a file"),
         (generate(bare), "--model must have its vocabulary with it"),
-        (generate(model, "--top_p=0"), "--top_p must be in (0, 1]"),
+        (generate(model, "--top_p=0"), "--top_p must be a number in (0, 1]. Received: --top_p=0.0"),
         (export(tmp_path, "--format=litert"), "--workdir must be the folder of a run"),
         (export(workdir, "--format=savedmodel", "--quantize=int8"), "--quantize must be left out"),
         (
@@ -176,6 +176,11 @@ def test_bad_requests_are_one_sentence(workdir, trainer, export, evaluate, gener
         ),
         (export(workdir, "--format=savedmodel", "--time_steps=3"), "--time_steps goes with --format=litert"),
         (export(workdir, "--format=litert", "--output=model.bin"), "`path` must end in .tflite"),
+        (export("~nosuchuser/x"), "--workdir must not begin with ~ unless"),
+        (export(workdir, "--output=~nosuchuser/x"), "--output must not begin with ~ unless"),
+        (evaluate("~nosuchuser/x"), "--model must not begin with ~ unless"),
+        (evaluate(model, "--json=~nosuchuser/x"), "--json must not begin with ~ unless"),
+        (generate("~nosuchuser/x"), "--model must not begin with ~ unless"),
     ):
         assert done.returncode == 1, message
         assert message in done.stderr
@@ -224,7 +229,7 @@ def run_commands(trainer, corpus, folder):
         program, *arguments = words[2:]
         name = program.removeprefix("trainers.")
         if name == "language_model":
-            assert trainer(name).settings(*arguments)["dataset"] == "text"
+            assert trainer(name).settings(*arguments).dataset == "text"
             continue
         done = trainer(name).run(None, *arguments)
         assert done.returncode == 0, (line, done.stderr)

@@ -1,13 +1,17 @@
 """What a run takes where no flag says anything."""
 
+import json
+
 import keras
 import pytest
 
 from keras_selfish.models.presets import PRESETS
 from keras_selfish.optimizers import NonMonotonicAveraging
 from keras_selfish.rewiring.registry import METHODS
+from trainers import program
 from trainers.callbacks import LanguageModelRecorder, ProgressBar, RemainingTime, StopOnNaN
-from trainers.mask_updates import mask_updates
+from trainers.files import RunError, write_json
+from trainers.workdir import Workdir
 
 
 @pytest.fixture
@@ -16,39 +20,131 @@ def settings(trainer):
     return lambda name, *flags: trainer(name).settings(*flags)
 
 
+# Of each trainer: flags without a default, and those with one. Scripts name them.
+FLAGS = {
+    "language_model": (
+        "ar ar_before_dropout averaged_rate batch_size bias_vectors block_shape bptt cache_dir cell "
+        "cell_options clip_norm_of clipnorm data_dir dataset decoder_bias distribution dropout "
+        "embedding_dropout embedding_units epochs evaluation_columns experts hidden_dropout "
+        "input_dropout kernel_limit latent_dropout layers learning_rate locked n_of_m "
+        "output_dropout patience pruning_rate random_lengths redistribution reset_regrown "
+        "restart_epochs rewiring_steps schedule sparsity tar tied units weight_decay workdir",
+        {
+            "averaging": True,
+            "best_from_checkpoint": False,
+            "cpu_replicas": 0,
+            "export": True,
+            "export_text": False,
+            "method": "selfish",
+            "precision": "float32",
+            "preset": "quick",
+            "seed": 0,
+            "strategy": "none",
+            "worker_timeout": 600.0,
+        },
+    ),
+    "image_classifier": (
+        "batch_size data_dir epochs pruning_rate workdir",
+        {
+            "architecture": "contextual",
+            "dataset": "digits",
+            "distribution": "uniform",
+            "estimator": "straight_through",
+            "export": True,
+            "finetune_epochs": 2,
+            "learning_rate": 0.002,
+            "method": "switcher",
+            "network": "lenet_300_100",
+            "ramp": 0.4,
+            "seed": 0,
+            "sparsity": 0.9,
+            "switcher_learning_rate": 0.001,
+            "switcher_steps": 4,
+            "task_steps": 40,
+            "validation_fraction": 0.1,
+            "warmup_epochs": 1.0,
+            "weight_decay": 0.02,
+            "width": 1.0,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_the_flags_and_their_defaults(name, trainer):
+    without, defaults = FLAGS[name]
+    found = trainer(name).flags()
+    assert {flag.name: flag.default for flag in found} == dict.fromkeys(without.split()) | defaults
+    assert [flag.name for flag in found if not flag.help.strip().endswith(".")] == []
+
+
+CASES = [
+    ("language_model", ()),
+    ("language_model", ("--preset=ptb_onlstm", "--restart_epochs=5,9")),
+    ("language_model", ("--n_of_m=2,4", "--method=rigl", "--pruning_rate=0.2")),
+    ("language_model", ("--units=20,12", '--cell_options={"weight_drop": 0.2}', "--bias_vectors=2")),
+    ("image_classifier", ()),
+    ("image_classifier", ("--sparsity=-1", "--dataset=mnist", "--ramp=1")),
+]
+
+
+@pytest.mark.parametrize(("name", "flags"), CASES)
+def test_settings_are_made_again_from_their_json(name, flags, settings):
+    found = settings(name, *flags)
+    content = json.loads(json.dumps(found.to_json()))
+    assert type(found).from_json(content).to_json() == found.to_json()
+    with pytest.raises(ValueError, match="there is no setting magic"):
+        found.from_json({**content, "magic": 1})
+    for wrong in ({"seed": "x"}, {"seed": -1}, {"epochs": 1.5}, {"method": "magic"}):
+        (setting,) = wrong
+        with pytest.raises(ValueError, match=f"--{setting} must be .* Received: --{setting}="):
+            found.from_json({**content, **wrong})
+
+
+def test_a_run_of_an_earlier_version_goes_on(settings, tmp_path):
+    """Which wrote the sparsity of the preset where an n-of-m pattern makes it another one."""
+    found = settings("language_model", "--n_of_m=2,4")
+    workdir = Workdir(tmp_path, "language model")
+    earlier = {**found.to_json(), "sparsity": 0.67}
+    del earlier["workers"]
+    write_json(workdir.config, {"format": workdir.format, **earlier})
+    assert program.settled(found, workdir).architecture == found.architecture
+    for name, value in {"units": 7, "sparsity": "x", "magic": 1}.items():
+        write_json(workdir.config, {"format": workdir.format, **earlier, name: value})
+        with pytest.raises(RunError, match=rf"a run with other settings\. Received: .*\(was {value!r}\)"):
+            program.settled(found, workdir)
+
+
 def test_a_presets_pruning_rate_is_that_of_the_selfish_method(settings):
     found = settings("language_model", "--preset=ptb_lstm")
-    assert found["pruning_rate"] == PRESETS["ptb_lstm"]["training"]["pruning_rate"] == 0.8
-    assert settings("language_model", "--preset=ptb_lstm", "--method=set")["pruning_rate"] is None
+    assert found.pruning_rate == PRESETS["ptb_lstm"].training.pruning_rate == 0.8
+    assert settings("language_model", "--preset=ptb_lstm", "--method=set").pruning_rate is None
     given = settings("language_model", "--preset=ptb_lstm", "--method=set", "--pruning_rate=0.6")
-    assert given["pruning_rate"] == 0.6
+    assert given.pruning_rate == 0.6
 
 
 def test_the_digits_get_more_and_smaller_steps(settings):
     chosen = [
-        {name: found[name] for name in ("epochs", "batch_size")}
+        (found.epochs, found.batch_size)
         for found in (
             settings("image_classifier"),
             settings("image_classifier", "--batch_size=64"),
             settings("image_classifier", "--dataset=mnist"),
         )
     ]
-    assert chosen == [
-        {"epochs": 60, "batch_size": 32},
-        {"epochs": 60, "batch_size": 64},
-        {"epochs": 20, "batch_size": 128},
-    ]
+    assert chosen == [(60, 32), (60, 64), (20, 128)]
 
 
 GIVEN = {"sparsity": 0.5, "pruning_rate": None, "total_steps": 1000, "data": [], "seed": 0}
+WITH_OPTIONS = [name for name, method in METHODS.items() if method.options]
 
 
 def callback(method, **options):
-    (made,) = mask_updates(method, **{**GIVEN, **options})
+    (made,) = METHODS[method].for_run(**{**GIVEN, **options})
     return made
 
 
-@pytest.mark.parametrize("name", sorted(set(METHODS) - {"dense", "dense_small", "gmp", "snip"}))
+@pytest.mark.parametrize("name", [*WITH_OPTIONS, "static"])
 def test_a_method_keeps_the_defaults_it_was_published_with(name):
     published = METHODS[name].callback(gradient_data=[])
     made = callback(name, schedule=None, frequency=None, reset_regrown=None, redistribution=None)
@@ -56,10 +152,19 @@ def test_a_method_keeps_the_defaults_it_was_published_with(name):
         assert getattr(made, attribute) == getattr(published, attribute), attribute
 
 
-def test_what_is_given_replaces_a_default():
-    made = callback("set", pruning_rate=0.6, schedule="linear", frequency=7, reset_regrown=False)
+@pytest.mark.parametrize("name", WITH_OPTIONS)
+def test_what_is_given_replaces_a_default(name):
+    made = callback(name, pruning_rate=0.6, schedule="linear", frequency=7, reset_regrown=False)
     assert (made.pruning_rate, made.frequency, made.reset_regrown) == (0.6, 7, False)
-    assert made.schedule(500, 1000) == pytest.approx((0.6 + 0.005) / 2)
+    assert made.schedule(0, 1000) == pytest.approx(0.6)
+    assert made.schedule(500, 1000) == pytest.approx((0.6 + made.schedule(1000, 1000)) / 2)
+
+
+def test_a_run_of_gradual_pruning_is_done_after_three_quarters():
+    schedule = callback("gmp").schedule
+    assert float(schedule(1)[1]) < 0.01
+    assert float(schedule(750)[1]) == pytest.approx(0.5)
+    assert schedule.end_step == 750
 
 
 def waits_for_each_step(callback):
@@ -71,7 +176,7 @@ def waits_for_each_step(callback):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_no_method_waits_for_each_step(name):
-    assert not any(map(waits_for_each_step, mask_updates(name, **GIVEN)))
+    assert not any(map(waits_for_each_step, METHODS[name].for_run(**GIVEN)))
 
 
 def test_no_callback_of_a_run_waits_for_each_step():

@@ -125,8 +125,8 @@ def test_the_chief_is_the_first_worker(cluster, task, index, monkeypatch):
     from trainers.distribution import Worker
 
     monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": task}))
-    assert Worker.of({"strategy": "multi_worker"}) == Worker(index, 2)
-    assert Worker.of({"strategy": "none"}) == Worker.of({}) == Worker(0, 1)
+    assert Worker.of("multi_worker") == Worker(index, 2)
+    assert Worker.of("none") == Worker(0, 1)
     assert Worker(index, 2).is_chief == (index == 0)
 
 
