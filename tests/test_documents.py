@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import operator
 import os
 import pathlib
 import re
@@ -32,6 +33,54 @@ def rows(name, chapter=0):
     lines = re.split(r"^# ", text, flags=re.MULTILINE)[1:][chapter].splitlines()
     cells = [line.strip("|").split(" | ") for line in lines if line.startswith("|")][2:]
     return [tuple(re.findall(r"`([^`]+)`", cell) for cell in row) for row in cells]
+
+
+PAGES = [
+    *(DOCUMENTS.parent / name for name in ("README.md", "CONTRIBUTING.md")),
+    *sorted(DOCUMENTS.glob("*.md")),
+]
+
+
+def anchors(page):
+    """What links may name in a page: its headings, as sites of repositories spell them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        if not link.startswith("https://"):
+            path, _, anchor = link.partition("#")
+            target = page.parent / path if path else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
+
+
+def test_the_first_page_runs(monkeypatch, tmp_path):
+    """With a smaller model, and data of its size."""
+    monkeypatch.chdir(tmp_path)
+    text = (DOCUMENTS.parent / "README.md").read_text(encoding="utf-8")
+    recurrent, dense = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    for large, small in {"10_000": "20", "650": "4", "epochs=40": "epochs=1, verbose=0"}.items():
+        assert large in recurrent
+        recurrent = recurrent.replace(large, small)
+    tokens = np.arange(48).reshape(8, 6) % 20
+    namespace = {"train": tf_data(tokens), "valid": tf_data(tokens)}
+    exec(compile(recurrent, "README.md", "exec"), namespace)
+    assert sum(weight.active for weight in masked_weights(namespace["model"])) == 26 + 42 + 26
+    model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(8)])
+    given = {"model": model, "x": np.zeros((2600, 16)), "y": np.zeros((2600, 8))}
+    exec(compile(dense.replace("epochs=5", "epochs=5, verbose=0"), "README.md", "exec"), given)
+    kernel, _ = keras.models.load_model("plain.keras").get_weights()
+    assert np.mean(kernel == 0) == pytest.approx(0.8, abs=0.01)
+
+
+def tf_data(tokens):
+    import tensorflow as tf
+
+    return tf.data.Dataset.from_tensor_slices((tokens, np.roll(tokens, -1, axis=1))).batch(4)
 
 
 def test_blocks_run(monkeypatch):
@@ -136,6 +185,33 @@ def test_each_call_of_tfmot_that_the_table_names_exists(tfmot, monkeypatch, tmp_
         model = tf_keras.Sequential([*layers, tf_keras.layers.Dense(8, name="last")])
         names = {"tf_keras": tf_keras, "tfmot": tfmot, "schedule": schedule, "prune_some": prune_some}
         run_each(theirs, names | {"model": model})
+
+
+def cells_of_comparison(column):
+    """The code in a column of the tables of comparison.md, without arguments of calls."""
+    text = (DOCUMENTS / "comparison.md").read_text(encoding="utf-8")
+    for line in text.splitlines():
+        if line.startswith("| ") and not line.startswith("| ---"):
+            cell = line.strip("|").split(" | ")[column]
+            yield from (code.partition("(")[0] for code in re.findall(r"`([^`]+)`", cell))
+
+
+def test_what_the_comparison_says_that_we_have_exists():
+    found = list(cells_of_comparison(1))
+    assert len(found) > 15
+    for name in found:
+        if not name.startswith(("tf.", "keras.", ".")):  # of others, and endings of files
+            assert name in dir(keras.layers) or operator.attrgetter(name)(keras_selfish), name
+
+
+def test_what_the_comparison_says_that_tfmot_has_exists(tfmot):
+    import tensorflow_model_optimization
+
+    subpackages = ("sparsity.", "clustering.", "quantization.")
+    found = [name for name in cells_of_comparison(2) if name.startswith(subpackages)]
+    assert len(found) > 8
+    for name in found:
+        assert operator.attrgetter(name)(tensorflow_model_optimization), name
 
 
 def test_programs_that_come_from_elsewhere_run(monkeypatch, tmp_path):
