@@ -6,7 +6,10 @@ neither Keras nor a backend.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
+
+from keras_selfish.models.architecture import Architecture
 
 VOCABULARY_SIZES = {"ptb": 10_000, "wikitext2": 33_278}
 
@@ -216,3 +219,42 @@ def preset(name: str) -> dict[str, dict[str, Any]]:
     if name not in PRESETS:
         raise ValueError(f"`preset` must be one of {', '.join(sorted(PRESETS))}. Received: preset={name!r}")
     return {part: dict(settings) for part, settings in PRESETS[name].items()}
+
+
+def register_preset(
+    name: str, base: str, model: dict[str, Any] | None = None, training: dict[str, Any] | None = None
+) -> None:
+    """Adds a preset to `PRESETS`, where `language_model` and the trainer find it.
+
+    The trainer lists the presets that there are when it is imported.
+
+    Args:
+        name: Its name.
+        base: Name of the preset that has all other settings.
+        model: Settings of `Architecture` in which it differs. Default None.
+        training: Settings of training in which it differs. Default None.
+
+    Raises:
+        ValueError: for a name that is taken, an unknown base, or a setting that there is not.
+
+    Example:
+
+    >>> register_preset("ptb_lstm_tiny", base="ptb_lstm_small", model={"units": 64}, training={"epochs": 2})
+    >>> preset("ptb_lstm_tiny")["model"]
+    {'units': 64, 'layers': 2, 'dropout': 0.25, 'sparsity': 0.67}
+    >>> del PRESETS["ptb_lstm_tiny"]
+    """
+    if name in PRESETS:
+        raise ValueError(f"`name` must be new. Received: name={name!r}, which is a preset already")
+    parts = preset(base)
+    architecture = [field.name for field in dataclasses.fields(Architecture)]
+    for part, known, changes in (
+        ("model", architecture[1:], model or {}),
+        ("training", list(parts["training"]), training or {}),
+    ):
+        for setting in changes:
+            if setting not in known:
+                raise ValueError(f"`{part}` must be settings of {', '.join(known)}. Received: {setting!r}")
+        parts[part].update(changes)
+    Architecture(VOCABULARY_SIZES.get(parts["training"]["dataset"], 10_000), **parts["model"])
+    PRESETS[name] = parts
