@@ -1,4 +1,4 @@
-"""Optimizers for sparse training, and what they need to know of masks."""
+"""Optimizers for sparse training, and what other optimizers need for it."""
 
 from keras_selfish._lazy import load_all
 from keras_selfish.optimizers.averaging import NonMonotonicAveraging

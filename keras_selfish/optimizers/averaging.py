@@ -1,4 +1,4 @@
-"""When averaging starts, and where the averages stand while a model is trained."""
+"""The callback that starts averaging and swaps averages in for validation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from keras_selfish.typing import Logs
 
 
 class NonMonotonicAveraging(keras.callbacks.Callback):
-    """Starts averaging when validation gets no better, and from then on validates the averages.
+    """Starts averaging when validation stops improving, and from then on validates the averages.
 
     The optimizer averages: `SNTASGD`, or another that has what `Averaging` lists.
 
@@ -93,7 +93,7 @@ class NonMonotonicAveraging(keras.callbacks.Callback):
 
     @property
     def optimizers(self) -> list[Averaging]:
-        """The optimizers of the model that average and are built, those in wrappers included."""
+        """The model's averaging optimizers that are built, also within wrappers."""
         found: list[Averaging] = [leaf for leaf in leaves(self.model.optimizer) if can_average(leaf)]
         if not found:
             raise ValueError(
@@ -185,7 +185,7 @@ def triggers(history, value, patience):
 
 
 def appended(history, value):
-    """The history with one value more; when it is full, the smaller of the two oldest stands for both."""
+    """The history and one more value; in a full one, the smaller of the two oldest stands for both."""
     past = _values(history)
     if len(past) == len(history):
         past = np.append(past[:2].min(), past[2:])
