@@ -2,6 +2,8 @@
 
 import ast
 import importlib
+import json
+import operator
 import os
 import pathlib
 import re
@@ -13,7 +15,9 @@ import numpy as np
 import pytest
 
 import keras_selfish
+from keras_selfish.data import Vocabulary
 from keras_selfish.masks import masked_weights
+from keras_selfish.models import presets
 from keras_selfish.rewiring import METHODS
 
 DOCUMENTS = pathlib.Path(__file__).resolve().parents[1] / "docs"
@@ -34,6 +38,54 @@ def rows(name, chapter=0):
     return [tuple(re.findall(r"`([^`]+)`", cell) for cell in row) for row in cells]
 
 
+PAGES = [
+    *(DOCUMENTS.parent / name for name in ("README.md", "CONTRIBUTING.md")),
+    *sorted(DOCUMENTS.glob("*.md")),
+]
+
+
+def anchors(page):
+    """What links may name in a page: its headings, as sites of repositories spell them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        if not link.startswith("https://"):
+            path, _, anchor = link.partition("#")
+            target = page.parent / path if path else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
+
+
+def test_the_first_page_runs(monkeypatch, tmp_path):
+    """With a smaller model, and data of its size."""
+    monkeypatch.chdir(tmp_path)
+    text = (DOCUMENTS.parent / "README.md").read_text(encoding="utf-8")
+    recurrent, dense = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    for large, small in {"10_000": "20", "650": "4", "epochs=40": "epochs=1, verbose=0"}.items():
+        assert large in recurrent
+        recurrent = recurrent.replace(large, small)
+    tokens = np.arange(48).reshape(8, 6) % 20
+    namespace = {"train": tf_data(tokens), "valid": tf_data(tokens)}
+    exec(compile(recurrent, "README.md", "exec"), namespace)
+    assert sum(weight.active for weight in masked_weights(namespace["model"])) == 26 + 42 + 26
+    model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(8)])
+    given = {"model": model, "x": np.zeros((2600, 16)), "y": np.zeros((2600, 8))}
+    exec(compile(dense.replace("epochs=5", "epochs=5, verbose=0"), "README.md", "exec"), given)
+    kernel, _ = keras.models.load_model("plain.keras").get_weights()
+    assert np.mean(kernel == 0) == pytest.approx(0.8, abs=0.01)
+
+
+def tf_data(tokens):
+    import tensorflow as tf
+
+    return tf.data.Dataset.from_tensor_slices((tokens, np.roll(tokens, -1, axis=1))).batch(4)
+
+
 def test_blocks_run(monkeypatch):
     name = "extending.md"
     found = blocks(name)
@@ -47,24 +99,38 @@ def test_blocks_run(monkeypatch):
 
 
 def test_a_trainer_runs_the_method_of_the_document(tmp_path):
+    """And the preset, too."""
     program = tmp_path / "noisy_rigl.py"
-    program.write_text("\n\n".join(blocks("extending.md")), encoding="utf-8")
+    (preset,) = [block for block in blocks("extending.md", chapter=2) if "register_preset" in block]
+    program.write_text("\n\n".join([preset, *blocks("extending.md")]), encoding="utf-8")
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     (corpus / "text.txt").write_text(
         "one two three four five six seven eight nine ten\n" * 200, encoding="utf-8"
     )
-    small = ["--dataset=text", f"--data_dir={corpus}", "--units=8", "--layers=1", "--epochs=1", "--bptt=5"]
-    small += ["--batch_size=4", "--preset=quick", "--noexport"]
+    small = [
+        "--dataset=text",
+        f"--data_dir={corpus}",
+        "--units=8",
+        "--layers=1",
+        "--bptt=5",
+        "--batch_size=4",
+    ]
+    small += ["--preset=ptb_lstm_tiny", "--noexport"]
+    run_program(program, "--method=noisy_rigl", f"--workdir={tmp_path / 'run'}", *small)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["method"], config["preset"], config["epochs"]) == ("noisy_rigl", "ptb_lstm_tiny", 2)
+
+
+def run_program(*words):
     result = subprocess.run(
-        [sys.executable, str(program), "--method=noisy_rigl", f"--workdir={tmp_path / 'run'}", *small],
+        [sys.executable, *map(str, words)],
         env={**os.environ, "PYTHONPATH": str(DOCUMENTS.parent)},
         capture_output=True,
         text=True,
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    assert '"method": "noisy_rigl"' in (tmp_path / "run" / "config.json").read_text()
 
 
 def test_a_method_of_ones_own_is_short():
@@ -94,6 +160,93 @@ def test_a_cell_of_ones_own_has_its_gradient():
     for by_hand, automatic in zip(*losses, strict=True):
         np.testing.assert_allclose(by_hand, automatic, rtol=1e-4, atol=1e-6)
     assert [weight.active for weight in masked_weights(model)] == [24, 32, 32]
+
+
+def run_blocks(*chapters, **namespace):
+    """The namespace after the blocks of some chapters of extending.md."""
+    namespace["__name__"] = "document"
+    for chapter in chapters:
+        for block in blocks("extending.md", chapter):
+            exec(compile(block, "extending.md", "exec"), namespace)
+    return namespace
+
+
+def test_a_model_of_ones_own_is_trained_and_exported(monkeypatch, tmp_path):
+    monkeypatch.setattr(presets, "PRESETS", dict(presets.PRESETS))
+    namespace = run_blocks(1, 2)
+    losses = namespace["history"].history["val_perplexity"]
+    assert losses[-1] < losses[0] < 60  # of 50 tokens
+    model = namespace["model"]
+    assert [weight.active for weight in masked_weights(model)] == [264, 169, 85, 84, 264]
+    model.save(tmp_path / "model.keras")
+    tokens, state = np.array([[3, 4, 5]]), np.zeros((1, 16), "float32")
+    outputs = keras.models.load_model(tmp_path / "model.keras").stepwise()([tokens, state])
+    for one, other in zip(outputs, model.stepwise()([tokens, state]), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    tiny = keras_selfish.language_model("ptb_lstm_tiny", 50)
+    assert tiny.architecture.layer_units == (64, 64)
+    pytest.importorskip("ai_edge_litert")
+    keras_selfish.export.litert(model, tmp_path / "model.tflite")  # which compares it with Keras
+
+
+@pytest.mark.backends("tensorflow", "jax")
+def test_an_optimizer_of_ones_own_averages():
+    optimizer = run_blocks(3)["AveragedSGD"](0.1)
+    bias, steps = keras.Variable([1.0, 2.0]), np.array([[1, 2], [3, 4], [-5, 6], [7, 8]], "float32")
+    moved = np.array([1.0, 2.0]) - 0.1 * np.cumsum(steps, axis=0)
+    for number, step in enumerate(steps):
+        if number == 1:
+            optimizer.start_averaging()
+        optimizer.apply([keras.ops.convert_to_tensor(step)], [bias])
+    optimizer.exchange_averages()
+    np.testing.assert_allclose(bias, moved[1:].mean(axis=0), rtol=1e-6)
+    optimizer.exchange_averages()
+    np.testing.assert_allclose(bias, moved[-1], atol=1e-6)
+
+
+@pytest.mark.backends("tensorflow", "jax")
+def test_an_optimizer_of_ones_own_trains_what_is_rewired():
+    optimizer = run_blocks(3)["AveragedSGD"](0.05)
+    layers = [keras.Input((8,)), keras_selfish.SparseDense(16, sparsity=0.75), keras.layers.Dense(2)]
+    model = keras.Sequential(layers)
+    model.compile(optimizer, "mse")
+    x, y = np.random.default_rng(0).normal(size=(64, 8)), np.ones((64, 2))
+    callbacks = [keras_selfish.SelfishRewiring(0.5, frequency=1)]
+    callbacks += [keras_selfish.NonMonotonicAveraging(patience=0)]
+    # Validated on targets that it learns to be far from, so that averaging begins.
+    model.fit(x, y, validation_data=(x, -y), epochs=4, batch_size=16, verbose=0, callbacks=callbacks)
+    assert int(optimizer.trigger) > 0
+    assert float(optimizer.averages_in) == 1
+    (weight,) = masked_weights(model)
+    mask = np.array(weight.mask)
+    assert mask.sum() == 32
+    for values in map(keras.ops.convert_to_numpy, (weight.weight, optimizer.averages[0])):
+        assert np.all(values[~mask] == 0)
+        assert np.any(values[mask] != 0)
+
+
+def test_an_export_format_of_ones_own(monkeypatch, tmp_path):
+    """Written by the program of the document, opened by the class in it."""
+    from trainers import artifacts, formats
+
+    monkeypatch.setattr(formats, "FORMATS", dict(formats.FORMATS))
+    monkeypatch.setattr(artifacts, "KINDS", list(artifacts.KINDS))
+    model = keras_selfish.language_model("quick", 20, units=8)
+    model.save(tmp_path / "final.keras")
+    tokens = [f"word{index}" for index in range(20)]
+    Vocabulary(tokens).save(tmp_path / "vocabulary.txt")
+    program = tmp_path / "archive.py"
+    program.write_text("\n\n".join(blocks("extending.md", chapter=4)), encoding="utf-8")
+    run_program(program, "export", f"--workdir={tmp_path}", "--format=archive")
+    run_blocks(4)
+    artifact = artifacts.open_artifact(tmp_path / "model.npz")
+    assert (artifact.kind, artifact.tokens) == ("NumPy archive", tokens)
+    states = artifact.states(2)
+    step = np.array([[3], [4]], "int32")
+    logits, after = artifact.step(step, states)
+    wanted = model.stepwise()([step, *states.values()])
+    np.testing.assert_allclose(logits, wanted[0][:, -1], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(after["h_1"], wanted[3], rtol=1e-5, atol=1e-6)
 
 
 NOT_CODE = ('"constant"', "trainers.language_model --preset ptb_lstm")
@@ -136,6 +289,33 @@ def test_each_call_of_tfmot_that_the_table_names_exists(tfmot, monkeypatch, tmp_
         model = tf_keras.Sequential([*layers, tf_keras.layers.Dense(8, name="last")])
         names = {"tf_keras": tf_keras, "tfmot": tfmot, "schedule": schedule, "prune_some": prune_some}
         run_each(theirs, names | {"model": model})
+
+
+def cells_of_comparison(column):
+    """The code in a column of the tables of comparison.md, without arguments of calls."""
+    text = (DOCUMENTS / "comparison.md").read_text(encoding="utf-8")
+    for line in text.splitlines():
+        if line.startswith("| ") and not line.startswith("| ---"):
+            cell = line.strip("|").split(" | ")[column]
+            yield from (code.partition("(")[0] for code in re.findall(r"`([^`]+)`", cell))
+
+
+def test_what_the_comparison_says_that_we_have_exists():
+    found = list(cells_of_comparison(1))
+    assert len(found) > 15
+    for name in found:
+        if not name.startswith(("tf.", "keras.", ".")):  # of others, and endings of files
+            assert name in dir(keras.layers) or operator.attrgetter(name)(keras_selfish), name
+
+
+def test_what_the_comparison_says_that_tfmot_has_exists(tfmot):
+    import tensorflow_model_optimization
+
+    subpackages = ("sparsity.", "clustering.", "quantization.")
+    found = [name for name in cells_of_comparison(2) if name.startswith(subpackages)]
+    assert len(found) > 8
+    for name in found:
+        assert operator.attrgetter(name)(tensorflow_model_optimization), name
 
 
 def test_programs_that_come_from_elsewhere_run(monkeypatch, tmp_path):

@@ -1,6 +1,7 @@
 """Exported language models of any format, as one kind of thing: a step from tokens and states to logits.
 
-Each format needs its runtime only. `open_artifact` finds the format by what stands at a path.
+Each format needs its runtime only. `open_artifact` finds the format by what stands at a path. A format of
+one's own is a subclass of `Artifact` in the list `KINDS` (docs/extending.md).
 """
 
 import abc
@@ -14,8 +15,6 @@ from absl import logging
 
 from trainers.files import RunError
 
-FORMATS = "a SavedModel folder, or a file that ends in .tflite, .onnx or .keras"
-
 
 class Artifact(abc.ABC):
     """A language model that was written to disk.
@@ -26,13 +25,16 @@ class Artifact(abc.ABC):
 
     Attributes:
         kind: Name of the format.
+        suffix: What the names of its files end in; None of a folder.
+        runtime: The package that it needs.
         tokens: The vocabulary, a list of strings in the order of their ids; None if it is not with the model.
         size: Bytes on disk.
         load_seconds: How long loading took, the runtime's import not included.
     """
 
-    kind = None
-    runtime = None
+    kind: str
+    suffix: str | None = None
+    runtime: str
 
     def __init__(self, path, threads=1):
         self.path, self.threads = path, threads
@@ -49,6 +51,11 @@ class Artifact(abc.ABC):
         files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
         self.size = sum(file.stat().st_size for file in files)
         self.tokens = self._tokens()
+
+    @classmethod
+    def is_at(cls, path):
+        """Whether what stands at a path, or is named like it, is of this format."""
+        return cls.suffix is not None and path.suffix == cls.suffix
 
     def states(self, batch_size):
         """The zero states that texts begin with, a dict from name to float32 array (batch, units)."""
@@ -98,6 +105,7 @@ class LiteRT(Artifact):
     """A LiteRT file."""
 
     kind = "LiteRT"
+    suffix = ".tflite"
     runtime = "ai_edge_litert"
 
     def _import(self):
@@ -143,6 +151,10 @@ class SavedModel(Artifact):
 
     kind = "SavedModel"
     runtime = "tensorflow"
+
+    @classmethod
+    def is_at(cls, path):
+        return path.is_dir() and (path / "saved_model.pb").exists()
 
     def _import(self):
         import tensorflow as tf
@@ -191,6 +203,7 @@ class ONNX(Artifact):
     """An ONNX file, in ONNX Runtime."""
 
     kind = "ONNX"
+    suffix = ".onnx"
     runtime = "onnxruntime"
 
     def _import(self):
@@ -219,6 +232,7 @@ class KerasFile(Artifact):
     """A .keras file of this package or of a stripped language model."""
 
     kind = "Keras"
+    suffix = ".keras"
     runtime = "keras"
 
     def _import(self):
@@ -250,6 +264,15 @@ class KerasFile(Artifact):
         return logits[:, -1].astype(np.float32), dict(zip(self.widths, finals, strict=True))
 
 
+KINDS: list[type[Artifact]] = [SavedModel, LiteRT, ONNX, KerasFile]
+
+
+def formats():
+    """What can be opened, for sentences."""
+    *suffixes, last = [kind.suffix for kind in KINDS if kind.suffix]
+    return f"a SavedModel folder, or a file that ends in {', '.join(suffixes)} or {last}"
+
+
 def open_artifact(path, threads=1):
     """The `Artifact` at a path.
 
@@ -257,13 +280,10 @@ def open_artifact(path, threads=1):
         RunError: if there is none, or it is damaged, or its runtime is missing.
     """
     path = pathlib.Path(path)
-    if path.is_dir() and (path / "saved_model.pb").exists():
-        kind = SavedModel
-    else:
-        kind = {".tflite": LiteRT, ".onnx": ONNX, ".keras": KerasFile}.get(path.suffix)
+    kind = next((kind for kind in KINDS if kind.is_at(path)), None)
     if kind is None or not path.exists():
         what = "nothing is there" if not path.exists() else "which is something else"
-        raise RunError(f"--model must be {FORMATS}. Received: --model={path}, {what}")
+        raise RunError(f"--model must be {formats()}. Received: --model={path}, {what}")
     try:
         return kind(path, threads)
     except RunError:

@@ -12,13 +12,13 @@ from absl import flags, logging
 from keras_selfish.data import DATASETS, load_corpus
 from keras_selfish.data.windows import batch_columns
 from trainers import program
-from trainers.artifacts import FORMATS, open_artifact
+from trainers.artifacts import formats, open_artifact
 from trainers.files import RunError, write_json
 
 FLAGS = flags.FLAGS
 WARM_UP, STEPS = 20, 500
 
-flags.DEFINE_string("model", None, f"What to test: {FORMATS}.", required=True)
+flags.DEFINE_string("model", None, f"What to test: {formats()}.", required=True)
 flags.DEFINE_enum("dataset", "ptb", sorted(DATASETS), "Corpus that the model was trained on.")
 flags.DEFINE_string("data_dir", None, "Folder with the corpus's files; without it, they are downloaded.")
 flags.DEFINE_string(

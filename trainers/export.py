@@ -10,28 +10,34 @@ from absl import flags, logging
 
 from trainers import program
 from trainers.files import RunError, is_whole_archive, writing
+from trainers.formats import FORMATS
 
 FLAGS = flags.FLAGS
-FORMATS = ("savedmodel", "packed", "litert", "onnx")
-NAMES = {
-    "savedmodel": "saved_model",
-    "packed": "packed_model",
-    "litert": "model.tflite",
-    "onnx": "model.onnx",
-}
+
+
+def formats_with(option):
+    """The names of the formats that take an option, for sentences."""
+    return " and ".join(name for name, one in FORMATS.items() if getattr(one, option))
+
 
 flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
 flags.DEFINE_enum(
     "format",
     "savedmodel",
-    FORMATS,
-    "savedmodel: TensorFlow, dense. packed: the same, small on disk. litert: small and fast on CPUs and "
-    "phones. onnx: ONNX Runtime, dense.",
+    list(FORMATS),
+    ". ".join(f"{name}: {one.summary}" for name, one in FORMATS.items()) + ".",
 )
 flags.DEFINE_enum(
-    "quantize", None, ["int8", "float16", "bfloat16"], "Values of weights, of litert and packed."
+    "quantize",
+    None,
+    sorted({kind for one in FORMATS.values() for kind in one.quantize}),
+    f"Values of weights, of {formats_with('quantize')}.",
 )
-flags.DEFINE_integer("time_steps", None, "litert: length of sequences, where the model leaves it open.")
+flags.DEFINE_integer(
+    "time_steps",
+    None,
+    f"{formats_with('time_steps')}: length of sequences, where the model leaves it open.",
+)
 flags.DEFINE_string("output", None, "What to write, in place of its usual name in --workdir.")
 
 
@@ -40,11 +46,8 @@ def export():
     workdir = program.path("workdir")
     file = model_file(workdir)
     check_options()
-    name = NAMES[FLAGS.format]
-    if FLAGS.quantize:
-        stem, dot, suffix = name.partition(".")
-        name = f"{stem}_{FLAGS.quantize}{dot}{suffix}"
-    output = program.path("output") if FLAGS.output else workdir / name
+    form = FORMATS[FLAGS.format]
+    output = program.path("output") if FLAGS.output else workdir / form.file_name(FLAGS.quantize)
     import keras
 
     import keras_selfish  # noqa: F401  its classes are in the file
@@ -56,7 +59,7 @@ def export():
 
         tokens = Vocabulary.load(workdir / "vocabulary.txt").tokens
     with writing(output):
-        path = write(model, output, tokens)
+        path = form.write(model, output, tokens, **options())
     files = [path] if path.is_file() else [part for part in path.rglob("*") if part.is_file()]
     logging.info("Exported %s to %s, %.2f MB", file, path, sum(part.stat().st_size for part in files) / 1e6)
     return path
@@ -79,33 +82,26 @@ def model_file(workdir):
     )
 
 
+def options():
+    """The options of the flags that are given, by name."""
+    given = {name: getattr(FLAGS, name) for name in ("quantize", "time_steps")}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def check_options():
     """Refuses flags that the format has no use for."""
-    allowed = {"litert": ("int8", "float16"), "packed": ("int8", "bfloat16")}.get(FLAGS.format, ())
-    if FLAGS.quantize and FLAGS.quantize not in allowed:
-        choices = f"one of {', '.join(allowed)}" if allowed else "left out"
+    form = FORMATS[FLAGS.format]
+    if FLAGS.quantize and FLAGS.quantize not in form.quantize:
+        choices = f"one of {', '.join(form.quantize)}" if form.quantize else "left out"
         raise RunError(
             f"--quantize must be {choices} with --format={FLAGS.format}. "
             f"Received: --quantize={FLAGS.quantize}"
         )
-    if FLAGS.time_steps is not None and FLAGS.format != "litert":
+    if FLAGS.time_steps is not None and not form.time_steps:
         raise RunError(
-            f"--time_steps goes with --format=litert. Received: --format={FLAGS.format} "
-            f"--time_steps={FLAGS.time_steps}"
+            f"--time_steps goes with --format={formats_with('time_steps')}. "
+            f"Received: --format={FLAGS.format} --time_steps={FLAGS.time_steps}"
         )
-
-
-def write(model, output, tokens):
-    """Exports a model in the format of the flags and returns the path."""
-    from keras_selfish import export as formats
-
-    if FLAGS.format == "litert":
-        return formats.litert(model, output, FLAGS.quantize, vocabulary=tokens, time_steps=FLAGS.time_steps)
-    if FLAGS.format == "onnx":
-        return formats.onnx(model, output)
-    program.check_backend(export=True)
-    packed = {"packed": FLAGS.quantize or "float32"} if FLAGS.format == "packed" else {}
-    return formats.saved_model(model, output, tokens, **packed)
 
 
 main = program.tool(export)

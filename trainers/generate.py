@@ -11,12 +11,12 @@ from keras_selfish import checks
 from keras_selfish.data.tokenization import EOS, TOKENIZATIONS, UNK
 from keras_selfish.data.vocabulary import Vocabulary
 from trainers import program
-from trainers.artifacts import FORMATS, open_artifact, sample
+from trainers.artifacts import formats, open_artifact, sample
 from trainers.files import RunError
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("model", None, f"The model: {FORMATS}.", required=True)
+flags.DEFINE_string("model", None, f"The model: {formats()}.", required=True)
 flags.DEFINE_string("prompt", "", "Text to continue; without one, a text from its begin.")
 flags.DEFINE_integer("length", 50, "Tokens to generate.", lower_bound=1)
 flags.DEFINE_float(

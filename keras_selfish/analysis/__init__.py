@@ -1,4 +1,4 @@
-"""What a sparse model consists of and how it came to be: reports and plots."""
+"""Reports on sparse models and plots of their training."""
 
 # Imported at once: `report` names a module too, and whichever is bound last stays.
 from keras_selfish.analysis.flops import Comparison, inference_flops, training_flops

@@ -151,7 +151,7 @@ def trainable_weights(model: keras.Layer) -> list[tuple[keras.Variable, keras.La
 
 
 def unit_of(model: keras.Layer) -> Literal["token", "time step", "example"]:
-    """What operations are counted for.
+    """The unit that operations are counted for.
 
     Returns:
         `"token"` in a model with an embedding, `"time step"` in another recurrent one, else `"example"`.
@@ -171,7 +171,7 @@ def non_zeros(variable: keras.Variable) -> int:
 
 
 def _repeated(model):
-    """By id, how often a token is multiplied by weights of layers that say so: `repeated_weights`."""
+    """Multiplications per token by id, of layers with `repeated_weights`."""
     pairs = (pair for layer in with_inner(model) for pair in getattr(layer, "repeated_weights", ()))
     return {id(variable): times for variable, times in pairs}
 

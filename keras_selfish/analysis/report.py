@@ -1,4 +1,4 @@
-"""What a model's weight matrices and gates hold, in numbers and as a table."""
+"""Connections, parameters and operations of a model, in numbers and as a table."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class WeightReport:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What `report` found. Printed, it is the table.
+    """The result of `report`; printed, a table.
 
     Args:
         name: Name of the model.

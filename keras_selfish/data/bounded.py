@@ -1,4 +1,4 @@
-"""Reading no more of a file than is asked for, whatever the file says of itself."""
+"""Bounded reading of files, whatever a file claims about itself."""
 
 import errno
 import io

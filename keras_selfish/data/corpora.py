@@ -73,7 +73,7 @@ class Corpus:
 
 
 class _Splits(NamedTuple):
-    """Something of each of the three splits."""
+    """One value for each of the three splits."""
 
     train: object
     validation: object
@@ -82,7 +82,7 @@ class _Splits(NamedTuple):
 
 @dataclass(frozen=True)
 class _Published:
-    """Where the files of a published corpus are found.
+    """Sources of the files of a published corpus.
 
     Attributes:
         url: address of the folder that holds the files, or of an archive (`.zip`) of them.
@@ -448,7 +448,7 @@ def _between(pieces, first, end):
 
 
 def _after(text, lines):
-    """Where in a text so many lines have ended."""
+    """The position in a text after this number of lines."""
     if lines <= 0:
         return 0
     if text.count("\n") < lines:
@@ -457,7 +457,7 @@ def _after(text, lines):
 
 
 def _ends(length):
-    """Where 80/10/10 of so many lines end, but the last."""
+    """The line numbers that divide a text 80/10/10."""
     return length * 8 // 10, length * 9 // 10
 
 

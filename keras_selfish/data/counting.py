@@ -70,7 +70,7 @@ class TokenNumbers:
 
 
 class _Numbers(dict):
-    """Looked up in vain a token gets the next number, or -1 where there are enough."""
+    """A dict that gives an unknown token the next number, or -1 once there are enough."""
 
     def __init__(self, most=float("inf"), most_characters=float("inf")):
         super().__init__()
@@ -96,7 +96,7 @@ def _blocks(file):
 
 
 def _frequent(numbers, counts, min_count):
-    """Pairs of token and count, without those that are too rare for any vocabulary."""
+    """Pairs of token and count, without tokens too rare for any vocabulary."""
     return (
         (token, count)
         for token, count in zip(numbers, counts.tolist(), strict=True)

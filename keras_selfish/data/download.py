@@ -26,7 +26,7 @@ class DownloadError(OSError):
 
 
 class _Interrupted(Exception):
-    """The network failed in a way that another attempt may mend."""
+    """A network failure after which another attempt may succeed."""
 
 
 def file_sha256(path):
@@ -36,7 +36,7 @@ def file_sha256(path):
 
 
 def cache_folder(folder=None):
-    """Where downloads are kept: `folder`, or `datasets/keras_selfish` in Keras's home."""
+    """The folder of downloads: `folder`, or `datasets/keras_selfish` in Keras's home."""
     if folder is not None:
         return Path(folder).expanduser()
     home = os.environ.get("KERAS_HOME") or "~/.keras"
@@ -99,7 +99,7 @@ def download(url, path, sha256, *, max_bytes=2**31, timeout=30.0, attempts=4, pa
 
 
 class _Source(NamedTuple):
-    """What is downloaded and how, as the arguments of `download`."""
+    """The arguments of `download`: what to fetch, and how."""
 
     url: str
     sha256: str
@@ -263,7 +263,7 @@ def _receive(response, source, part, offset):
 
 
 def _is_continued(response, source, part, offset):
-    """Whether an answer goes on where `part` ends; False if it is the whole file."""
+    """Whether an answer continues `part`; False if it is the whole file."""
     stated = response.headers.get("Content-Range", "")
     if response.status == 206 and offset:
         if not re.fullmatch(rf"bytes {offset}-[0-9]+/([0-9]+|\*)", stated):

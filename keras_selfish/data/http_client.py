@@ -1,4 +1,4 @@
-"""One HTTP request whose answer can take neither more memory nor more time than it is given."""
+"""HTTP requests whose answers are bounded in memory and time."""
 
 import http.client
 import io
@@ -36,13 +36,13 @@ def open_url(url, headers, timeout):
 
 
 def plain(text):
-    """What a server sent, for a message: a line of at most 200 visible ASCII characters."""
+    """Text from a server for a message: one line of at most 200 visible ASCII characters."""
     text = " ".join(str(text)[:1000].split())[:200]
     return "".join(character if " " <= character <= "~" else "?" for character in text)
 
 
 def told(error):
-    """What one of NETWORK_ERRORS means, for a message."""
+    """The meaning of one of NETWORK_ERRORS, for a message."""
     error = getattr(error, "reason", error)
     if isinstance(error, http.client.BadStatusLine) and not isinstance(error, ConnectionError):
         return f"the server did not answer in HTTP but with '{plain(error.line)[:50]}'"

@@ -39,7 +39,7 @@ def damaged(path, why):
 
 @contextlib.contextmanager
 def reading(path):
-    """Tells whatever goes wrong inside as damage of a file.
+    """Raises any error inside as damage of a file.
 
     Modules for zip files, headers of arrays and archives raise exceptions of a dozen kinds, not all of them
     documented, for what is damaged.
@@ -189,7 +189,7 @@ def read_archive(path, key, most):
 
 
 def _members(file):
-    """Yields what the headers of an archive say; the file must stand at the next one when it goes on."""
+    """Yields the headers of an archive; before each, the file must be at the position of the next one."""
     for _ in range(_MOST_MEMBERS):
         header = file.read(_BLOCK)
         if not header.strip(b"\0"):

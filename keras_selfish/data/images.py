@@ -135,7 +135,7 @@ def _digits():
 
 
 def _read(name, path):
-    """The four arrays, and the file or folder that they come from."""
+    """The four arrays, and the file or folder that was read."""
     if path.is_file():
         return (_read_npz(name, path) if path.suffix == ".npz" else _read_archive(name, path)), path
     if not path.is_dir():

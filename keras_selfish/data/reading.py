@@ -1,4 +1,4 @@
-"""From text to token ids: in memory where the text is small, on disk where it is not."""
+"""Token ids of text: in memory if the text is small, on disk if it is not."""
 
 import contextlib
 import io
@@ -39,7 +39,7 @@ class Text:
         return sum(path.stat().st_size for paths in self.files.values() for path in paths)
 
     def state(self):
-        """What changes when a file does, as a JSON value."""
+        """A JSON value that changes when a file does."""
         return {kind: [_state(path) for path in paths] for kind, paths in self.files.items()}
 
 
@@ -163,7 +163,7 @@ def _joined(pieces):
 
 
 class _Progress:
-    """Logs how far the reading of a large text has come, and how fast it was."""
+    """Logs the progress and speed of reading a large text."""
 
     def __init__(self, name, size):
         self._name, self._size, self._read, self._tokens = name, size, 0, 0

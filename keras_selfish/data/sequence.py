@@ -55,7 +55,7 @@ class WindowsSequence(keras.utils.PyDataset):
         return batch
 
     def on_epoch_begin(self):
-        """Called by Keras at the start of an epoch, which may begin a pass or go on with one."""
+        """Called by Keras at the start of an epoch, which may begin a pass or continue one."""
         self._in_epoch = True
         self._may_restart = True
 

@@ -28,7 +28,7 @@ class CacheError(OSError):
 
 
 class _Damaged(Exception):
-    """What stands at a cache's place is not what was written there."""
+    """A cache whose content is not what was written."""
 
 
 def open_or_make(folder, name, key, splits, make):
@@ -157,7 +157,7 @@ def _partial_folder(folder):
 
 
 def _clear(folder):
-    """Removes what processes left that were killed: partial folders that nothing was written to for a day."""
+    """Removes partial folders of killed processes: those that nothing was written to for a day."""
     for part in folder.glob(f"{_PARTIAL}*"):
         with contextlib.suppress(OSError):
             newest = max(file.stat().st_mtime for file in (part, *part.rglob("*")))

@@ -1,4 +1,4 @@
-"""Text from files, and the two ways of cutting it into tokens."""
+"""Text from files, and two tokenizations."""
 
 import codecs
 import io

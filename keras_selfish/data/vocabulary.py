@@ -89,7 +89,7 @@ class Vocabulary:
 
     @classmethod
     def of_counts(cls, counts, max_size=None, min_count=1):
-        """As `build`, of how often each token appears.
+        """As `build`, from counts of tokens.
 
         Args:
             counts: Dict from token to number, in the order of first appearance. Tokens that appear fewer than

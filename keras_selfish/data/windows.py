@@ -296,7 +296,7 @@ class RandomWindows(Windows):
         return prefetched(dataset.apply(cardinality))
 
     def callback(self):
-        """A Keras callback that gives each epoch its lengths."""
+        """A Keras callback that draws new lengths for each epoch."""
         import keras
 
         def set_epoch(epoch, logs=None):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from keras_selfish.models.layout import layout_map
     from keras_selfish.models.memory import check_memory, training_bytes
     from keras_selfish.models.perplexity import Perplexity
-    from keras_selfish.models.presets import PRESETS, preset
+    from keras_selfish.models.presets import PRESETS, preset, register_preset
     from keras_selfish.models.sizes import small_dense
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "language_model",
     "layout_map",
     "preset",
+    "register_preset",
     "small_dense",
     "training_bytes",
 ]
@@ -47,6 +48,7 @@ if not TYPE_CHECKING:  # to a type checker any name would be one of them
             "language_model": "language_models",
             "layout_map": "layout",
             "preset": "presets",
+            "register_preset": "presets",
             "small_dense": "sizes",
             "training_bytes": "memory",
         },

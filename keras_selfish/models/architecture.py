@@ -42,11 +42,11 @@ class Architecture:
         embedding_units: Features of a token; None (default) for the units of the last layer.
         dropout: Fraction of features dropped in training after the embedding, between recurrent layers and
             before the decoder. Default 0.25.
-        input_dropout: That after the embedding; None (default) for `dropout`.
-        hidden_dropout: That between recurrent layers; None (default) for `dropout`.
-        output_dropout: That before the decoder; None (default) for `dropout`.
+        input_dropout: Fraction dropped after the embedding; None (default) for `dropout`.
+        hidden_dropout: Fraction dropped between recurrent layers; None (default) for `dropout`.
+        output_dropout: Fraction dropped before the decoder; None (default) for `dropout`.
         locked: Whether the same features are dropped at all time steps (`LockedDropout`). Default False.
-        embedding_dropout: Fraction of the vocabulary that a training step does without. Default 0.
+        embedding_dropout: Fraction of the vocabulary dropped in each training step. Default 0.
         ar: Factor of the penalty of large activations (`ActivationRegularization`). Default 0.
         ar_before_dropout: Whether that is of the activations before the dropout in front of the decoder, as
             in the published ON-LSTM, or after it (default), as in the AWD-LSTM.
@@ -54,8 +54,8 @@ class Architecture:
         sparsity: Fraction of zeros in every weight matrix, in [0, 1); 0 makes no masks. Default 0.67.
         distribution: How the matrices share the connections: `"uniform"` (default) gives all the same
             density, `"erdos_renyi"` and `"erk"` divide one budget over the whole model.
-        block_shape: (input weights, units) of the blocks in which connections come and go. Default (1, 1). An
-            embedding that is not tied, which no product reads, has single weights.
+        block_shape: (input weights, units) of the blocks that are dropped and grown as one. Default (1, 1).
+            An embedding that is not tied, which no product reads, has single weights.
         n_of_m: `(n, m)` for exactly n of each m consecutive input weights of a unit, such as (2, 4), in the
             recurrent kernels and the decoder; the embedding, which no product reads, has single weights at
             the same density. It fixes the sparsity. Default None.

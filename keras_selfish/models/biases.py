@@ -1,4 +1,4 @@
-"""Biases that the published language models have and Keras's layers have not."""
+"""Biases of the published language models that Keras's layers lack."""
 
 import random
 

@@ -214,7 +214,7 @@ class _Parts:
         ]
 
     def penalize(self, features, **factor):
-        """Features of the last recurrent layer, whose activations or changes a factor over 0 penalises."""
+        """The features, with a penalty on their activations or changes if a factor is over 0."""
         ((name, value),) = factor.items()
         if not value:
             return features

@@ -1,4 +1,4 @@
-"""How the weights of a model are divided among devices, for `keras.distribution`."""
+"""Layouts that divide a model's weights among devices, for `keras.distribution`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much memory a language model takes, told from its settings before any of it is taken."""
+"""The memory that a language model takes, computed from its settings before it is made."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def training_bytes(
     time_steps: int = 1,
     precision: str = "float32",
 ) -> dict[str, int]:
-    """What training a `LanguageModel` with `SNTASGD` holds in memory, without making it.
+    """Bytes that training a `LanguageModel` with `SNTASGD` takes, without making it.
 
     What a step needs besides is more: activations of all layers, copies of weights in half precision.
 
@@ -178,7 +178,7 @@ def check_memory(
 
 
 def check_bytes(needed, name, received, *, what="weights", available=None):
-    """Refuses what takes more memory than there is.
+    """Raises `ValueError` if more memory is needed than there is.
 
     Args:
         needed: Bytes.
@@ -202,7 +202,7 @@ def check_bytes(needed, name, received, *, what="weights", available=None):
 
 
 def _what_is_large(part, architecture, batch_size, time_steps, name):
-    """The name of the setting that takes most of the memory, and what is to be said of it and others."""
+    """The name of the setting that takes most memory, and a description of it and others."""
     units, features = architecture.layer_units, architecture.embedding_units or 0
     if part == "batch":
         given = {"batch_size": batch_size}
@@ -231,7 +231,7 @@ def _size(number):
 
 
 def host_memory():
-    """Bytes that this process can hold at most: of the machine, its control group and its own limit."""
+    """Bytes that this process can use at most, by the machine, its control group and its own limit."""
     limits = [math.inf, *control_groups()]
     with contextlib.suppress(AttributeError, ValueError):  # not on every system
         limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

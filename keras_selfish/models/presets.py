@@ -253,3 +253,44 @@ def preset(name: str) -> Preset:
     (1500, 0.8)
     """
     return PRESETS[checks.one_of("preset", name, sorted(PRESETS))]
+
+
+def register_preset(
+    name: str, base: str, model: dict[str, Any] | None = None, training: dict[str, Any] | None = None
+) -> None:
+    """Adds a preset to `PRESETS`, where `language_model` and the trainer find it.
+
+    The trainer lists the presets that there are when it is imported.
+
+    Args:
+        name: Its name.
+        base: Name of the preset that has all other settings.
+        model: Settings of `Architecture` in which it differs. Default None.
+        training: Settings of `Training` in which it differs. Default None.
+
+    Raises:
+        ValueError: for a name that is taken, an unknown base, a setting that there is not, or one out of
+            range.
+
+    Example:
+
+    >>> register_preset("ptb_lstm_tiny", base="ptb_lstm_small", model={"units": 64}, training={"epochs": 2})
+    >>> preset("ptb_lstm_tiny").architecture.units, preset("ptb_lstm_tiny").training.epochs
+    (64, 2)
+    >>> del PRESETS["ptb_lstm_tiny"]
+    """
+    if name in PRESETS:
+        raise ValueError(f"`name` must be new. Received: name={name!r}, which is a preset already")
+    parts = preset(base)
+    changed_training = _with("training", parts.training, training)
+    size = {"vocabulary_size": VOCABULARY_SIZES.get(changed_training.dataset, 10_000)}
+    PRESETS[name] = Preset(_with("model", parts.architecture, model, **size), changed_training)
+
+
+def _with(argument, settings, changes, **own):
+    """Settings with changes, of the names that a user may give."""
+    known = [field.name for field in dataclasses.fields(settings) if field.name != "vocabulary_size"]
+    for name in changes or {}:
+        if name not in known:
+            raise ValueError(f"`{argument}` must be settings of {', '.join(known)}. Received: {name!r}")
+    return dataclasses.replace(settings, **own, **(changes or {}))

@@ -1,4 +1,4 @@
-"""When averaging starts, and where the averages stand while a model is trained."""
+"""The callback that starts averaging and swaps averages in for validation."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from keras import ops
 
 from keras_selfish import checks
 from keras_selfish.backend import BACKEND
-from keras_selfish.optimizers.snt_asgd import HISTORY_LENGTH, NO_VALUE, SNTASGD
+from keras_selfish.optimizers.protocol import Averaging, can_average
+from keras_selfish.optimizers.snt_asgd import HISTORY_LENGTH, NO_VALUE
 from keras_selfish.optimizers.wrappers import leaves
 from keras_selfish.typing import Logs
 
 
 class NonMonotonicAveraging(keras.callbacks.Callback):
-    """Starts the averaging of `SNTASGD` when validation gets no better, and then validates the averages.
+    """Starts averaging when validation stops improving, and from then on validates the averages.
+
+    The optimizer averages: `SNTASGD`, or another that has what `Averaging` lists.
 
     With v_k the monitored value of the k-th validation, averaging starts after validation k >= n + 2 if
 
@@ -45,12 +48,13 @@ class NonMonotonicAveraging(keras.callbacks.Callback):
             weights as they are then; the published ON-LSTM does so after 500 and 1000. Default (), never.
 
     Raises:
-        ValueError: for an argument out of range; when training begins with an optimizer that is no
-            `SNTASGD` (inside `LossScaleOptimizer` or `MultiOptimizer` is fine); after the first validation
+        ValueError: for an argument out of range; when training begins with an optimizer that does
+            not average (inside `LossScaleOptimizer` or `MultiOptimizer` is fine); after the first validation
             if it gives no such metric.
 
     Example:
 
+    >>> from keras_selfish.optimizers import SNTASGD
     >>> x, y = np.eye(4), np.ones((4, 2))
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     >>> model.compile(SNTASGD(0.1), loss="mse")
@@ -79,12 +83,13 @@ class NonMonotonicAveraging(keras.callbacks.Callback):
         self._validated = False
 
     @property
-    def optimizers(self) -> list[SNTASGD]:
-        """The `SNTASGD` optimizers of the model that are built, those in wrappers included."""
-        found = [leaf for leaf in leaves(self.model.optimizer) if isinstance(leaf, SNTASGD)]
+    def optimizers(self) -> list[Averaging]:
+        """The model's averaging optimizers that are built, also within wrappers."""
+        found: list[Averaging] = [leaf for leaf in leaves(self.model.optimizer) if can_average(leaf)]
         if not found:
             raise ValueError(
-                "`optimizer` of the compiled model must be a SNTASGD for NonMonotonicAveraging. "
+                "`optimizer` of the compiled model must be a SNTASGD, or another with the methods of "
+                "`keras_selfish.optimizers.Averaging`, for NonMonotonicAveraging. "
                 f"Received: optimizer={type(self.model.optimizer).__name__}"
             )
         if BACKEND == "jax":
@@ -171,7 +176,7 @@ def triggers(history, value, patience):
 
 
 def appended(history, value):
-    """The history with one value more; when it is full, the smaller of the two oldest stands for both."""
+    """The history and one more value; in a full one, the smaller of the two oldest stands for both."""
     past = _values(history)
     if len(past) == len(history):
         past = np.append(past[:2].min(), past[2:])

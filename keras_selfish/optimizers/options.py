@@ -4,7 +4,7 @@ from typing import TypedDict
 
 
 class OptimizerOptions(TypedDict, total=False):
-    """Arguments of `keras.optimizers.Optimizer` that an optimizer here hands on."""
+    """Arguments of `keras.optimizers.Optimizer` that optimizers of this package pass on."""
 
     use_ema: bool
     ema_momentum: float

@@ -22,7 +22,7 @@ _initial_values: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary
 
 
 def reset_state(optimizer, masked_weight, dropped, grown):
-    """Sets the optimizer's state at changed positions back to its initial value.
+    """Resets the optimizer's state to its initial value at changed positions.
 
     Momentum left on a dropped weight would move it away from zero, and a new connection must not inherit
     the momentum of an old one. This works for any elementwise Keras optimizer, its gradient accumulators
@@ -32,8 +32,8 @@ def reset_state(optimizer, masked_weight, dropped, grown):
     Args:
         optimizer: The `keras.optimizers.Optimizer` of the model; before it is built there is no state.
         masked_weight: The `MaskedWeight` that changed.
-        dropped: Boolean array of the weight's shape: connections that ceased to exist.
-        grown: Boolean array of the weight's shape: connections that are new.
+        dropped: Boolean array of the weight's shape: connections that were dropped.
+        grown: Boolean array of the weight's shape: connections that were grown.
 
     Raises:
         ValueError: if the optimizer is not elementwise, or its state of this weight is ambiguous.
@@ -53,7 +53,7 @@ def reset_state(optimizer, masked_weight, dropped, grown):
 
 
 def check_elementwise(optimizer):
-    """Raises `ValueError` if an optimizer (no wrapper) does not update every weight by itself.
+    """Raises `ValueError` for an optimizer (no wrapper) that mixes the entries of a matrix.
 
     Args:
         optimizer: One of the optimizers that `wrappers.leaves` returns.

@@ -39,7 +39,7 @@ TRACED_ENTRIES = 1024
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
 class SNTASGD(keras.optimizers.Optimizer):
-    """SGD that, once triggered, keeps the running mean of every weight's values since the weight exists.
+    """SGD that, once triggered, averages each weight over the steps since its connection was grown.
 
     Until the trigger it is plain SGD with L2 weight decay in the gradient and with clipping. From then on
     it also averages. When training ends at a high, constant learning rate, the weights still jump about a
@@ -74,8 +74,8 @@ class SNTASGD(keras.optimizers.Optimizer):
             0.25.
         clip_norm_of: Of which gradient `clipnorm` and `global_clipnorm` take the norm: `"dense"`, the
             inactive positions included as in the published code, or `"active"`, that of the weights that
-            exist. The dense norm is larger, so that clipped steps are shorter, by a factor that comes down
-            to about sqrt(density). `"dense"` needs `scale_loss` to be called on the loss before the
+            exist. The dense norm is larger, so that clipped steps are shorter, by a factor down to about
+            sqrt(density). `"dense"` needs `scale_loss` to be called on the loss before the
             gradient is taken, as `model.fit` does; `LossScaleOptimizer` and `MultiOptimizer` do not pass
             this call on, so use `"active"` inside them.
         averaged_rate: By which rate steps are taken once averaging has begun, where the rate changes from
@@ -203,7 +203,7 @@ class SNTASGD(keras.optimizers.Optimizer):
         return super().scale_loss(loss)
 
     def scale_step(self, factor: TensorLike | float) -> None:
-        """Multiplies the learning rate of the coming step, and of no other.
+        """Multiplies the learning rate of the next step only.
 
         A model calls it while it computes its loss (in the same trace), for a batch whose sequences are
         longer or shorter than those that the learning rate was chosen for.
@@ -254,7 +254,7 @@ class SNTASGD(keras.optimizers.Optimizer):
             self.rates.assign(ops.stack([first, ops.cast(learning_rate, "float32")]))
 
     def _averaged_rate(self, learning_rate, masked):
-        """The rate of a step that is averaged, in the published way; before the trigger, that of the step."""
+        """The published learning rate of an averaged step; before the trigger, the rate of the step."""
         rate = ops.cast(learning_rate, "float32")
         kept = ops.convert_to_tensor(self.rates)[0 if masked else 1]
         updates = ops.cast(self.iterations, "float32")
@@ -340,7 +340,7 @@ class SNTASGD(keras.optimizers.Optimizer):
         return ops.greater_equal(ops.convert_to_tensor(self.trigger), 0.0)
 
     def mean_of(self, variable: keras.Variable) -> tuple[keras.Variable, keras.Variable, Tensor]:
-        """What `update.py` needs to move the average of a variable that was just moved.
+        """The values that `update.py` needs to move the average of a variable.
 
         Returns:
             The average; the variable with the number of updates after which each weight began to count;
@@ -390,12 +390,12 @@ class SNTASGD(keras.optimizers.Optimizer):
         return int(ops.convert_to_numpy(self.iterations)), _trace(self._trainable_variables)
 
     def reset_slots(self, variable: keras.Variable, dropped: TensorLike, grown: TensorLike) -> None:
-        """Puts the state of connections that came or went to what it is for new, or for no, connections.
+        """Resets the state of connections that were dropped or grown.
 
         Args:
             variable: The masked weight, a `keras.Variable`.
-            dropped: Boolean array of its shape, True where a connection went.
-            grown: Boolean array of its shape, True where a connection came.
+            dropped: Boolean array of its shape, True where a connection was dropped.
+            grown: Boolean array of its shape, True where a connection was grown.
 
         Raises:
             ValueError: if the optimizer does not train the variable, or it is not masked.
@@ -418,7 +418,7 @@ class SNTASGD(keras.optimizers.Optimizer):
         fill(self.births[index], grown, self.iterations)
 
     def align_masks(self) -> None:
-        """Fits the state to the masks, after weights with other masks were loaded into the model.
+        """Fits the state to the masks after weights with other masks were loaded.
 
         Weights that no longer exist lose their average; weights that the optimizer did not know begin now.
         `NonMonotonicAveraging` calls this when training begins.
@@ -455,7 +455,7 @@ def _factor(square, limit):
 
 
 def _trace(variables):
-    """A checksum of some entries of each variable, which tells whether they are others."""
+    """A checksum of some entries of each variable, by which a replaced weight is noticed."""
     checksum = 0
     for variable in variables:
         # Not flat: the parts of a matrix that is divided among devices would have to be gathered.
@@ -472,6 +472,6 @@ def _copied(variable):
 
 
 def _default_name(prefix):
-    """The next name that Keras would make of a prefix."""
+    """The name that Keras would generate next from a prefix."""
     count = keras.backend.get_uid(prefix)
     return prefix if count == 1 else f"{prefix}_{count - 1}"

@@ -1,4 +1,4 @@
-"""How `SNTASGD` moves variables and their averages, on JAX and torch.
+"""Updates of variables and averages by `SNTASGD`, on JAX and torch.
 
 `update_tensorflow.py` holds the same functions for TensorFlow.
 """
@@ -58,7 +58,7 @@ def clip_values(gradient, limit):
 
 @of_backend
 def existing(masked_weight, births):
-    """Where connections exist, a boolean tensor."""
+    """Boolean tensor, True where a connection exists."""
     if BACKEND != "jax":
         return ops.convert_to_tensor(masked_weight.mask)
     # In a compiled step the optimizer sees the values of its own and the trainable variables only.
@@ -67,7 +67,7 @@ def existing(masked_weight, births):
 
 @of_backend
 def descend(variable, gradient, step_size, decay=None, exists=None):
-    """Takes step_size * gradient + decay * variable from `variable`.
+    """Subtracts step_size * gradient + decay * variable from `variable`.
 
     Args:
         variable: The weight, updated in place.

@@ -1,4 +1,4 @@
-"""How `SNTASGD` moves variables and their averages, on TensorFlow.
+"""Updates of variables and averages by `SNTASGD`, on TensorFlow.
 
 Three things differ from `update.py`: gradients are summed over replicas before they are clipped; the
 gradient of an embedding is one of rows; and XLA compiles the update on the CPU, where TensorFlow would
@@ -49,7 +49,7 @@ def update_variables(optimizer, gradients, variables, learning_rate):
 
 
 def sum_rows(gradient):
-    """Of `tf.IndexedSlices`, adds up the rows with one index, as a word that is twice in a batch has.
+    """Sums the rows of `tf.IndexedSlices` that share an index, as a word twice in a batch does.
 
     The sum takes the place of the first of them and zeros that of the others: so all shapes are known
     beforehand, as XLA needs.
@@ -75,7 +75,7 @@ def clip_values(gradient, limit):
 
 
 def existing(masked_weight, births):
-    """Where connections exist, a boolean tensor."""
+    """Boolean tensor, True where a connection exists."""
     return tf.convert_to_tensor(masked_weight.mask)
 
 

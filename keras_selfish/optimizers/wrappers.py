@@ -20,7 +20,7 @@ def innermost(optimizer):
 
 
 def holders(optimizer, variable):
-    """Those of an optimizer's leaves that train a variable; of one that is not built, its only leaf."""
+    """The leaves of an optimizer that train a variable; of one that is not built, its only leaf."""
     found = leaves(optimizer)
     if len(found) == 1 and not found[0].built:
         return found

@@ -1,4 +1,4 @@
-"""How many connections each matrix loses and gets: whole numbers with an exact total."""
+"""Numbers of connections to drop from and to grow in each matrix: whole, with an exact total."""
 
 import math
 
@@ -8,7 +8,7 @@ __all__ = ["common_threshold", "rewired_count", "share_out", "target_count"]
 
 
 def rewired_count(rate, active, total, capped=False, rounding=math.ceil):
-    """How many of `active` blocks are rewired, `rate * active` in whole numbers.
+    """Number of blocks to rewire out of `active`: `rate * active`, rounded.
 
     Args:
         rate: Fraction of the blocks to rewire, in [0, 1].
@@ -21,24 +21,24 @@ def rewired_count(rate, active, total, capped=False, rounding=math.ceil):
     """
     if capped and active > 0.8 * total:
         rate = min(rate, 1.0 - active / total)
-    # What floating point adds to a whole number, or takes from it, does not count.
+    # Floating point may add to a whole number, or take from it, what must not be rounded up.
     exact = rate * active
     return round(exact) if abs(exact - round(exact)) < 1e-9 * max(active, 1) else rounding(exact)
 
 
 def target_count(sparsity, total):
-    """How many of `total` blocks exist at a sparsity: rounded to the nearest, halves up, at least one."""
+    """Number of blocks out of `total` at a sparsity: rounded to the nearest, halves up, at least one."""
     return max(1, math.floor((1.0 - sparsity) * total + 0.5 + 1e-9))
 
 
 def common_threshold(scores, count):
-    """How many connections each of several matrices loses if those with the smallest scores of all go.
+    """Number of connections to drop from each matrix: the `count` smallest scores of all matrices together.
 
-    Every matrix keeps one connection. Of equal scores those of the first matrices go.
+    Every matrix keeps one connection. Of equal scores those of the first matrices are dropped.
 
     Args:
         scores: A list of one-dimensional arrays: the scores of the connections of each matrix.
-        count: How many go in all; fewer where the matrices would be left without any.
+        count: Number to drop in all; fewer where a matrix would lose its last connection.
 
     Returns:
         A list of integers.
@@ -66,8 +66,7 @@ def common_threshold(scores, count):
 def share_out(total, shares, floors, ceilings):
     """Divides a number among matrices in proportion to their shares.
 
-    What a matrix cannot take is handed on to the others in the same proportions, and once those with a share
-    are full, to the others by the room they have.
+    Overflow goes to the remaining matrices in proportion to their shares; once those are full, to free space.
 
     Args:
         total: Whole number, between the sums of the floors and of the ceilings.

@@ -1,4 +1,4 @@
-"""Counting the training steps of a model, whichever optimizer trains it and however often `fit` is called."""
+"""The step counter of a model, over optimizers and calls of `fit`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _clocks: weakref.WeakKeyDictionary[Any, Clock] = weakref.WeakKeyDictionary()
 
 
 def clock_of(model):
-    """The clock of a model, the same as long as the model lives."""
+    """The model's clock, one for its whole life."""
     if model not in _clocks:
         _clocks[model] = Clock(model)
     return _clocks[model]
 
 
 class Clock:
-    """The training steps of a model, and who takes them.
+    """The training steps of a model, and the optimizers that make them.
 
     The steps are the updates of the optimizer that trains the masked weights: that of `compile`, or another
     one that the model has as an attribute, as adversarial networks have two. Where none is found, batches are
@@ -49,7 +49,7 @@ class Clock:
 
     @property
     def optimizers(self):
-        """Those that train masked weights; before they are built, that of `compile`."""
+        """Optimizers that train masked weights; before they are built, the one of `compile`."""
         model = self._model()
         compiled = getattr(model, "optimizer", None)
         others = [one for one in vars(model).values() if isinstance(one, keras.optimizers.Optimizer)]
@@ -68,7 +68,7 @@ class Clock:
 
     @property
     def optimizer(self):
-        """The one whose updates count, without the wrapper that scales the loss; None if there is none."""
+        """The optimizer whose updates count, without the wrapper that scales the loss, or None."""
         found = self.optimizers
         return wrappers.innermost(found[0]) if found else None
 
@@ -85,17 +85,17 @@ class Clock:
         return self._before + self._last
 
     def begin_epoch(self):
-        """Says that a pass over the data begins."""
+        """Notes that a pass over the data begins."""
         self._batches += self._begun
         self._begun, self._batches_before = 0, self._batches
 
     def begin_batches(self, count):
-        """Says that so many batches begin, and that those before them are done."""
+        """Notes that this number of batches begins, and that earlier ones are done."""
         self._batches += self._begun
         self._begun = count
 
     def end_epoch(self, batches=None):
-        """Says that a pass has ended, of so many batches if that is known."""
+        """Notes that a pass has ended, with its number of batches if that is known."""
         self._batches += self._begun
         self._begun = 0
         if batches is not None:

@@ -36,11 +36,11 @@ def serves(model, drop, grow, drop_scope, redistribution):
 
 
 def choose_change(masked_weight, gradient, generator, rate, reset_regrown, rounding):
-    """Chooses the connections that go and come, as `rewire.choose_change` does.
+    """Chooses the connections to drop and to grow, as `matrix_change.choose_change` does.
 
     Args:
         masked_weight: A `MaskedWeight`.
-        gradient: Tensor of the weight's shape by whose magnitude connections grow; None for at random.
+        gradient: Tensor of the weight's shape whose magnitude decides on growth; None for random growth.
         generator: The `numpy.random.Generator` of this matrix and step.
         rate: Fraction of the connections to rewire, in [0, 1].
         reset_regrown: Whether a connection that is dropped and regrown counts as new.

@@ -2,7 +2,7 @@
 
 Ordinary training steps compute none: the layers mask them. Here the loss is differentiated once more on some
 batches of the training data, and everything the forward pass changed (carried states, seeds of dropout,
-metrics) is put back, so that training goes on as if nothing had happened.
+metrics) is restored, so that training continues as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def replicas_of(variable):
 
 
 class DenseGradients:
-    """The gradients of a model's loss with respect to masked weights, those that do not exist included.
+    """Gradients of a model's loss with respect to masked weights, also where there is no connection.
 
     Args:
         data: What the model is trained on: one batch as a tuple `(x, y)` or `(x, y, sample_weight)`; a
@@ -96,7 +96,7 @@ class DenseGradients:
         return [each / count for each in total] if count > 1 else total
 
     def check(self):
-        """Raises `ValueError` if the first batch, where looking at it takes nothing away, is none."""
+        """Raises `ValueError` if the first item is no batch; iterators, which that would use up, are left."""
         batch = None
         if isinstance(self.data, tuple):
             batch = self.data
@@ -127,7 +127,7 @@ def _not_data(data):
 
 @contextlib.contextmanager
 def _unchanged(model):
-    """After the block all that training steps change beside the weights is as it was before it."""
+    """Restores, after the block, what training steps change besides the weights."""
     variables = [*model.non_trainable_variables, *model.metrics_variables]
     variables = [one for variable in variables for one in replicas_of(variable)]
     before = [ops.copy(ops.convert_to_tensor(variable)) for variable in variables]

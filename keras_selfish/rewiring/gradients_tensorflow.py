@@ -45,7 +45,7 @@ def replicas_of(variable):
 
 
 def _divided(part, strategy, replicas):
-    """The rows of each tensor in one part of a batch, in equal numbers for each replica."""
+    """A batch divided into equal numbers of rows for the replicas."""
 
     def divide(tensor):
         rows = tensor.shape[0] // replicas

@@ -1,4 +1,4 @@
-"""The callback that changes masks while a model trains: when it does, and what it reports."""
+"""The callback that changes masks while a model trains: its timing and its reports."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["MaskCallback"]
 
 
 class MaskCallback(keras.callbacks.Callback):
-    """Changes the masks of a model between two training steps; base of all methods.
+    """Base of all methods: changes the masks of a model between two training steps.
 
     A subclass says when in `is_due(last, step)` and what in `update(step)`, which calls `change` with a
     function that chooses. Everything it decides follows from `seed`, the step and the place of the weight in
@@ -45,7 +45,7 @@ class MaskCallback(keras.callbacks.Callback):
         seed: Integer seed.
     """
 
-    # Methods that begin with all connections open them when training begins.
+    # Dense-to-sparse methods make every mask all-True when training starts.
     starts_dense = False
     # Methods that change masks before the first step cannot wait for a first batch to build the model.
     needs_built_model = False
@@ -81,18 +81,18 @@ class MaskCallback(keras.callbacks.Callback):
 
     @property
     def _parameters(self):
-        """What `fit` has told; nothing in a training loop of one's own."""
+        """The parameters of `fit`; empty in a custom training loop."""
         return self.params or {}
 
     @property
     def _clock(self):
-        """The count of the model's training steps, which outlives a call of `fit`."""
+        """The model's step counter, which outlives a call of `fit`."""
         return clock_of(self.model)
 
     # What a subclass says.
 
     def is_due(self, last: int, step: int) -> bool:
-        """Whether the masks are to change after the step `last` and at the latest at `step`.
+        """Whether a change of the masks is due after the step `last` and up to `step`.
 
         It reads nothing from the device and, once True, stays so for later `step`s.
         """
@@ -139,7 +139,7 @@ class MaskCallback(keras.callbacks.Callback):
             self.update(step)
 
     def _steps_of_last_execution(self):
-        """Training steps of the last call of the training function before this epoch.
+        """Number of training steps in the last call of the training function before this epoch.
 
         Where training is resumed it tells whether a step at which an update is due, at or before the present
         one, was passed by that call, so that its update is still to come.
@@ -152,7 +152,7 @@ class MaskCallback(keras.callbacks.Callback):
         return before // accumulated - (before - executed) // accumulated
 
     def accumulated_batches(self) -> int:
-        """Batches of one update of the optimizer."""
+        """Number of batches in one update of the optimizer."""
         return getattr(self._clock.optimizer, "gradient_accumulation_steps", None) or 1
 
     @property
@@ -168,7 +168,7 @@ class MaskCallback(keras.callbacks.Callback):
     # What.
 
     def matrices(self, step: int, gradient_batches: int = 0) -> list[Matrix]:
-        """The trainable masked weights as `rules.Matrix`, with gradients over so many batches."""
+        """The trainable masked weights as `rules.Matrix`, with gradients over `gradient_batches` batches."""
         return [
             read_matrix(
                 masked_weight,
@@ -239,7 +239,7 @@ class MaskCallback(keras.callbacks.Callback):
             )
 
     def statistics(self) -> dict[str, float]:
-        """The sparsity of all masked weights together and the density of each gate, as a dict of floats."""
+        """Overall sparsity of the masked weights and density of each gate, a dict of floats."""
         if self._statistics is None:  # masks change in updates only
             self._statistics = _measure(masks.masked_weights(self.model))
         return self._statistics
@@ -253,7 +253,7 @@ class MaskCallback(keras.callbacks.Callback):
         self._prepared = all(optimizer.built for optimizer in self._clock.optimizers)
 
     def align(self) -> None:
-        """Makes the optimizers agree with masks that were changed by others than `change`."""
+        """Fits the state of the optimizers to masks that were changed otherwise than by `change`."""
         optimizers = self._clock.optimizers
         for masked_weight in masks.masked_weights(self.model):
             holders = [leaf for one in optimizers for leaf in wrappers.holders(one, masked_weight.weight)]
@@ -287,7 +287,7 @@ class MaskCallback(keras.callbacks.Callback):
             self.check_weight(masked_weight)
 
     def check_weight(self, masked_weight: MaskedWeight) -> None:
-        """Raises `ValueError` for a masked weight that this method has no meaning for."""
+        """Raises `ValueError` for a masked weight that this method cannot change."""
 
     def _step(self):
         return self._clock.read()

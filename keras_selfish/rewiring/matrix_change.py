@@ -1,4 +1,4 @@
-"""One rewiring of one matrix: how a change of connections is chosen and applied."""
+"""One rewiring of one matrix: choosing a change of connections and applying it."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Change:
 
     Args:
         mask: Boolean array, or tensor as the others: the connections after the change.
-        dropped: Boolean array: the connections that ceased to exist.
-        grown: Boolean array: the connections that are new and start from zero. With `reset_regrown` these
+        dropped: Boolean array: the connections that were dropped.
+        grown: Boolean array: the connections that were grown and start from zero. With `reset_regrown` these
             include the ones that were dropped and regrown, which otherwise are in neither array.
     """
 
@@ -47,20 +47,20 @@ class Change:
 
     @property
     def empty(self):
-        """Where the weight is zero after the change."""
+        """Positions at which the weight is zero after the change."""
         if isinstance(self.mask, np.ndarray):
             return self.mask <= self.grown
         return ops.logical_or(ops.logical_not(self.mask), self.grown)
 
 
 def read_matrix(masked_weight, optimizer=None, gradient=None, generator=None):
-    """The present values of a masked weight and its mask, and what else rules may look at."""
+    """A masked weight as rules read it, a `rules.Matrix`."""
     weight, mask = _host(masked_weight.weight), _host(masked_weight.mask)
     return rules.Matrix(weight, mask, masked_weight, optimizer, gradient, generator)
 
 
 def choose_change(matrix, rate, drop, grow, reset_regrown=False, rounding=math.ceil):
-    """Chooses the connections that go and come; the number of connections stays exactly the same.
+    """Chooses the connections to drop and to grow; their number stays exactly the same.
 
     Args:
         matrix: A `rules.Matrix` with its generator.
@@ -85,18 +85,18 @@ def choose_change(matrix, rate, drop, grow, reset_regrown=False, rounding=math.c
 
 
 def active_blocks(matrix):
-    """Which blocks of a matrix exist, a boolean array."""
+    """The blocks of a matrix that exist, a boolean array."""
     return masks.block_mask(matrix.mask, matrix.masked_weight.block_shape)
 
 
 def drop_scores(matrix, drop):
-    """What a drop rule gives for the blocks of a matrix: a list of arrays of scores."""
+    """The scores of a drop rule for the blocks of a matrix, a list of arrays."""
     scores = drop(matrix)
     return [_per_block(matrix, each) for each in (scores if isinstance(scores, list) else [scores])]
 
 
 def choose_dropped(matrix, count, drop):
-    """The `count` blocks that go.
+    """Chooses `count` blocks to drop.
 
     Args:
         matrix: A `rules.Matrix`.
@@ -132,13 +132,13 @@ def not_a_number(masked_weight):
 
 
 def choose_grown(matrix, kept, count, grow):
-    """The `count` blocks that come.
+    """Chooses `count` blocks to grow.
 
-    In an n-of-m pattern every group of m input weights gets as many as it has lost.
+    In an n-of-m pattern every group of m input weights regains as many as it has lost.
 
     Args:
         matrix: A `rules.Matrix`.
-        kept: Boolean array of the blocks that are left.
+        kept: Boolean array of the blocks that were not dropped.
         count: Number of blocks.
         grow: Grow rule.
 
@@ -158,7 +158,7 @@ def choose_grown(matrix, kept, count, grow):
 
 
 def make_change(matrix, kept, chosen, reset_regrown=False):
-    """The `Change` of a matrix in which the blocks `kept` stay and the blocks `chosen` come."""
+    """The `Change` of a matrix that keeps the blocks `kept` and grows the blocks `chosen`."""
     active = active_blocks(matrix)
     after = kept | chosen
     grown = chosen if reset_regrown else after > active

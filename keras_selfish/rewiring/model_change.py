@@ -1,4 +1,4 @@
-"""One rewiring of a whole model: how its matrices share what goes and what comes."""
+"""One rewiring of a whole model: how dropped and grown connections are divided among its matrices."""
 
 import dataclasses
 import math
@@ -35,7 +35,7 @@ def choose_changes(
     reset_regrown=False,
     rounding=math.ceil,
 ):
-    """Chooses the connections of all matrices that go and come; their total stays exactly the same.
+    """Chooses the connections of all matrices to drop and to grow; their total stays exactly the same.
 
     Args:
         matrices: List of `rules.Matrix`, each with its generator.
@@ -82,7 +82,7 @@ def choose_changes(
 
 
 def _lost(matrices, shares, rate, rounding):
-    """How many blocks each matrix loses: few if it is nearly dense and is to grow more than others."""
+    """Number of blocks to drop from each matrix: fewer if it is nearly dense and grows more than others."""
     mean = None if shares is None else sum(shares) / len(shares)
     counts = []
     for index, matrix in enumerate(matrices):
@@ -93,7 +93,7 @@ def _lost(matrices, shares, rate, rounding):
 
 
 def lost_together(matrices, each, count, drop):
-    """How many connections each matrix loses if the `count` with the smallest scores of all go.
+    """Number of connections to drop from each matrix: the `count` smallest scores of all matrices.
 
     Raises:
         ValueError: if a connection has no score, for its weight is NaN.
@@ -111,15 +111,15 @@ def lost_together(matrices, each, count, drop):
 
 
 def _without(matrix, kept):
-    """The matrix with the blocks that are left."""
+    """The matrix with the kept blocks only."""
     mask = masks.expand_blocks(kept, matrix.masked_weight.block_shape)
     return dataclasses.replace(matrix, mask=mask, weight=np.where(mask, matrix.weight, 0))
 
 
 def _gained(kept, total, shares):
-    """How many each matrix grows by its share: at least one connection, at most 99% of its free places.
+    """Number of blocks to grow in each matrix by its share, from one connection to 99% of its free places.
 
-    As in the published code; where that is not enough room for all, at most all of its free places.
+    As in the published code; where that leaves too little room, all free places count.
     """
     left = [np.count_nonzero(blocks) for blocks in kept]
     floors = [int(count == 0) for count in left]

@@ -1,4 +1,4 @@
-"""Methods that begin with all connections and only take away: pruning while training, and once before it."""
+"""Dense-to-sparse methods: pruning during training, and once before it."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class GMP(MaskCallback):
         return self._updates_until(step + 1) > self._updates_until(last + 1)
 
     def _updates_until(self, step):
-        """How many updates the schedule has had at a step; the end, where there is one, is always one."""
+        """Number of updates that the schedule has made by a step; the end, if there is one, always counts."""
         begin, end = self.schedule.begin_step, self.schedule.end_step
         if step < begin:
             return 0
@@ -110,7 +110,7 @@ class GMP(MaskCallback):
         self.prune(float(sparsity), step)
 
     def prune(self, sparsity: float, step: int) -> None:
-        """Takes connections from every masked weight until it has this sparsity.
+        """Drops connections of every masked weight until it has this sparsity.
 
         Args:
             sparsity: Fraction of zeros, in [0, 1). A weight that is sparser already stays as it is.
@@ -146,11 +146,11 @@ def _gradual(sparsity, end_step):
 
 
 class SNIP(MaskCallback):
-    """Prunes once, before the first step, what changes the loss least; nothing moves afterwards.
+    """Single-shot pruning, before the first step, of the weights that change the loss least.
 
-    All connections are opened, the gradient of one batch is taken, and of all masked weights together as many
-    connections stay as the masks of the model had, those with the largest |weight * gradient|. A weight keeps
-    at least one. Weights with an n-of-m pattern keep their n largest in each group of m.
+    All masks are opened and the gradient of one batch is taken. Of all masked weights together as many
+    connections stay as the masks had, those with the largest |weight * gradient|; after that no mask changes.
+    A weight keeps at least one. Weights with an n-of-m pattern keep their n largest in each group of m.
 
     Args:
         gradient_data: The training data: one batch, a `PyDataset`, a `tf.data.Dataset`, or a function from

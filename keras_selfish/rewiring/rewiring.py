@@ -187,7 +187,7 @@ class Rewiring(MaskCallback):
             logs["pruning_rate"] = self._rate(self._step(), self._epoch + 1)
 
     def _just_triggered(self):
-        """Whether averaging began at this very step: connections then stay until the next time."""
+        """Whether averaging began at this very step, so that rewiring waits until the next time."""
         return any(
             int(ops.convert_to_numpy(leaf.trigger)) == int(ops.convert_to_numpy(leaf.iterations))
             for optimizer in self._clock.optimizers
@@ -205,7 +205,7 @@ class Rewiring(MaskCallback):
         return self.schedule(step, self._schedule_steps(step, epoch))
 
     def _is_one_of_many_fits(self):
-        """Whether this is a `fit` of one epoch after another one, which by itself moves no connection."""
+        """Whether this is a `fit` of one epoch after another one, which by itself rewires nothing."""
         epochs = self._parameters.get("epochs")
         if epochs is None or not self._follows_a_fit or self.frequency != "epoch":
             return False
@@ -243,7 +243,7 @@ class Rewiring(MaskCallback):
         return ended or (self.stop_fraction < 1.0 and step > self._schedule_steps(step, self._epoch))
 
     def rewire(self, rate: float, step: int) -> None:
-        """Rewires the model now; `fit` calls it, and a training loop of one's own may after `set_model`.
+        """Rewires the model now; `fit` calls it, and a custom training loop may, after `set_model`.
 
         Args:
             rate: Fraction of the connections of each masked weight to drop and grow, in [0, 1].

@@ -1,10 +1,10 @@
-"""Rules: which connections go, which come, and which matrix gets them.
+"""Rules: which connections are dropped, which are grown, and in which matrix.
 
-A rule is a function of a `Matrix`. A *drop rule* returns a score for each weight: of the connections that
-exist, those with the smallest scores go. A *grow rule* returns a score too: of the positions without a
-connection, those with the largest come; None stands for no preference, uniformly at random. A
-*redistribution rule* returns one number, the share of its matrix in all the connections that come. A block's
-score is the L2 norm of its weights' scores. A published method is its rules:
+A rule is a function of a `Matrix`. A *drop rule* returns a score for each weight: the connections with the
+smallest scores are dropped. A *grow rule* returns a score as well: connections are grown where it is largest
+among the free positions; None stands for uniformly at random. A *redistribution rule* returns one number, the
+share of its matrix in all grown connections. A block's score is the L2 norm of its weights' scores. A
+published method consists of its rules:
 
     @needs_gradients(batches=1)
     def gradient(matrix):  # RigL grows where the gradient is large
@@ -53,13 +53,13 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Matrix:
-    """What a rule may look at.
+    """What a rule can read: a weight, its mask and what goes with them.
 
     Args:
         weight: NumPy array with the values of the weight, all gates together; zero where `mask` is False.
         mask: Boolean NumPy array of the same shape: the connections that exist; for a redistribution rule
             that is marked by `after_dropping`, those that are left.
-        masked_weight: The `MaskedWeight` that both come from.
+        masked_weight: The `MaskedWeight` of both.
         optimizer: The model's optimizer.
         gradient: NumPy array of the same shape: the gradient of the loss with respect to the weight, of
             connections that do not exist as well. None unless a rule asks for it (see `needs_gradients`).
@@ -75,13 +75,13 @@ class Matrix:
 
 
 def after_dropping(rule: _Rule) -> _Rule:
-    """Decorator of a redistribution rule that looks at what is left, not at what there was before."""
+    """Marks a redistribution rule that reads the connections left after dropping, not those before it."""
     rule.after_dropping = True  # type: ignore[attr-defined]
     return rule
 
 
 def needs_gradients(batches: int) -> Callable[[_Rule], _Rule]:
-    """Decorator of a rule that reads `matrix.gradient`: the mean of the gradients of so many batches."""
+    """Marks a rule that reads `matrix.gradient`, the mean gradient over this number of batches."""
 
     def mark(rule):
         rule.gradient_batches = batches
@@ -91,12 +91,12 @@ def needs_gradients(batches: int) -> Callable[[_Rule], _Rule]:
 
 
 def batches_needed(*rules):
-    """The largest number of batches that one of several rules (None for no rule) needs gradients of."""
+    """The largest number of batches that any of some rules (None for no rule) needs gradients of."""
     return max(getattr(rule, "gradient_batches", 0) for rule in rules)
 
 
 def resolve(name, value, known):
-    """The rule or other function that an argument stands for: a name of `known`, or the function itself.
+    """The rule or other function that an argument names in `known`, or is itself.
 
     Raises:
         ValueError: if it is neither.
@@ -121,11 +121,11 @@ GrowRule: TypeAlias = (
 RedistributionRule: TypeAlias = Literal["magnitude", "nonzeros", "momentum"] | Callable[[Matrix], float]
 
 
-# Which go.
+# Which are dropped.
 
 
 def magnitude(matrix: Matrix) -> npt.NDArray[Any]:
-    """Drops weights close to zero. The gates of a recurrent kernel compete, as they are ranked together."""
+    """Drops the weights nearest to zero. Gates of a kernel are ranked together, and so compete."""
     return np.abs(matrix.weight)
 
 
@@ -153,7 +153,7 @@ def sensitivity(matrix: Matrix) -> npt.NDArray[Any]:
     return np.abs(matrix.weight * matrix.gradient)
 
 
-# Which come.
+# Which are grown.
 
 
 def random(matrix: Matrix) -> None:
@@ -175,8 +175,8 @@ def gradient(matrix: Matrix) -> npt.NDArray[Any]:
 def momentum(matrix: Matrix) -> npt.NDArray[Any]:
     """Grows where the gradient, averaged over ten batches, is largest.
 
-    The published momentum averages over the steps before, for which every step would have to compute the
-    gradients of all the connections that do not exist. This one is taken at the present weights, when it is
+    The published momentum is an average over the preceding steps, each of which would have to compute the
+    gradients of all connections that do not exist. This one is computed from the present weights, when it is
     needed.
 
     Reference: Dettmers and Zettlemoyer 2019, "Sparse Networks from Scratch", arXiv 1907.04840, section 3.
@@ -186,7 +186,7 @@ def momentum(matrix: Matrix) -> npt.NDArray[Any]:
 
 @needs_gradients(batches=1)
 def guided(matrix: Matrix) -> npt.NDArray[Any]:
-    """Grows where the gradient is largest within a random subset, as large as the connections are many.
+    """Grows where the gradient is largest in a random subset of as many positions as there are connections.
 
     Reference: Heddes et al. 2024, "Always-Sparse Training by Growing Connections with Guided Stochastic
     Exploration", arXiv 2401.06898, algorithm 1 with a subset factor of 1.
@@ -198,12 +198,12 @@ def guided(matrix: Matrix) -> npt.NDArray[Any]:
     return np.where(subset, masks.block_norms(matrix.gradient, block_shape), -1.0)
 
 
-# Which matrix gets them.
+# In which matrix.
 
 
 @after_dropping
 def nonzeros(matrix: Matrix) -> float:
-    """Shares growth by the connections that are left.
+    """Divides growth by the number of connections left after dropping.
 
     Reference: Mostafa and Wang 2019, "Parameter efficient training of deep convolutional neural networks by
     dynamic sparse reparameterization", arXiv 1902.05967, algorithm 1.
@@ -212,13 +212,13 @@ def nonzeros(matrix: Matrix) -> float:
 
 
 def mean_magnitude(matrix: Matrix) -> float:
-    """Shares growth by the mean magnitude of the connections, before any go."""
+    """Divides growth by the mean magnitude of the connections before dropping."""
     return float(np.abs(matrix.weight).sum(where=matrix.mask) / max(np.count_nonzero(matrix.mask), 1))
 
 
 @needs_gradients(batches=10)
 def mean_momentum(matrix: Matrix) -> float:
-    """Shares growth by the mean magnitude of the momentum (see `momentum`) of the connections, before any go.
+    """Divides growth by the mean magnitude of the connections' `momentum` before dropping.
 
     Reference: Dettmers and Zettlemoyer 2019, arXiv 1907.04840, section 3.
     """

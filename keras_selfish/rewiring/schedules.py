@@ -1,4 +1,4 @@
-"""Schedules: which fraction of the connections is rewired at a training step.
+"""Schedules: the fraction of the connections that is rewired at a training step.
 
 A schedule is any callable `schedule(step, total_steps)` that returns a fraction in [0, 1]. One that reads
 `total_steps` says so by an attribute `needs_total_steps = True`; the others may be given None.
@@ -19,7 +19,7 @@ __all__ = ["SCHEDULES", "Constant", "Cosine", "Linear", "PolynomialDecay"]
 
 @dataclasses.dataclass(frozen=True)
 class Cosine:
-    """Falls from `rate` to `end_rate` along half a cosine: slowly, fast, slowly.
+    """Decay from `rate` to `end_rate` along half a cosine: slow, fast, slow.
 
     Args:
         rate: Fraction at step 0.
@@ -39,7 +39,7 @@ class Cosine:
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
-    """Falls from `rate` at step 0 to `end_rate` at step `total_steps` along a line."""
+    """Linear decay from `rate` at step 0 to `end_rate` at step `total_steps`."""
 
     rate: float
     end_rate: float = 0.005
@@ -51,7 +51,7 @@ class Linear:
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-    """Stays at `rate`; `end_rate` is not used."""
+    """No decay: always `rate`. `end_rate` is ignored; accepted so that all schedules share one signature."""
 
     rate: float
     end_rate: float = 0.005
@@ -69,7 +69,7 @@ SCHEDULES = {"cosine": Cosine, "linear": Linear, "constant": Constant}
 
 @dataclasses.dataclass(frozen=True)
 class PolynomialDecay:
-    """When and how far `GMP` prunes: sparsity rises fast, then slower, until it is final.
+    """Sparsity over time for `GMP`: it rises fast, then slower, up to its final value.
 
     The same formula and arguments as `tfmot.sparsity.keras.PolynomialDecay`, without TensorFlow.
 
@@ -108,7 +108,7 @@ class PolynomialDecay:
 
 
 class PruningSchedule(Protocol):
-    """What `GMP` reads of its schedule: `PolynomialDecay`, or one of TensorFlow Model Optimization."""
+    """The schedules that `GMP` takes: `PolynomialDecay`, or one of TensorFlow Model Optimization."""
 
     @property
     def begin_step(self) -> int:
@@ -116,7 +116,7 @@ class PruningSchedule(Protocol):
 
     @property
     def end_step(self) -> int:
-        """Last one; -1 for no end."""
+        """Last training step at which weights are pruned; -1 for no end."""
 
     @property
     def frequency(self) -> int:

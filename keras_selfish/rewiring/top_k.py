@@ -119,7 +119,7 @@ def uniform(among, count, generator):
 
 
 def _thinned(among, share, generator):
-    """Keeps each position of `among` with the probability `share`, rounded down to 1/256."""
+    """Keeps each position of `among` with probability `share`, rounded down to 1/256."""
     words = generator.bit_generator.random_raw(-(-among.size // 8))
     chosen = words.view(np.uint8)[: among.size] < int(256 * share)
     chosen &= among
@@ -132,7 +132,7 @@ def _draw(among, count, generator):
 
 
 def _fill(chosen, among, count, available, generator):
-    """Adds positions one by one until `count` are chosen; a draw of a position not free is repeated."""
+    """Adds positions one by one until `count` are chosen; draws of occupied positions are repeated."""
     free_share = (available - count) / among.size
     while missing := count - np.count_nonzero(chosen):
         drawn = generator.integers(0, among.size, int(missing / free_share) + 1)

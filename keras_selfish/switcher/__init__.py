@@ -1,4 +1,4 @@
-"""A network whose connections a second network switches, and training both in turns."""
+"""Networks whose connections a second network switches, both trained in turns."""
 
 from typing import TYPE_CHECKING
 

@@ -34,7 +34,7 @@ class AlternatingTraining(_Base):
     train_function: Any
 
     def phase_of(self, step: int) -> str:
-        """What the step after this number of steps does: one of `"task"`, `"refresh"` and `"switcher"`."""
+        """The phase of the step after this number of steps: `"task"`, `"refresh"` or `"switcher"`."""
         if self.frozen or step < self.warmup_steps:
             return TASK
         place = (step - self.warmup_steps) % (self.task_steps + self.switcher_steps)
@@ -70,7 +70,7 @@ class AlternatingTraining(_Base):
 
     @contextlib.contextmanager
     def _in_phase(self, phase):
-        """Sets everything that a step, or the tracing of one, looks up in Python."""
+        """Sets all that a step, or its tracing, looks up in Python."""
         learns = phase == SWITCHER
         kept = [(layer, layer.momentum) for layer in self._with_statistics()] if learns else []
         self.__dict__["_in_step"], self.switching.phase = True, phase
@@ -99,7 +99,7 @@ class AlternatingTraining(_Base):
         return super().train_on_batch(*args, **kwargs)
 
     def _find_place(self):
-        """The alternation goes on where the optimizer's state says that it stopped."""
+        """Resumes the alternation where the optimizer's state says that it stopped."""
         if self.optimizer is not None:  # Keras says best that the model must be compiled
             self._steps_done = int(ops.convert_to_numpy(self.optimizer.iterations))
 

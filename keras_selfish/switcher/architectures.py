@@ -1,4 +1,4 @@
-"""What a switcher computes from a weight matrix: one logit per connection, with few parameters.
+"""Architectures of switchers: one logit per connection of a weight matrix, with few parameters.
 
 An architecture has `shapes`, its parameters by name; `context`, which looks at the whole matrix once and
 returns two dicts of tensors, what was only measured and what depends on parameters; and `logits` of a part of

@@ -22,7 +22,7 @@ LEAST_SLOPE, LARGEST_STEP = 0.02, 2.0
 
 
 class Count(typing.NamedTuple):
-    """What a forward pass tells about the logits of some connections, as sums over them.
+    """Sums over the logits of some connections, from a forward pass.
 
     Args:
         size: Number of connections.
@@ -40,7 +40,7 @@ class Count(typing.NamedTuple):
 
 
 def together(counts):
-    """The `Count` of the connections of several.
+    """Adds up several `Count`s.
 
     Stacked, because TensorFlow makes one operation of additions, whose order depends on other threads.
     """
@@ -69,7 +69,7 @@ def count(logits, threshold, width):
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
 class SparsityConstraint(keras.layers.Layer):
-    """A threshold on the logits, the multiplier of the constraint that so many connections are open.
+    """A threshold on the logits: the multiplier of a constraint on the number of open connections.
 
     Among switches s that may lie between 0 and 1, those that maximise their logits' sum and their entropy
     under the constraint that they add up to a number are sigmoid(logit - multiplier). So the multiplier of
@@ -116,7 +116,7 @@ class SparsityConstraint(keras.layers.Layer):
         self.built = True
 
     def density_wanted(self) -> Tensor:
-        """Fraction of connections that are to be open now, a scalar tensor."""
+        """Present target for the fraction of open connections, a scalar tensor."""
         if not self.ramp_steps:
             return 1.0 - self.target_sparsity
         left = 1.0 - ops.minimum(ops.convert_to_tensor(self.steps) / float(self.ramp_steps), 1.0)

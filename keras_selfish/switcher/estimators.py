@@ -14,7 +14,7 @@ STRETCH = (-0.1, 1.1)
 
 
 def binary(logits, noise=None):
-    """Switches, 1 where a logit is positive, with the gradient of an estimator.
+    """Binary switches, 1 where a logit is positive, with the gradient of an estimator.
 
     Args:
         logits: Float tensor.

@@ -130,7 +130,7 @@ class SwitchedModel(AlternatingTraining, keras.Model):
         self.train_function = self.test_function = self.predict_function = None
 
     def _decide(self):
-        """What the next turn of the network would begin with."""
+        """The decision that the next turn of the network would begin with."""
         layers = self.layers_to_switch()
         self.switching.settle([layer.masked_weight.weight for layer in layers])
         threshold = 0.0 if self.constraint is None else ops.convert_to_tensor(self.constraint.threshold)

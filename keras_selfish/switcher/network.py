@@ -1,4 +1,4 @@
-"""The switcher network: it reads the weights of a layer and says which connections are on."""
+"""The switcher network, which reads a layer's weights and decides which connections are on."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class SwitcherNetwork(keras.layers.Layer):
         noise: TensorLike | None = None,
         parameters: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Count]:
-        """The matrix as the switches leave it, without keeping any logit.
+        """The matrix after switching, computed without keeping any logit.
 
         Gradients flow to the switcher's parameters only.
 
@@ -206,7 +206,7 @@ class SwitcherNetwork(keras.layers.Layer):
         target_sparsity: float | None = None,
         layer_shares: Literal["magnitude", "logits"] = "magnitude",
     ) -> dict[str, float]:
-        """Switches a network that this switcher may never have seen.
+        """Switches a network, which this switcher need not have been trained with.
 
         Layers that switch get their switches set. In plain `keras.layers.Dense` layers of a model without any
         such layer, the last one excepted, the weights that are off become zero.

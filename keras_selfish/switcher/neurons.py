@@ -1,4 +1,4 @@
-"""A switcher of whole units: what it computes from a weight matrix."""
+"""The architecture of switchers of whole units."""
 
 import dataclasses
 
@@ -36,7 +36,7 @@ class Neurons:
         return [[0.0, 0.0]] * SUMMARY_FEATURES + [[1.0, 0.0]]
 
     def logits_and_scales(self, weights, parameters):
-        """Logits (units,) and scales (units,), which are 1 where the network says nothing."""
+        """Logits (units,) and scales (units,); a scale is 1 where the network's output is 0."""
         summary = statistics(weights).columns
         magnitudes = summary[:, 1]
         spread = ops.sqrt(ops.mean(ops.square(magnitudes - ops.mean(magnitudes)))) + 1e-3

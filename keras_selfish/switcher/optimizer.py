@@ -1,4 +1,4 @@
-"""One optimizer for each side of a switched model, as one."""
+"""The optimizers of both sides of a switched model, as one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from keras_selfish.typing import Config, Tensor
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
 class AlternatingOptimizer(keras.optimizers.Optimizer):
-    """Two optimizers with a set of variables each, of which a step moves one.
+    """Two optimizers, each with its own variables, one of which makes each step.
 
     It is what `SwitchedModel.compile` makes of its two optimizers: each has its own state and its own count
     of steps, and a step of one leaves the other's state bit for bit. Learning rate and schedules' callbacks

@@ -1,4 +1,4 @@
-"""A trained switcher applied to a network, also to one that it has not seen."""
+"""Pruning by a trained switcher, also of networks that it was not trained with."""
 
 import keras
 import numpy as np
@@ -60,7 +60,7 @@ def _layers_to_prune(switcher, model):
 
 
 def _connections(logits, kernels, target_sparsity):
-    """The connections of the largest logits; with kernels, as many in a layer as magnitude would leave it."""
+    """The connections with the largest logits; given kernels, as many in each layer as by magnitude."""
     size = sum(logit.size for logit in logits)
     closed = size - round((1.0 - target_sparsity) * size)
     if kernels is None:
@@ -74,7 +74,7 @@ def _connections(logits, kernels, target_sparsity):
 
 
 def _units(logits, inputs, target_sparsity):
-    """The units of the largest logits, as many as come nearest to the target."""
+    """The units with the largest logits, in the number nearest to the target."""
     order = _order(logits)
     connections = np.repeat(inputs, [logit.size for logit in logits])[order]
     closed = np.abs(np.cumsum([0, *connections]) - target_sparsity * connections.sum()).argmin()
@@ -82,7 +82,7 @@ def _units(logits, inputs, target_sparsity):
 
 
 def _order(arrays):
-    """The positions of all values together, the smallest first; of equal ones the first."""
+    """Positions of all values in ascending order; equal values keep their order."""
     return np.argsort(np.concatenate([array.ravel() for array in arrays]), kind="stable")
 
 

@@ -1,4 +1,4 @@
-"""What a switcher sees of a weight matrix: standardised weights, and how rows and columns are composed.
+"""Features that a switcher reads: standardised weights, and the composition of rows and columns.
 
 All is relative to the root mean square of the matrix, so that a switcher means the same in layers of any
 scale and size.
@@ -68,7 +68,7 @@ def own_features(weights, scale):
 
 
 def standing_features(weights, scale, row_scales, column_scales):
-    """How large a weight is among those of its row and of its column.
+    """The size of a weight relative to its row and its column.
 
     Args:
         weights: Float tensor (rows, columns), a part of the matrix.

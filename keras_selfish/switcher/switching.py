@@ -1,4 +1,4 @@
-"""What a `SwitchedDense` asks while its model trains: whether to decide, and how."""
+"""Decisions that `SwitchedDense` layers ask for while their model trains."""
 
 import threading
 
@@ -18,7 +18,7 @@ NEWTON_STEPS = 3
 
 
 class Switching:
-    """Shared by a model and its switched layers.
+    """The state that a model and its switched layers share.
 
     Args:
         switcher: The `SwitcherNetwork`.
@@ -49,7 +49,7 @@ class Switching:
         return self.phase == SWITCHER
 
     def begin(self):
-        """Forgets what was counted and used before a forward pass."""
+        """Clears the counts, and hands out the switcher's parameters anew, before a forward pass."""
         self._local.counts, self._local.parameters = [], None
 
     def settle(self, kernels):
@@ -70,12 +70,12 @@ class Switching:
             self.constraint.update(together(counts), advance=False)
 
     def end(self):
-        """Lets the constraint see what was counted in a step of the switcher."""
+        """Passes the counts of a switcher's step to the constraint."""
         if self.constraint is not None and self.learns and self._local.counts:
             self.constraint.update(together(self._local.counts), advance=True)
 
     def switch_connections(self, kernel):
-        """The kernel as the switches leave it and its mask, both (inputs, units)."""
+        """The kernel after switching and its mask, both (inputs, units)."""
         noise = None
         if self._draws():
             noise = uniform_noise(kernel.shape, self.seed_generator)

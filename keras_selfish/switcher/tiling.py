@@ -1,4 +1,4 @@
-"""A function of all parts of a matrix in turn, so that its intermediate results never exist for all of it."""
+"""Functions applied to a matrix part by part, so that intermediate results stay small."""
 
 import math
 
@@ -67,7 +67,7 @@ def map_tiles(function, shape, parameters, tile_size):
 
 
 def _joined(results, axis):
-    """What the parts returned, stacked along a first axis, as one."""
+    """Joins the results of all parts, which are stacked along a first axis."""
     if len(results.shape) == 1:
         return ops.sum(results)
     if results.shape[0] == 1:

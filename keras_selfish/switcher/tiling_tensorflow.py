@@ -1,4 +1,4 @@
-"""A function of parts in turn, on TensorFlow, whose own gradient of a loop would keep every part's steps."""
+"""Functions applied part by part on TensorFlow, whose own gradient of a loop would keep every part."""
 
 import tensorflow as tf
 
