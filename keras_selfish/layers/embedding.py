@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import keras
 from keras import ops
 
+from keras_selfish.keras_internals import set_padding_mask
 from keras_selfish.layers.dropout import check_rate, drop_words
 from keras_selfish.layers.masked import MASK_ARGUMENTS, MaskedAttribute, MaskedLayer, with_masked_gradient
 from keras_selfish.typing import BlockShape, Distribution, OpenShape, Pattern, Tensor, TensorLike
@@ -43,9 +44,7 @@ class _SparseEmbeddingBase(MaskedLayer):
             self.seed_generator = keras.random.SeedGenerator(seed)
         if weights is not None:  # Keras would assign them before there is a mask
             self.build()
-            self._embeddings.assign(
-                weights[0] if isinstance(weights, list) and len(weights) == 1 else weights
-            )
+            self.weights[0].assign(weights[0] if isinstance(weights, list) and len(weights) == 1 else weights)
 
     def masked_shapes(self, input_shape: OpenShape) -> dict[str, OpenShape]:
         return {"embeddings": (self.input_dim, self.output_dim)}
@@ -177,6 +176,5 @@ class SparseReversibleEmbedding(_SparseEmbeddingBase, keras.layers.ReversibleEmb
                 return super().call(inputs, reverse=reverse)
         outputs = self._look_up(inputs, training)
         if self.mask_zero:
-            # As in Keras 3.15, which has no public name for it: the call, not `compute_mask`, marks padding.
-            keras.src.backend.set_keras_mask(outputs, ops.not_equal(inputs, 0))
+            set_padding_mask(outputs, ops.not_equal(inputs, 0))
         return outputs

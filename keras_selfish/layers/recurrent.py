@@ -12,8 +12,9 @@ from keras import ops
 
 from keras_selfish import recurrence
 from keras_selfish.backend import BACKEND
+from keras_selfish.keras_internals import current_call
 from keras_selfish.layers.dropout import check_rate, drop_connections
-from keras_selfish.layers.masked import MASK_ARGUMENTS, MaskedLayer, SparseLayer, current_call
+from keras_selfish.layers.masked import MASK_ARGUMENTS, MaskedLayer, SparseLayer
 from keras_selfish.masks import check_seed
 from keras_selfish.typing import BlockShape, Config, Distribution, OpenShape, Pattern, Tensor, TensorLike
 

@@ -2,6 +2,8 @@
 
 import keras
 
+from keras_selfish.keras_internals import trained_variables
+
 __all__ = ["holders", "innermost", "leaves", "trains", "trains_itself"]
 
 
@@ -34,5 +36,4 @@ def trains(optimizer, variable):
 
 def trains_itself(leaf, variable):
     """Whether an optimizer without wrappers trains a variable."""
-    # Keras 3.15 tells it in private only.
-    return any(one is variable for one in getattr(leaf, "_trainable_variables", ()))
+    return any(one is variable for one in trained_variables(leaf))
