@@ -17,6 +17,7 @@ from keras_selfish.typing import Tensor
 
 __all__ = [
     "LOOKED_AT",
+    "MULTI_OPTIMIZER",
     "OVERRIDES",
     "Override",
     "current_call",
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 # The versions of Keras whose source was read, and on which the tests passed.
-LOOKED_AT = ("3.15",)
+LOOKED_AT = ("3.12", "3.13", "3.14", "3.15")
 
 
 class Override(NamedTuple):
@@ -81,6 +82,12 @@ OVERRIDES = (
     Override(_RESOURCE, "_initialize", _DOCUMENTED),
     Override(_RESOURCE, "_destroy_resource", _DOCUMENTED),
 )
+
+
+# What older versions lack
+
+# `keras.optimizers.MultiOptimizer` came with Keras 3.15; nothing is an instance of no classes.
+MULTI_OPTIMIZER = getattr(keras.optimizers, "MultiOptimizer", ())
 
 
 # Layers and models

@@ -10,7 +10,7 @@ import tensorflow as tf
 __all__ = ["LOOKED_AT", "call_once_for_all_replicas"]
 
 # The versions of TensorFlow whose source was read, and on which the tests passed.
-LOOKED_AT = ("2.21",)
+LOOKED_AT = ("2.19", "2.20", "2.21")
 
 
 def call_once_for_all_replicas(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -173,8 +173,12 @@ class SparseReversibleEmbedding(_SparseEmbeddingBase, keras.layers.ReversibleEmb
         drops = training and self.embedding_dropout
         if reverse or not (self._masked or drops):
             with self.effective_weights():
-                return super().call(inputs, reverse=reverse)
-        outputs = self._look_up(inputs, training)
-        if self.mask_zero:
+                outputs = super().call(inputs, reverse=reverse)
+        else:
+            outputs = self._look_up(inputs, training)
+        if self.mask_zero and not reverse:
             set_padding_mask(outputs, ops.not_equal(inputs, 0))
         return outputs
+
+    def compute_mask(self, inputs: TensorLike, mask: Any = None) -> None:
+        """None, as in Keras since 3.14: `call` marks padding, which knows tokens from features."""

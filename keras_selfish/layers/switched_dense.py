@@ -76,11 +76,12 @@ class SwitchedDense(PlainForm, keras.layers.Dense):
                 f"Received: granularity={granularity!r}"
             )
         super().__init__(units, *args, **kwargs)
-        if self.lora_rank or self.quantization_config is not None:
+        quantization_config = getattr(self, "quantization_config", None)  # Keras 3.12 has none
+        if self.lora_rank or quantization_config is not None:
             raise ValueError(
                 "`lora_rank` and `quantization_config` must be None: they would replace the weights that are "
                 f"switched. Received: lora_rank={self.lora_rank!r}, "
-                f"quantization_config={self.quantization_config!r}; strip the model first"
+                f"quantization_config={quantization_config!r}; strip the model first"
             )
         if granularity == "neuron" and self.activation in NOT_ELEMENTWISE:
             raise ValueError(

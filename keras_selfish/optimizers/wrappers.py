@@ -1,8 +1,6 @@
 """Optimizers inside wrappers: `LossScaleOptimizer`, `MultiOptimizer`, and which of them trains a variable."""
 
-import keras
-
-from keras_selfish.keras_internals import trained_variables
+from keras_selfish.keras_internals import MULTI_OPTIMIZER, trained_variables
 
 __all__ = ["holders", "innermost", "leaves", "trains", "trains_itself"]
 
@@ -11,7 +9,7 @@ def leaves(optimizer):
     """The optimizers without their wrappers, as a list."""
     if hasattr(optimizer, "inner_optimizer"):
         return leaves(optimizer.inner_optimizer)
-    if isinstance(optimizer, keras.optimizers.MultiOptimizer):
+    if isinstance(optimizer, MULTI_OPTIMIZER):
         return [leaf for inner in optimizer.optimizers for leaf in leaves(inner)]
     return [optimizer]
 
