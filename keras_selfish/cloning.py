@@ -5,6 +5,8 @@ import tempfile
 
 import keras
 
+from keras_selfish.keras_internals import graph_nodes, inner_layers
+
 
 def check_model(model, advice):
     """Raises `ValueError` unless the layers of a model and their connections are known.
@@ -111,11 +113,15 @@ def nodes(model):
         A list of nodes, each after those that it depends on, with `operation`, `arguments`, `input_tensors`
         and `output_tensors`; and the set of the ids of the model's outputs.
     """
-    # Keras 3.15 shows it in private only.
-    function = model._functional if isinstance(model, keras.Sequential) else model
-    depths = sorted(function._nodes_by_depth, reverse=True)
-    order = [node for depth in depths for node in function._nodes_by_depth[depth] if not node.is_input]
-    return order, {id(tensor) for tensor in keras.tree.flatten(function.outputs)}
+    function = as_function(model)
+    return graph_nodes(function), {id(tensor) for tensor in keras.tree.flatten(function.outputs)}
+
+
+def as_function(model):
+    """A built Sequential model as a `keras.Function` of the same tensors; any other is one itself."""
+    if isinstance(model, keras.Sequential):
+        return keras.Function(model.inputs, model.outputs, name=model.name)
+    return model
 
 
 def _call(layer, *args, **kwargs):
@@ -164,8 +170,7 @@ def copy_state(layer, copy):
 
 def with_inner(layer):
     """A layer and all layers within it, as a list: cells, wrapped layers and nested models too."""
-    # Keras 3.15 has no public way to layers inside layers.
-    return [layer, *layer._flatten_layers(include_self=False)]
+    return [layer, *inner_layers(layer)]
 
 
 def _overrides(layer, name):

@@ -3,13 +3,15 @@
 import numpy as np
 import tensorflow as tf
 
+from keras_selfish.keras_internals import raw_value
+
 # Number of entries under which a variable stays in the cache, so that compiling is not worth its time.
 SMALLEST_COMPILED = 2**16
 
 
 def view(variable):
     """A NumPy array to read from, which may show the variable's own memory."""
-    tensor = tf.convert_to_tensor(getattr(variable, "_value", variable))
+    tensor = tf.convert_to_tensor(raw_value(variable))
     if tensor.dtype in (tf.bool, tf.float32, tf.float64) and "CPU" in tensor.device:
         return np.asarray(memoryview(tensor))  # `numpy()` would copy
     return tensor.numpy()
@@ -21,7 +23,7 @@ def fill_in_place(variable, positions, value):
     Returns:
         Whether it did.
     """
-    inner = getattr(variable, "_value", variable)
+    inner = raw_value(variable)
     # A variable of several replicas is many in one; on a GPU memory is fast.
     single = isinstance(inner, tf.Variable) and not isinstance(inner, tf.distribute.DistributedValues)
     if not single or inner.shape.num_elements() < SMALLEST_COMPILED or "CPU" not in inner.device:

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -105,6 +106,18 @@ def fresh_keras():
         random.seed(1)
     yield
     keras.utils.clear_session(free_memory=False)
+
+
+@pytest.fixture(scope="session")
+def since_keras():
+    """A function that skips a test of what Keras has since a version: `since_keras("3.14")`."""
+
+    def skip_before(version):
+        installed = importlib.metadata.version("keras")
+        if tuple(map(int, installed.split(".")[:2])) < tuple(map(int, version.split("."))):
+            pytest.skip(f"needs Keras {version}. Installed: {installed}")
+
+    return skip_before
 
 
 @pytest.fixture(scope="session")

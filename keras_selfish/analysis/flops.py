@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 from keras_selfish.cloning import with_inner
+from keras_selfish.keras_internals import own_trainable_variables
 from keras_selfish.variables import to_numpy
 
 CONVOLUTIONS = (
@@ -145,8 +146,9 @@ def trainable_weights(model: keras.Layer) -> list[tuple[keras.Variable, keras.La
             f"`model` must be built, so that it has weights. Received: model={model.name!r}; call it on data "
             "or give it a `keras.Input` first"
         )
-    # Keras 3.15 has no public list of the variables that are trainable unless their layer is frozen.
-    owners = {id(variable): layer for layer in with_inner(model) for variable in layer._trainable_variables}
+    owners = {
+        id(variable): layer for layer in with_inner(model) for variable in own_trainable_variables(layer)
+    }
     return [(variable, owners[id(variable)]) for variable in model.weights if id(variable) in owners]
 
 

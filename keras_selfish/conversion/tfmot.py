@@ -83,7 +83,8 @@ DROPPED = {
 RENAMED = {"InputLayer": {"batch_input_shape": "batch_shape"}, "LeakyReLU": {"alpha": "negative_slope"}}
 # Arguments without a counterpart, which a layer may not use.
 REFUSED = ("time_major", "ragged")
-MODELS = {"Functional": "keras.src.models.functional", "Sequential": "keras"}
+# To the classes of `keras` that make such a model of its config.
+MODELS = {"Functional": "Model", "Sequential": "Sequential"}
 RECURRENT = ("Bidirectional", "GRU", "LSTM", "RNN", "SimpleRNN")
 WRAPPER = "PruneLowMagnitude"
 
@@ -235,10 +236,10 @@ def _model_config(class_name, config, own_classes):
             f"{config['name']!r} of class {class_name}; convert the models that it is made of"
         )
     return {
-        "module": MODELS[class_name],
-        "class_name": class_name,
+        "module": "keras",
+        "class_name": MODELS[class_name],
         "config": model,
-        "registered_name": class_name,
+        "registered_name": MODELS[class_name],
     }
 
 

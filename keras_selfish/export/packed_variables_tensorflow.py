@@ -72,11 +72,12 @@ class PackedVariables:
         return [tf.TensorSpec(variable.shape, tf.float32) for variable in self.variables]
 
 
-class ExpandedValues(tf.saved_model.experimental.TrackableResource):
+class ExpandedValues(tf.saved_model.experimental.TrackableResource, tf.Module):
     """The values of packed variables, which whatever loads a SavedModel makes and fills once.
 
     It is one resource, a variable that holds a list of tensors: TensorFlow's loader calls functions for
-    each resource, which takes longer than to expand a matrix.
+    each resource, which takes longer than to expand a matrix. It is a module as well, since a resource alone
+    does not track its attributes, and an asset that is not tracked is left behind.
 
     Args:
         files: The `PackedFile` of each variable.
@@ -84,9 +85,8 @@ class ExpandedValues(tf.saved_model.experimental.TrackableResource):
 
     def __init__(self, files):
         super().__init__()
-        self.files, self.name = files, f"packed_{uuid.uuid4().hex}"
-        # A resource does not track its attributes, and an asset that is not tracked is left behind.
-        self._track_trackable(tf.Module(), "tracked").assets = [file.asset for file in files]
+        self.files, self.shared_name = tuple(files), f"packed_{uuid.uuid4().hex}"
+        self.assets = [file.asset for file in files]
 
     def read(self):
         """The values, a list of tensors, in a function that is to be saved."""
@@ -103,7 +103,7 @@ class ExpandedValues(tf.saved_model.experimental.TrackableResource):
 
     def _create_resource(self):
         # `tf.saved_model.load` adds to the name, so that objects loaded from one SavedModel share nothing.
-        return tf.raw_ops.VarHandleOp(dtype=tf.variant, shape=[], shared_name=self.name)
+        return tf.raw_ops.VarHandleOp(dtype=tf.variant, shape=[], shared_name=self.shared_name)
 
     def _initialize(self):
         every = tf.raw_ops.TensorListReserve(

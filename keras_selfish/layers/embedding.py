@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import keras
 from keras import ops
 
+from keras_selfish.keras_internals import set_padding_mask
 from keras_selfish.layers.dropout import check_rate, drop_words
 from keras_selfish.layers.forms import sparse_form_of
 from keras_selfish.layers.masked import SparseLayer, with_masked_gradient
@@ -37,9 +38,7 @@ class _SparseEmbeddingBase(SparseLayer):
             self.seed_generator = keras.random.SeedGenerator(seed)
         if weights is not None:  # Keras would assign them before there is a mask
             self.build()
-            self._embeddings.assign(
-                weights[0] if isinstance(weights, list) and len(weights) == 1 else weights
-            )
+            self.weights[0].assign(weights[0] if isinstance(weights, list) and len(weights) == 1 else weights)
 
     def get_config(self) -> Config:
         own = {"embedding_dropout": self.embedding_dropout, "seed": self.seed}
@@ -159,9 +158,12 @@ class SparseReversibleEmbedding(_SparseEmbeddingBase, keras.layers.ReversibleEmb
         drops = training and self.embedding_dropout
         if reverse or not (self._masked or drops):
             with self.effective_weights():
-                return super().call(inputs, reverse=reverse)
-        outputs = self._look_up(inputs, training)
-        if self.mask_zero:
-            # As in Keras 3.15, which has no public name for it: the call, not `compute_mask`, marks padding.
-            keras.src.backend.set_keras_mask(outputs, ops.not_equal(inputs, 0))
+                outputs = super().call(inputs, reverse=reverse)
+        else:
+            outputs = self._look_up(inputs, training)
+        if self.mask_zero and not reverse:
+            set_padding_mask(outputs, ops.not_equal(inputs, 0))
         return outputs
+
+    def compute_mask(self, inputs: TensorLike, mask: Any = None) -> None:
+        """None, as in Keras since 3.14: `call` marks padding, which knows tokens from features."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 from keras import ops
 
+from keras_selfish.keras_internals import current_call
 from keras_selfish.layers.mask_gradient import mask_gradient
 from keras_selfish.layers.masked_variables import make_guarded
 from keras_selfish.mask_spec import MaskSpec
@@ -381,9 +382,3 @@ class _MaskedRegularizer(keras.regularizers.Regularizer):
     def __call__(self, weight):
         mask = ops.convert_to_tensor(self.masked_weight.mask)
         return self.regularizer(with_masked_gradient(ops.convert_to_tensor(weight), mask, self.masked_weight))
-
-
-def current_call():
-    """Context of the call of a layer that runs in this thread, with its `training`; None if none does."""
-    # Keras 3.15 tells it in private only.
-    return keras.src.backend.common.global_state.get_global_attribute("current_call_ctx")

@@ -12,6 +12,7 @@ from keras import ops
 
 from keras_selfish import masks
 from keras_selfish.backend import BACKEND
+from keras_selfish.keras_internals import raw_value, write_raw
 
 if BACKEND == "tensorflow":
     import tensorflow as tf
@@ -204,7 +205,7 @@ class MaskVariable(keras.Variable):
 
 def read(variable):
     """The value of a variable as it stands there, a tensor; None while Keras has it elsewhere (on JAX)."""
-    value = variable._value
+    value = raw_value(variable)
     if BACKEND == "jax" and value is not None and value.is_deleted():
         return None
     return None if value is None else _tensor(value)
@@ -212,7 +213,7 @@ def read(variable):
 
 def write(variable, value):
     """Writes to a variable what is known to be right."""
-    keras.Variable._direct_assign(variable, value)
+    write_raw(variable, value)
 
 
 def _where(mask, value):

@@ -13,8 +13,9 @@ from keras import ops
 
 from keras_selfish import recurrence
 from keras_selfish.backend import BACKEND
+from keras_selfish.keras_internals import current_call
 from keras_selfish.layers.dropout import check_rate, drop_connections
-from keras_selfish.layers.masked import SparseLayer, current_call
+from keras_selfish.layers.masked import SparseLayer
 from keras_selfish.typing import Config, OpenShape, Tensor, TensorLike
 
 if TYPE_CHECKING:

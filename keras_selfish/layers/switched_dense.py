@@ -71,11 +71,12 @@ class SwitchedDense(keras.layers.Dense):
     ) -> None:
         checks.one_of("granularity", granularity, GRANULARITIES)
         super().__init__(units, *args, **kwargs)
-        if self.lora_rank or self.quantization_config is not None:
+        quantization_config = getattr(self, "quantization_config", None)  # Keras 3.12 has none
+        if self.lora_rank or quantization_config is not None:
             raise ValueError(
                 "`lora_rank` and `quantization_config` must be None: they would replace the weights that are "
                 f"switched. Received: lora_rank={self.lora_rank!r}, "
-                f"quantization_config={self.quantization_config!r}; strip the model first"
+                f"quantization_config={quantization_config!r}; strip the model first"
             )
         if granularity == "neuron" and self.activation in NOT_ELEMENTWISE:
             raise ValueError(
@@ -98,7 +99,7 @@ class SwitchedDense(keras.layers.Dense):
             self.scale = self.add_weight(
                 name="scale", shape=(self.units,), dtype="float32", initializer="ones", **state
             )
-        kernel = self._kernel
+        kernel = self.kernel
         self.masked_weight = MaskedWeight(
             kernel,
             self.mask,
@@ -130,22 +131,22 @@ class SwitchedDense(keras.layers.Dense):
     def _switched_kernel(self, training):
         mask = ops.convert_to_tensor(self.mask)
         if self._decides(training):
-            switched, mask = self.switching.switch_connections(self._kernel)
+            switched, mask = self.switching.switch_connections(self.kernel)
             self.mask.assign(mask)
             if self.switching.learns:
                 return switched
-        kernel = ops.convert_to_tensor(self._kernel)
+        kernel = ops.convert_to_tensor(self.kernel)
         return ops.where(mask, kernel, ops.zeros((), kernel.dtype))
 
     def _call_switching_units(self, inputs, training):
         if self._decides(training):
-            switches, scale = self.switching.switch_units(self._kernel)
+            switches, scale = self.switching.switch_units(self.kernel)
             is_open = ops.greater(switches, 0.5)
             self.mask.assign(ops.broadcast_to(is_open, self.mask.shape))
             self.scale.assign(scale)
         else:
             switches, scale = ops.convert_to_tensor(self.mask)[0], ops.convert_to_tensor(self.scale)
-        kernel = ops.cast(ops.convert_to_tensor(self._kernel), self.compute_dtype)
+        kernel = ops.cast(ops.convert_to_tensor(self.kernel), self.compute_dtype)
         outputs = self._add_bias(ops.matmul(inputs, kernel)) * ops.cast(scale, self.compute_dtype)
         outputs = outputs if self.activation is None else self.activation(outputs)
         return outputs * ops.cast(switches, self.compute_dtype)
@@ -194,7 +195,7 @@ class SwitchedDense(keras.layers.Dense):
             A list of NumPy arrays: kernel (inputs, units), and the bias (units,) if there is one.
         """
         mask = ops.convert_to_numpy(self.mask)
-        weights = [np.where(mask, ops.convert_to_numpy(self._kernel), 0)]
+        weights = [np.where(mask, ops.convert_to_numpy(self.kernel), 0)]
         weights += [ops.convert_to_numpy(self.bias)] if self.use_bias else []
         if self.granularity == "neuron":
             factor = ops.convert_to_numpy(self.scale) * mask[0]

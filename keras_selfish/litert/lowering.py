@@ -9,7 +9,7 @@ import collections
 import keras
 import numpy as np
 
-from keras_selfish.cloning import is_model, nodes
+from keras_selfish.cloning import as_function, is_model, nodes
 from keras_selfish.litert.graph import Tensor
 from keras_selfish.litert.rules import LAYERS, OPERATIONS
 
@@ -53,8 +53,7 @@ class Lowering:
         Returns:
             The list of the values of its outputs.
         """
-        if isinstance(function, keras.Sequential):
-            function = function._functional  # Keras 3.15 shows in private only which tensors go where
+        function = as_function(function)
         values = {id(tensor): value for tensor, value in zip(function.inputs, inputs, strict=True)}
         order, _ = nodes(function)
         uses = collections.Counter(id(tensor) for node in order for tensor in node.input_tensors)

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_selfish.keras_internals import trained_variables
 from keras_selfish.optimizers.wrappers import holders
 from keras_selfish.variables import fill
 
@@ -74,7 +75,7 @@ def _slots(optimizer, variable):
     # Keras lets slots have one name, as those of variables of one path; they come in the variables' order.
     alike = [
         one
-        for one in optimizer._trainable_variables
+        for one in trained_variables(optimizer)
         if _slot_prefix(one.path) == prefix and tuple(one.shape) == tuple(variable.shape)
     ]
     place = next((index for index, one in enumerate(alike) if one is variable), 0)

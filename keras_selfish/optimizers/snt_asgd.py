@@ -13,8 +13,16 @@ from keras import ops
 
 from keras_selfish import checks, masks
 from keras_selfish.backend import BACKEND
+from keras_selfish.keras_internals import (
+    decays,
+    gradient_accumulators,
+    layout_of,
+    trained_variables,
+    variable_index,
+)
 from keras_selfish.optimizers import update
 from keras_selfish.optimizers.slot_reset import reset_state
+from keras_selfish.optimizers.wrappers import trains_itself
 from keras_selfish.packing import pack, unpacked
 from keras_selfish.typing import Config, Tensor, TensorLike
 from keras_selfish.variables import fill, to_numpy
@@ -180,7 +188,7 @@ class SNTASGD(keras.optimizers.Optimizer):
             variable.shape,
             "zeros" if on_jax else from_mask,
             "float32",
-            layout=getattr(variable, "_layout", None),
+            layout=layout_of(variable),
             name=variable.path.replace("/", "_") + "_birth",
         )
         if on_jax:
@@ -214,7 +222,7 @@ class SNTASGD(keras.optimizers.Optimizer):
         self._step_factor = factor
 
     def _masked_weights(self):
-        found = (getattr(variable, "masked_weight", None) for variable in self._trainable_variables)
+        found = (getattr(variable, "masked_weight", None) for variable in trained_variables(self))
         return [masked_weight for masked_weight in found if masked_weight is not None]
 
     def apply(self, grads: list[Tensor], trainable_variables: list[keras.Variable] | None = None) -> None:
@@ -223,7 +231,7 @@ class SNTASGD(keras.optimizers.Optimizer):
         super().apply(grads, trainable_variables)
 
     def _check_dense_gradients(self, trainable_variables):
-        variables = self._trainable_variables if trainable_variables is None else trainable_variables
+        variables = trained_variables(self) if trainable_variables is None else trainable_variables
         masked = any(hasattr(variable, "masked_weight") for variable in variables)
         if self._asked_for_dense is None and masked:
             raise ValueError(
@@ -235,8 +243,8 @@ class SNTASGD(keras.optimizers.Optimizer):
             masked_weight.take_masked_gradient()
         self._asked_for_dense = None
 
-    # Three private methods of Keras 3.15's optimizers follow: it clips before it sums over replicas, and
-    # decays in a pass of its own over the weights, each in a method that the next one makes superfluous.
+    # Three private methods of Keras's optimizers (see `keras_internals.py`): it clips before it sums over
+    # replicas, and decays in a pass of its own over the weights. The last one does both.
 
     def _clip_gradients(self, grads):
         return grads
@@ -298,7 +306,7 @@ class SNTASGD(keras.optimizers.Optimizer):
         return moving, [_factor(ops.sum(ops.stack(squares)), self.global_clipnorm)] * len(gradients)
 
     def _summands(self, variable):
-        weight = self._trainable_variables[self._get_variable_index(variable)]
+        weight = trained_variables(self)[variable_index(self, variable)]
         return getattr(weight, "summands", None)
 
     # The step
@@ -320,9 +328,9 @@ class SNTASGD(keras.optimizers.Optimizer):
             factor: What clipping multiplies the gradient by.
             mean: What `mean_of` gives for the variable, where its average is moved in the same pass.
         """
-        index = self._get_variable_index(variable)
-        weight, births = self._trainable_variables[index], self.births[index]
-        decays = self.weight_decay and self._use_weight_decay(weight)
+        index = variable_index(self, variable)
+        weight, births = trained_variables(self)[index], self.births[index]
+        shrinks = self.weight_decay and decays(self, weight)
         masked = births is not None and self._clips_dense_norm
         if self.averaged_rate == "first":
             learning_rate = self._averaged_rate(learning_rate, masked=births is not None)
@@ -330,7 +338,7 @@ class SNTASGD(keras.optimizers.Optimizer):
             variable,
             gradient,
             learning_rate * factor,
-            decay=learning_rate * self.weight_decay if decays else None,
+            decay=learning_rate * self.weight_decay if shrinks else None,
             exists=update.existing(weight.masked_weight, births) if masked else None,
             **({} if mean is None else {"mean": mean}),
         )
@@ -346,7 +354,7 @@ class SNTASGD(keras.optimizers.Optimizer):
             The average; the variable with the number of updates after which each weight began to count;
             the number of updates before the present one, a float32 scalar.
         """
-        index = self._get_variable_index(variable)
+        index = variable_index(self, variable)
         births = self.births[index]
         counted_from = self.trigger if births is None else births
         return self.averages[index], counted_from, ops.cast(self.iterations, "float32")
@@ -357,7 +365,7 @@ class SNTASGD(keras.optimizers.Optimizer):
         """Starts to average now, or anew: the average of each weight begins at the weight's value."""
         now = ops.cast(self.iterations, "float32")
         self.trigger.assign(now)
-        for variable, average in zip(self._trainable_variables, self.averages, strict=True):
+        for variable, average in zip(trained_variables(self), self.averages, strict=True):
             average.assign(_copied(variable))
         for births in self.births:
             if births is not None:
@@ -366,7 +374,7 @@ class SNTASGD(keras.optimizers.Optimizer):
 
     def exchange_averages(self) -> None:
         """Swaps each weight with its average, bit by bit, and notes in `averages_in` which stands where."""
-        for variable, average in zip(self._trainable_variables, self.averages, strict=True):
+        for variable, average in zip(trained_variables(self), self.averages, strict=True):
             weight = _copied(variable)
             variable.assign(ops.convert_to_tensor(average))
             average.assign(weight)
@@ -387,7 +395,7 @@ class SNTASGD(keras.optimizers.Optimizer):
         return now[0] == updates and now[1] != weights
 
     def _trace_of_weights(self):
-        return int(ops.convert_to_numpy(self.iterations)), _trace(self._trainable_variables)
+        return int(ops.convert_to_numpy(self.iterations)), _trace(trained_variables(self))
 
     def reset_slots(self, variable: keras.Variable, dropped: TensorLike, grown: TensorLike) -> None:
         """Resets the state of connections that were dropped or grown.
@@ -400,7 +408,7 @@ class SNTASGD(keras.optimizers.Optimizer):
         Raises:
             ValueError: if the optimizer does not train the variable, or it is not masked.
         """
-        index = self._trainable_variables_indices.get(self._var_key(variable))
+        index = variable_index(self, variable) if trains_itself(self, variable) else None
         if index is None or self.births[index] is None:
             raise ValueError(
                 "`variable` must be a masked weight that this optimizer trains. "
@@ -409,7 +417,7 @@ class SNTASGD(keras.optimizers.Optimizer):
         averages = ops.convert_to_numpy(self.trigger) >= 0
         slots = [self.averages[index]] if averages else []  # before, all of them are 0
         if self.gradient_accumulation_steps:
-            slots.append(self._accumulated_gradients[index])
+            slots.append(gradient_accumulators(self)[index])
         if slots:
             changed = ops.logical_or(dropped, grown)
             for slot in slots:
@@ -423,7 +431,7 @@ class SNTASGD(keras.optimizers.Optimizer):
         Weights that no longer exist lose their average; weights that the optimizer did not know begin now.
         `NonMonotonicAveraging` calls this when training begins.
         """
-        for variable, births in zip(self._trainable_variables, self.births, strict=True):
+        for variable, births in zip(trained_variables(self), self.births, strict=True):
             if births is None:
                 continue
             mask = ops.convert_to_tensor(variable.masked_weight.mask)

@@ -7,6 +7,8 @@ pass over the memory once for each operation.
 
 import tensorflow as tf
 
+from keras_selfish.keras_internals import raw_value
+from keras_selfish.keras_internals_tensorflow import call_once_for_all_replicas
 from keras_selfish.variables_tensorflow import SMALLEST_COMPILED
 
 
@@ -26,10 +28,8 @@ def update_variables(optimizer, gradients, variables, learning_rate):
 
     If the optimizer averages, the average of a variable is moved in the same pass over memory.
     """
-    variables = [getattr(variable, "_value", variable) for variable in variables]
-    # As Keras (3.15) does it, with the clipping put between its two private calls.
-    pairs = optimizer._all_reduce_sum_gradients(list(zip(gradients, variables, strict=True)))
-    gradients, factors = optimizer.clip([sum_rows(gradient) for gradient, _ in pairs], variables)
+    variables = [raw_value(variable) for variable in variables]
+    gradients, factors = optimizer.clip([sum_rows(gradient) for gradient in _summed(gradients)], variables)
 
     def update_variable(variable, gradient, factor, learning_rate, averaging):
         mean = optimizer.mean_of(variable) if averaging else None
@@ -43,9 +43,13 @@ def update_variables(optimizer, gradients, variables, learning_rate):
 
         tf.cond(optimizer.is_averaging(), lambda: update(True), lambda: update(False))
 
-    tf.__internal__.distribute.interim.maybe_merge_call(
-        update_all, tf.distribute.get_strategy(), gradients, factors, tf.convert_to_tensor(learning_rate)
-    )
+    call_once_for_all_replicas(update_all, gradients, factors, tf.convert_to_tensor(learning_rate))
+
+
+def _summed(gradients):
+    context = tf.distribute.get_replica_context()
+    # In a cross-replica context they are sums already.
+    return gradients if context is None else context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
 
 
 def sum_rows(gradient):

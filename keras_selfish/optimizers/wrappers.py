@@ -1,6 +1,6 @@
 """Optimizers inside wrappers: `LossScaleOptimizer`, `MultiOptimizer`, and which of them trains a variable."""
 
-import keras
+from keras_selfish.keras_internals import MULTI_OPTIMIZER, trained_variables
 
 __all__ = ["holders", "innermost", "leaves", "trains", "trains_itself"]
 
@@ -9,7 +9,7 @@ def leaves(optimizer):
     """The optimizers without their wrappers, as a list."""
     if hasattr(optimizer, "inner_optimizer"):
         return leaves(optimizer.inner_optimizer)
-    if isinstance(optimizer, keras.optimizers.MultiOptimizer):
+    if isinstance(optimizer, MULTI_OPTIMIZER):
         return [leaf for inner in optimizer.optimizers for leaf in leaves(inner)]
     return [optimizer]
 
@@ -34,5 +34,4 @@ def trains(optimizer, variable):
 
 def trains_itself(leaf, variable):
     """Whether an optimizer without wrappers trains a variable."""
-    # Keras 3.15 tells it in private only.
-    return any(one is variable for one in getattr(leaf, "_trainable_variables", ()))
+    return any(one is variable for one in trained_variables(leaf))

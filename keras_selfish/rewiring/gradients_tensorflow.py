@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from keras_selfish.keras_internals import raw_value
+
 
 def make_gradients(model):
     """A function from a batch and a list of variables to the gradients of the loss, left on the device."""
@@ -40,7 +42,7 @@ def make_gradients(model):
 
 def replicas_of(variable):
     """The variables that hold a `keras.Variable` on the replicas of this process, as a list."""
-    inner = variable._value  # which Keras may show in another dtype
+    inner = raw_value(variable)
     return list(inner.values) if isinstance(inner, tf.distribute.DistributedValues) else [variable]
 
 

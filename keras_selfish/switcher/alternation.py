@@ -87,7 +87,6 @@ class AlternatingTraining(_Base):
                 layer.momentum = momentum
 
     def _with_statistics(self):
-        # Keras 3.15 has no public way to layers inside layers.
         return [one for one in with_inner(self) if isinstance(one, keras.layers.BatchNormalization)]
 
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:

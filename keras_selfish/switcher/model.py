@@ -240,5 +240,4 @@ def switched_layers(model):
     Args:
         model: A `keras.Model`.
     """
-    # Keras 3.15 has no public way to layers inside layers.
     return [layer for layer in with_inner(model) if isinstance(layer, SwitchedDense)]

@@ -73,7 +73,7 @@ class AlternatingOptimizer(keras.optimizers.Optimizer):
 
     @property
     def variables(self) -> list[keras.Variable]:
-        return [*self._variables, *self.task_optimizer.variables, *self.switcher_optimizer.variables]
+        return [*super().variables, *self.task_optimizer.variables, *self.switcher_optimizer.variables]
 
     @property
     def learning_rate(self) -> Any:
@@ -83,13 +83,9 @@ class AlternatingOptimizer(keras.optimizers.Optimizer):
     def learning_rate(self, learning_rate: float | keras.optimizers.schedules.LearningRateSchedule) -> None:
         self.task_optimizer.learning_rate = learning_rate
 
-    @property
-    def iterations(self) -> keras.Variable:
-        return self._iterations
-
     def apply(self, grads: list[Tensor], trainable_variables: list[keras.Variable] | None = None) -> None:
         self.active.apply(grads, trainable_variables)
-        self._iterations.assign_add(1)
+        self.iterations.assign_add(1)
 
     def stateless_apply(
         self, optimizer_variables: list[Tensor], grads: list[Tensor], trainable_variables: list[Tensor]
@@ -98,7 +94,7 @@ class AlternatingOptimizer(keras.optimizers.Optimizer):
         inner = [values[id(variable)] for variable in self.active.variables]
         trainable_variables, inner = self.active.stateless_apply(inner, grads, trainable_variables)
         values.update((id(v), value) for v, value in zip(self.active.variables, inner, strict=True))
-        values[id(self._iterations)] = values[id(self._iterations)] + 1
+        values[id(self.iterations)] = values[id(self.iterations)] + 1
         return trainable_variables, [values[id(variable)] for variable in self.variables]
 
     def scale_loss(self, loss: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ def prune(switcher, model, target_sparsity=None, layer_shares="magnitude"):
     layers = _layers_to_prune(switcher, model)
     if not switcher.built:
         switcher.build()
-    kernels = [layer._kernel if isinstance(layer, SwitchedDense) else layer.kernel for layer in layers]
+    kernels = [layer.kernel for layer in layers]
     logits = [ops.convert_to_numpy(switcher(ops.convert_to_tensor(kernel))) for kernel in kernels]
     if target_sparsity is None:
         decisions = [logit > 0 for logit in logits]

@@ -44,7 +44,7 @@ def values_of(served):
         asset.asset_path.numpy().decode().rpartition("/")[2].partition("_")[0]: tf.raw_ops.TensorListGetItem(
             input_handle=every, index=index, element_shape=-1, element_dtype=tf.float32
         ).numpy()
-        for index, asset in enumerate(packed.tracked.assets)
+        for index, asset in enumerate(packed.assets)
     }
 
 

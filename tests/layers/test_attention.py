@@ -49,6 +49,12 @@ def models(name, sparsity, **options):
 INPUTS = [data(2, 5, 8, seed=11), data(2, 3, 8, seed=12)]
 
 
+@pytest.fixture(autouse=True)
+def gates_of_keras(request, since_keras):
+    if getattr(request.node, "callspec", None) and request.node.callspec.params.get("name") == "gated":
+        since_keras("3.14")
+
+
 @on_jax
 @case
 @pytest.mark.parametrize("sparsity", [0.0, 0.75])

@@ -207,9 +207,11 @@ LEFT_TO_KERAS = {
 
 @tensorflow_only
 @pytest.mark.pairwise(kind=["LSTM", "GRU", "SimpleRNN"], case=list(LEFT_TO_KERAS), sparsity=[0.5, 0.0])
-def test_what_is_left_to_keras(kind, case, sparsity, calls):
+def test_what_is_left_to_keras(kind, case, sparsity, calls, since_keras):
     """What Keras's own loop alone computes; it gives the very same numbers."""
     options, arguments = LEFT_TO_KERAS[case]
+    if 1.0 in options.values():
+        since_keras("3.14")  # earlier ones fail at such a rate
     if "recurrent_activation" in options and kind == "SimpleRNN":
         options = {"activation": "linear"}
     if {"dropout", "recurrent_dropout"} & set(options):
@@ -219,7 +221,8 @@ def test_what_is_left_to_keras(kind, case, sparsity, calls):
 
 
 @tensorflow_only
-def test_dropout_of_everything_leaves_inference_to_ours(calls):
+def test_dropout_of_everything_leaves_inference_to_ours(calls, since_keras):
+    since_keras("3.14")
     assert_equals_keras(*sparse_and_dense("LSTM", {"dropout": 1.0}))
     assert calls == ["LSTM"]
 

@@ -104,7 +104,8 @@ def check_reset(model, leaf, initial):
 
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
-def test_changed_positions_start_anew(name):
+def test_changed_positions_start_anew(name, since_keras):
+    since_keras("3.14" if name == "schedule_free" else "3.12")
     make, initial = ELEMENTWISE[name]
     model = sparse_model(make())
     train(model)
@@ -130,8 +131,9 @@ def test_within_a_loss_scale_optimizer(name):
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_within_a_multi_optimizer(wrapped):
+def test_within_a_multi_optimizer(wrapped, since_keras):
     """Each of two layers has an optimizer of its own, of another kind."""
+    since_keras("3.15")
     chosen = {"dense_0": "adam", "dense_1": "ftrl"}
     leaves = {layer: ELEMENTWISE[name][0]() for layer, name in chosen.items()}
     rest = optimizers.SGD(0.05)
@@ -159,11 +161,13 @@ def test_within_a_multi_optimizer(wrapped):
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_an_optimizer_with_a_method_for_it_resets_itself(wrapped):
-    optimizer = SNTASGD(0.1)
-    rest = optimizers.SGD(0.1)
-    both = optimizers.MultiOptimizer(lambda variable: optimizer if "kernel" in variable.path else rest)
-    model = sparse_model(both if wrapped else optimizer)
+def test_an_optimizer_with_a_method_for_it_resets_itself(wrapped, since_keras):
+    optimizer = both = SNTASGD(0.1)
+    if wrapped:
+        since_keras("3.15")
+        rest = optimizers.SGD(0.1)
+        both = optimizers.MultiOptimizer(lambda variable: optimizer if "kernel" in variable.path else rest)
+    model = sparse_model(both)
     train(model)
     (changed,) = rewire_once(model)
     (weight,) = masked_weights(model)
@@ -197,7 +201,8 @@ def test_before_it_is_built_there_is_nothing_to_do(make):
 
 @pytest.mark.parametrize("make", [optimizers.Muon, optimizers.Adafactor])
 @pytest.mark.parametrize("wrap", [None, "loss scale", "multi"])
-def test_optimizers_that_mix_the_entries_of_a_matrix_are_refused(make, wrap):
+def test_optimizers_that_mix_the_entries_of_a_matrix_are_refused(make, wrap, since_keras):
+    since_keras("3.15" if wrap == "multi" else "3.12")
     optimizer = make(0.01)
     if wrap == "loss scale":
         optimizer = optimizers.LossScaleOptimizer(optimizer)
@@ -212,7 +217,8 @@ def test_optimizers_that_mix_the_entries_of_a_matrix_are_refused(make, wrap):
         reset_state(model.optimizer, weight, changed, changed)
 
 
-def test_muon_may_train_what_is_not_masked():
+def test_muon_may_train_what_is_not_masked(since_keras):
+    since_keras("3.15")
     kernels, rest = optimizers.Adam(), optimizers.Muon()
     model = sparse_model(optimizers.MultiOptimizer(lambda v: kernels if "kernel" in v.path else rest))
     train(model)

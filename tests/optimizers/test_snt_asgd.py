@@ -420,7 +420,9 @@ def test_dense_norm_without_scale_loss_is_an_error():
 
 
 @on_all_backends
-def test_inside_loss_scale_and_multi_optimizer():
+def test_inside_loss_scale_and_multi_optimizer(since_keras):
+    since_keras("3.15")
+
     def multi(optimizer):
         return keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(optimizer))
 

@@ -619,7 +619,8 @@ def test_a_model_without_masks(built):
 
 
 @pytest.mark.parametrize("multi", [False, True])
-def test_an_optimizer_that_mixes_weights_is_refused_at_once(multi):
+def test_an_optimizer_that_mixes_weights_is_refused_at_once(multi, since_keras):
+    since_keras("3.15" if multi else "3.12")
     optimizer = keras.optimizers.Muon(0.01)
     model = dense_model(keras.optimizers.MultiOptimizer(lambda variable: optimizer) if multi else optimizer)
     before = values(model)

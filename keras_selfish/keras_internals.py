@@ -1,0 +1,206 @@
+"""All that this package uses of what Keras keeps private, with the reason why no public way does.
+
+Everywhere else private names of other packages are forbidden, and a test for each function here fails where
+Keras changes what it relies on (`tests/test_keras_internals.py`). What is TensorFlow's stands in
+`keras_internals_tensorflow.py`. A private method that a class of this package overrides cannot be a function:
+`OVERRIDES` lists these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import keras
+
+from keras_selfish.typing import Tensor
+
+__all__ = [
+    "LOOKED_AT",
+    "MULTI_OPTIMIZER",
+    "OVERRIDES",
+    "Override",
+    "current_call",
+    "decays",
+    "gradient_accumulators",
+    "graph_nodes",
+    "inner_layers",
+    "layout_of",
+    "own_trainable_variables",
+    "raw_value",
+    "set_padding_mask",
+    "trained_variables",
+    "variable_index",
+    "write_raw",
+]
+
+# The versions of Keras whose source was read, and on which the tests passed.
+LOOKED_AT = ("3.12", "3.13", "3.14", "3.15")
+
+
+class Override(NamedTuple):
+    """A private method of another package's class that a class of this package overrides."""
+
+    owner: str  # module and name of the class here
+    method: str
+    reason: str
+
+
+_VARIABLES = "keras_selfish.layers.masked_variables"
+_OPTIMIZER = "keras_selfish.optimizers.snt_asgd.SNTASGD"
+_RESOURCE = "keras_selfish.export.packed_variables_tensorflow.ExpandedValues"
+
+_WRITES = (
+    "Whatever writes to a Keras variable outside of a stateless scope ends here: `assign`, `set_weights`, a "
+    "file. There is no public hook, and a layer's variables are not of a class that it chooses."
+)
+_RESTORES = "`tf.train.Checkpoint` writes to the `tf.Variable` without asking the Keras variable around it."
+_DOCUMENTED = "TensorFlow documents it as what a `TrackableResource` has to define."
+
+OVERRIDES = (
+    Override(f"{_VARIABLES}.MaskedVariable", "_direct_assign", _WRITES),
+    Override(f"{_VARIABLES}.MaskedVariable", "_restore_from_tensors", _RESTORES),
+    Override(f"{_VARIABLES}.MaskVariable", "_direct_assign", _WRITES),
+    Override(f"{_VARIABLES}.MaskVariable", "_restore_from_tensors", _RESTORES),
+    Override(
+        _OPTIMIZER,
+        "_clip_gradients",
+        "Keras clips before it sums over replicas, so that several devices would take other steps than one.",
+    ),
+    Override(
+        _OPTIMIZER,
+        "_apply_weight_decay",
+        "Keras decays in a pass of its own over the weights, not within the step.",
+    ),
+    Override(
+        _OPTIMIZER,
+        "_backend_update_step",
+        "`update_step` sees one variable on one replica; clipping by the global norm needs the sums of all. "
+        "An `apply` of our own would have to repeat loss scaling, accumulation and constraints.",
+    ),
+    Override(_RESOURCE, "_create_resource", _DOCUMENTED),
+    Override(_RESOURCE, "_initialize", _DOCUMENTED),
+    Override(_RESOURCE, "_destroy_resource", _DOCUMENTED),
+)
+
+
+# What older versions lack
+
+# `keras.optimizers.MultiOptimizer` came with Keras 3.15; nothing is an instance of no classes.
+MULTI_OPTIMIZER = getattr(keras.optimizers, "MultiOptimizer", ())
+
+
+# Layers and models
+
+
+def inner_layers(layer: keras.Layer) -> list[keras.Layer]:
+    """All layers inside a layer, at any depth: cells, wrapped layers, nested models.
+
+    `Model.layers` is public, but ends at the first level, and a layer that is no model has nothing like it.
+    """
+    return layer._flatten_layers(include_self=False)
+
+
+def own_trainable_variables(layer: keras.Layer) -> list[keras.Variable]:
+    """The variables that a layer made as trainable ones, also while it is frozen.
+
+    `trainable_variables` is empty then, and `trainable` of each variable False.
+    """
+    return list(layer._trainable_variables)
+
+
+def graph_nodes(function: keras.Function) -> list[Any]:
+    """The calls that a function consists of, each after those that it depends on; inputs are none.
+
+    Each has `operation`, `arguments` (with `args` and `kwargs`), `input_tensors` and `output_tensors`.
+    `Function.operations` is public, but tells neither how often each is called nor with what, and a config
+    names layers only.
+    """
+    by_depth = function._nodes_by_depth
+    return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth] if not node.is_input]
+
+
+def current_call() -> Any:
+    """The outermost call of a layer that runs in this thread, with its `training`; None if none does.
+
+    A layer learns of its own call only. `Bidirectional` reads the kernels of its layers without calling them.
+    """
+    return keras.src.backend.common.global_state.get_global_attribute("current_call_ctx")
+
+
+def set_padding_mask(tensor: Tensor, mask: Tensor) -> None:
+    """Attaches to a layer's output which time steps are padding, for the layers after it.
+
+    `compute_mask` would be the public way; but it does not learn the arguments of the call, and
+    `ReversibleEmbedding` marks padding only where it embeds, and therefore in `call`.
+    """
+    keras.src.backend.set_keras_mask(tensor, mask)
+
+
+# Variables
+
+
+def raw_value(variable: Any) -> Any:
+    """What a Keras variable holds, as it stands there; anything else is returned as it is.
+
+    `value` would cast it in a layer of mixed precision, take that of a stateless scope instead, and have a
+    masked weight project itself. On TensorFlow it is a `tf.Variable`, perhaps one of several replicas. On JAX
+    it may have been deleted, while a trainer carries the value.
+    """
+    return variable._value if isinstance(variable, keras.Variable) else variable
+
+
+def write_raw(variable: keras.Variable, value: Tensor) -> None:
+    """Writes a tensor of the right shape and dtype to a variable, past an override of its class.
+
+    `assign` would call that override, which calls this.
+    """
+    keras.Variable._direct_assign(variable, value)
+
+
+def layout_of(variable: keras.Variable) -> Any:
+    """How `keras.distribution` divides a variable among devices, for `add_variable(layout=...)`.
+
+    `add_variable_from_reference` divides like another variable, too, but takes its dtype. A distribution
+    knows what it would give a path, not what a variable was given.
+    """
+    return getattr(variable, "_layout", None)  # variables of other backends than JAX have none
+
+
+# Optimizers
+
+
+def trained_variables(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    """The variables that an optimizer without wrappers was built for; before, none.
+
+    `Optimizer.variables` is its own state. To store them once more as an attribute would make them state.
+    """
+    return optimizer._trainable_variables
+
+
+def variable_index(optimizer: keras.optimizers.Optimizer, variable: Any) -> int:
+    """The place of a variable among those that an optimizer trains.
+
+    On TensorFlow it may also be the part of the variable on one replica. Keras documents the lookup as what
+    an `update_step` calls, but under a private name.
+
+    Raises:
+        KeyError: if the optimizer does not train the variable.
+    """
+    return optimizer._get_variable_index(variable)
+
+
+def decays(optimizer: keras.optimizers.Optimizer, variable: keras.Variable) -> bool:
+    """Whether weight decay is meant for a variable.
+
+    `exclude_from_weight_decay` is public, but not what it has come to.
+    """
+    return optimizer._use_weight_decay(variable)
+
+
+def gradient_accumulators(optimizer: keras.optimizers.Optimizer) -> Sequence[keras.Variable]:
+    """The sums of gradients of `gradient_accumulation_steps`, in the order of the trained variables.
+
+    They are among `Optimizer.variables`, by names that several may share.
+    """
+    return optimizer._accumulated_gradients
