@@ -13,9 +13,13 @@ from typing import Any, NamedTuple
 
 import keras
 
+# For cells that derive from it, Keras's loop draws dropout masks once per sequence; for others at every step.
+from keras.src.layers.rnn.dropout_rnn_cell import DropoutRNNCell
+
 from keras_selfish.typing import Tensor
 
 __all__ = [
+    "DropoutRNNCell",
     "LOOKED_AT",
     "MULTI_OPTIMIZER",
     "OVERRIDES",

@@ -43,6 +43,26 @@ def test_layers_inside_layers():
 
 
 @every_backend
+def test_the_class_of_cells_whose_masks_are_drawn_once_per_sequence():
+    class Recording(internals.DropoutRNNCell, keras.layers.Layer):
+        state_size = 1
+
+        def __init__(self):
+            super().__init__()
+            self.dropout, self.recurrent_dropout = 0.5, 0.0
+            self.seed_generator = keras.random.SeedGenerator(0)
+
+        def call(self, inputs, states, training=False):
+            kept = inputs * self.get_dropout_mask(inputs)
+            return kept, [ops.sum(kept, -1, keepdims=True)]
+
+    layer = keras.layers.RNN(Recording(), return_sequences=True)
+    kept = ops.convert_to_numpy(layer(np.ones((1, 6, 40), "float32"), training=True))[0] > 0
+    assert 0 < kept[0].sum() < 40
+    np.testing.assert_array_equal(kept, np.broadcast_to(kept[0], kept.shape))
+
+
+@every_backend
 def test_variables_of_a_frozen_layer():
     layer = keras.layers.BatchNormalization()
     layer.build((None, 3))

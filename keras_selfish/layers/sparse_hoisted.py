@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import keras
 from keras import ops
 
-# Not public in Keras 3.15: for cells that derive from it Keras's loop draws dropout masks once a sequence.
-from keras.src.layers.rnn.dropout_rnn_cell import DropoutRNNCell
-
+from keras_selfish.keras_internals import DropoutRNNCell
 from keras_selfish.layers.dropout import check_rate
 from keras_selfish.layers.hoisted import HoistedCell, HoistedRNN
 from keras_selfish.layers.masked import masked
