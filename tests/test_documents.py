@@ -190,6 +190,21 @@ def test_a_model_of_ones_own_is_trained_and_exported(monkeypatch, tmp_path):
 
 
 @pytest.mark.backends("tensorflow", "jax")
+def test_a_layer_of_ones_own_is_rewired_and_stripped():
+    namespace = run_blocks(5)
+    sparse, plain = namespace["sparse"], namespace["plain"]
+    assert type(sparse.layers[0]).__name__ == "SparseGatedLinear"
+    assert [weight.active for weight in masked_weights(sparse)] == [32, 32, 4]
+    assert type(plain.layers[0]) is namespace["GatedLinear"]
+    for kernel in plain.layers[0].get_weights():  # what was grown last may not have moved yet
+        assert 16 < np.count_nonzero(kernel) <= 32
+    x = namespace["x"]
+    np.testing.assert_allclose(
+        plain.predict(x, verbose=0), sparse.predict(x, verbose=0), rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.backends("tensorflow", "jax")
 def test_an_optimizer_of_ones_own_averages():
     optimizer = run_blocks(3)["AveragedSGD"](0.1)
     bias, steps = keras.Variable([1.0, 2.0]), np.array([[1, 2], [3, 4], [-5, 6], [7, 8]], "float32")
