@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
@@ -151,7 +152,8 @@ class LanguageModel(keras.Model):
         """
         results = super().get_metrics_result()
         if "perplexity" in results:
-            results["loss"] = ops.log(results["perplexity"])
+            perplexity = results["perplexity"]  # before Keras 3.14 a number, where there is a value
+            results["loss"] = math.log(perplexity) if isinstance(perplexity, float) else ops.log(perplexity)
         return results
 
     def stepwise(self) -> keras.Model:

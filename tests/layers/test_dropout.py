@@ -324,7 +324,7 @@ def test_the_language_model_trains_on_penalties_and_reports_its_tokens():
         history = model.fit(inputs, targets, epochs=2, batch_size=BATCH, shuffle=False, verbose=0).history
         assert history["loss"] == pytest.approx(np.log(history["perplexity"]), rel=1e-5)
         scores = model.evaluate(inputs, targets, verbose=0, return_dict=True)
-        assert float(scores["loss"]) == pytest.approx(np.log(scores["perplexity"]), rel=1e-5)
+        assert scores["loss"] == pytest.approx(np.log(scores["perplexity"]), rel=1e-5)
         results[model_class] = (history["perplexity"], np.abs(numpy(model(inputs))).mean())
     (plain, logits), (penalised, smaller) = results.values()
     assert penalised[0] == pytest.approx(plain[0], rel=1e-6)  # before the first step

@@ -68,7 +68,7 @@ def test_counts_are_those_of_the_last_line(output, expected):
 def test_the_table():
     results = {
         "tensorflow": Result(passed=5, failed=1, seconds=61.2),
-        "jax": Result(problem="no Python 3.11"),
+        "jax": Result(problem="no Python"),
     }
     lines = table([(ROWS[0], results)]).splitlines()
     assert len({line.count("|") for line in lines}) == 1
