@@ -33,6 +33,7 @@ __all__ = [
     "own_trainable_variables",
     "raw_value",
     "set_padding_mask",
+    "track_layer",
     "trained_variables",
     "variable_index",
     "write_raw",
@@ -103,6 +104,15 @@ def inner_layers(layer: keras.Layer) -> list[keras.Layer]:
     `Model.layers` is public, but ends at the first level, and a layer that is no model has nothing like it.
     """
     return layer._flatten_layers(include_self=False)
+
+
+def track_layer(model: keras.Model, layer: keras.Layer) -> None:
+    """Makes a layer that a Functional model holds as an attribute a part of it, with all its variables.
+
+    Before Keras 3.15 the constructor of Functional models replaces the list that attributes are tracked in.
+    """
+    if not any(one is layer for one in model._layers):
+        model._layers.append(layer)
 
 
 def own_trainable_variables(layer: keras.Layer) -> list[keras.Variable]:

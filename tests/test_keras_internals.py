@@ -63,6 +63,17 @@ def test_the_class_of_cells_whose_masks_are_drawn_once_per_sequence():
 
 
 @every_backend
+def test_a_layer_becomes_a_part_of_a_functional_model():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, keras.layers.Dense(3)(inputs))
+    model.beside = keras.layers.Dense(2)
+    model.beside.build((None, 5))
+    internals.track_layer(model, model.beside)
+    internals.track_layer(model, model.beside)
+    assert [tuple(v.shape) for v in model.trainable_variables] == [(4, 3), (3,), (5, 2), (2,)]
+
+
+@every_backend
 def test_variables_of_a_frozen_layer():
     layer = keras.layers.BatchNormalization()
     layer.build((None, 3))

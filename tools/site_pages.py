@@ -13,7 +13,7 @@ import sys
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = "keras_selfish"
 # Modules whose names are for users, too, beside the packages.
-MODULES = ("masks", "typing", "rewiring.rules", "rewiring.schedules")
+MODULES = ("mask_spec", "masks", "typing", "rewiring.rules", "rewiring.schedules")
 
 
 def documented():

@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_selfish import checks
 from keras_selfish.cloning import with_inner
+from keras_selfish.keras_internals import track_layer
 from keras_selfish.layers.switched_dense import SwitchedDense
 from keras_selfish.optimizers.slot_reset import reset_state
 from keras_selfish.switcher.alternation import AlternatingTraining
@@ -99,6 +100,8 @@ class SwitchedModel(AlternatingTraining, keras.Model):
         self.constraint = target_sparsity
         if self.constraint is not None and not self.constraint.built:
             self.constraint.build()
+        for part in filter(None, (self.switcher, self.constraint)):
+            track_layer(self, part)
         hard_concrete = estimator == "hard_concrete"
         self.seed_generator = keras.random.SeedGenerator(seed) if hard_concrete else None
         self.switching = Switching(self.switcher, self.constraint, self.seed_generator)
