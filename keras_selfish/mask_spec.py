@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 from keras_selfish import masks
 from keras_selfish.typing import BlockShape, Config, Distribution, Pattern, Shape
 
+__all__ = ["MaskSpec"]
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
