@@ -26,11 +26,6 @@ class _SparseAttention(SparseLayer):
 
     _projections = 0
 
-    def _seed_masks(self):
-        # What else a program draws after an attention layer stays what it was when the layer drew this, too.
-        keras.initializers.get("glorot_uniform")
-        super()._seed_masks()
-
     def __setattr__(self, name, value):
         if type(value) is keras.layers.EinsumDense and self.sparsity:
             spec = self.mask_spec
