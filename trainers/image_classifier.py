@@ -25,12 +25,6 @@ FLAGS = flags.FLAGS
 define_flags(Settings)
 flags.DEFINE_string("workdir", None, "Folder of the run: settings, history, checkpoints, exported model.")
 flags.DEFINE_bool("export", True, "Whether to export a SavedModel at the end.")
-flags.DEFINE_bool(
-    "deterministic",
-    True,
-    "Whether TensorFlow computes one operation after another on CPUs, each on all cores, so that runs of one "
-    "seed are equal to the last bit.",
-)
 
 
 def split(images, settings):
@@ -146,8 +140,6 @@ def feed(batches):
 
 def train(settings, workdir):
     """Trains, tests and exports; goes on from the folder's checkpoint if there is one."""
-    if FLAGS.deterministic:
-        program.one_operation_at_a_time()
     images = load_images(settings.dataset, settings.data_dir)
     workdir.check_data(fingerprints.of_images(images), settings.to_json())
     check_epochs(settings)

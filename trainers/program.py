@@ -23,15 +23,6 @@ for variable, value in {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "1
     os.environ.setdefault(variable, value)
 
 
-def one_operation_at_a_time():
-    """Has TensorFlow compute one operation after another, unless the environment says otherwise.
-
-    It reads this when it first computes. Operations that run beside each other sum in an order, and write
-    into buffers, that depend on which one ends first.
-    """
-    os.environ["TF_NUM_INTEROP_THREADS"] = os.environ.get("TF_NUM_INTEROP_THREADS") or "1"
-
-
 def command(kind, settings_from_flags, train, smaller, errors=()):
     """The main function of a trainer: reads the parsed flags, trains, and exits with a sentence on errors.
 

@@ -33,13 +33,10 @@ def loaded(trainer):
         sys.modules.pop(name, None)
     parsed = flag_values.is_parsed()
     verbosity = logging.get_verbosity()
-    threads = os.environ.get("TF_NUM_INTEROP_THREADS")
     try:
         yield importlib.import_module(f"trainers.{trainer}")
     finally:
         logging.set_verbosity(verbosity)
-        if threads is None:
-            os.environ.pop("TF_NUM_INTEROP_THREADS", None)
         if not parsed:
             flag_values.unparse_flags()
 

@@ -233,23 +233,3 @@ def test_it_is_a_program(trainer, tmp_path):
     assert result.returncode == 1
     assert "error: --sparsity is the fraction of zeros" in result.stderr
     assert "Traceback" not in result.stderr
-
-
-THREADS = """
-    import glob
-    from trainers import program
-
-    program.one_operation_at_a_time()
-
-    import tensorflow as tf
-
-    tf.function(lambda x: [tf.matmul(x, k * x) for k in range(8)])(tf.ones((9, 9)))
-    names = [open(file).read().strip() for file in glob.glob("/proc/self/task/*/comm")]
-    print(names.count("tf_Compute"))
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="threads are listed in /proc")
-@pytest.mark.parametrize(("given", "threads"), [("", "1"), ("3", "3")])
-def test_operations_run_one_after_another(run_python, given, threads):
-    assert run_python(THREADS, env={"TF_NUM_INTEROP_THREADS": given}).split()[-1] == threads

@@ -50,7 +50,6 @@ FLAGS = {
             "dataset": "digits",
             "distribution": "uniform",
             "estimator": "straight_through",
-            "deterministic": True,
             "export": True,
             "finetune_epochs": 2,
             "learning_rate": 0.002,
