@@ -168,6 +168,12 @@ class Workdir:
             )
         return settings
 
+    def settle_as_begun(self):
+        """As `settle`, with the settings of the run itself."""
+        settings = self._read(self.config)
+        settings.pop(DATA, None)
+        return self.settle(settings)
+
     def _begun_schedule(self, begun, settings):
         # Earlier versions of the trainer of image classifiers knew --epochs only.
         epochs = begun.get(SCHEDULE, begun.get("epochs"))
@@ -382,6 +388,11 @@ class Workdir:
                     self._unplaced.append(path)
                 return place
         return None
+
+    def current(self, name):
+        """Where a file of the last checkpoint is: in its place or, if the run was killed, beside it."""
+        path = self.path / name
+        return beside(path) if path in self._unplaced else path
 
     def stage_best(self, model):
         """Writes a model beside best.keras, whose place it takes with the next checkpoint."""

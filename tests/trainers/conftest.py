@@ -16,7 +16,16 @@ from absl import app, flags, logging
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 PROGRAMS = [
     f"trainers.{name}"
-    for name in ("language_model", "image_classifier", "export", "evaluate", "generate", "report")
+    for name in (
+        "language_model",
+        "image_classifier",
+        "export",
+        "evaluate",
+        "generate",
+        "report",
+        "pack",
+        "unpack",
+    )
 ]
 
 Ended = collections.namedtuple("Ended", "returncode stdout stderr")
