@@ -13,6 +13,9 @@ from absl import logging
 
 from keras_selfish import masks
 from keras_selfish.analysis import training_flops
+from keras_selfish.optimizers.protocol import can_average
+from keras_selfish.optimizers.wrappers import leaves
+from keras_selfish.variables import to_numpy
 from trainers import records
 from trainers.files import RunError
 
@@ -224,7 +227,7 @@ class Recorder(keras.callbacks.Callback):
 
 
 class LanguageModelRecorder(Recorder):
-    """Adds tokens a second and the operations of a step relative to no masks; keeps the best model.
+    """Adds speed, operations relative to no masks, and whether averages were validated; keeps the best model.
 
     Args:
         tokens_per_epoch: Number of predicted tokens in an epoch of training.
@@ -242,6 +245,7 @@ class LanguageModelRecorder(Recorder):
     def measure(self, logs):
         logs["training_flops"] = training_flops(self.model).ratio
         logs["tokens_per_second"] = self.tokens_per_epoch / (self._trained - self._began)
+        logs["averaged"] = float(any(map(_averages_are_in, leaves(self.model.optimizer))))
 
     def keep(self, logs):
         if logs["val_perplexity"] < self.best or not self.workdir.has_best:
@@ -250,6 +254,10 @@ class LanguageModelRecorder(Recorder):
 
     def state(self):
         return {"best": self.best if math.isfinite(self.best) else None}
+
+
+def _averages_are_in(optimizer):
+    return can_average(optimizer) and to_numpy(optimizer.averages_in) > 0
 
 
 class ClassifierRecorder(Recorder):
