@@ -13,6 +13,9 @@ from absl import logging
 
 from keras_selfish import masks
 from keras_selfish.analysis import training_flops
+from keras_selfish.optimizers.protocol import can_average
+from keras_selfish.optimizers.wrappers import leaves
+from keras_selfish.variables import to_numpy
 from trainers import records
 from trainers.files import RunError
 
@@ -114,6 +117,7 @@ class RemainingTime(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self._began = self._last = time.perf_counter()
         self._first_epoch = None
+        self._before = self.params.get("batches_begun", 0) / self.params["steps"]
         self.epochs = self.epochs or self.params["epochs"]
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -134,7 +138,8 @@ class RemainingTime(keras.callbacks.Callback):
 
     def _log(self, where, logs, now, epochs_done):
         shown = [f"{name} {logs[name]:.4g}" for name in self.shown if name in logs]
-        seconds = (now - self._began) / epochs_done * (self.epochs - self._first_epoch - epochs_done)
+        left = self.epochs - self._first_epoch - epochs_done
+        seconds = (now - self._began) / (epochs_done - self._before) * left
         left = f"about {seconds / 60:.0f} min" if seconds > 90 else f"about {seconds:.0f} s"
         logging.info(
             "Epoch %d of %d%s: %s", self._epoch + 1, self.epochs, where, ", ".join([*shown, f"{left} left"])
@@ -158,12 +163,14 @@ class Recorder(keras.callbacks.Callback):
     Args:
         workdir: The run's `Workdir`.
         rows: Rows of the history so far.
+        seconds: Seconds that the first epoch took before, where training goes on within it.
     """
 
-    def __init__(self, workdir, rows=()):
+    def __init__(self, workdir, rows=(), seconds=0.0):
         super().__init__()
         self.workdir = workdir
         self.rows = list(rows)
+        self._seconds = seconds
         self._recorded = False
 
     def on_train_begin(self, logs=None):
@@ -171,13 +178,18 @@ class Recorder(keras.callbacks.Callback):
             return
         self._recorded = True
         records.add_session(self.workdir.path, self.workdir.epochs_done + 1)
-        if not self.workdir.epochs_done:
+        if not self.workdir.has_checkpoint:
             self._write_masks(records.FIRST_MASKS, 0)
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._began = time.perf_counter()
+        self._began, self._seconds = time.perf_counter() - self._seconds, 0.0
         if self.rows:
-            self.workdir.expect_epoch(float(self.rows[-1]["seconds"]))
+            self.workdir.expect_epoch(self.seconds_of_last_epoch)
+
+    @property
+    def seconds_of_last_epoch(self):
+        """How long the last epoch took, 0 where there was none."""
+        return float(self.rows[-1]["seconds"]) if self.rows else 0.0
 
     def on_epoch_end(self, epoch, logs=None):
         if hasattr(self.model, "jax_state_sync"):
@@ -186,7 +198,14 @@ class Recorder(keras.callbacks.Callback):
         logs["seconds"] = time.perf_counter() - self._began
         self.rows.append({"epoch": epoch + 1, **{name: float(value) for name, value in logs.items()}})
         self._write_masks(records.LAST_MASKS, epoch + 1)
-        self.workdir.save_checkpoint(self.model, epoch + 1, self.rows, **self.keep(logs))
+        self.keep(logs)
+        self.workdir.save_checkpoint(self.model, epoch + 1, self.rows, **self.state())
+
+    def save_within_epoch(self, steps):
+        """Saves a checkpoint after so many steps of the present epoch."""
+        seconds = {"seconds": time.perf_counter() - self._began}
+        epochs = self.workdir.epochs_done
+        self.workdir.save_checkpoint(self.model, epochs, self.rows, steps, **seconds, **self.state())
 
     def on_train_end(self, logs=None):
         self.workdir.wait()
@@ -200,20 +219,23 @@ class Recorder(keras.callbacks.Callback):
         """Adds to the logs of an epoch."""
 
     def keep(self, logs):
-        """Saves what the checkpoint lacks; returns what the checkpoint is to say besides, as a dict."""
+        """Saves what the checkpoint lacks."""
+
+    def state(self):
+        """What the checkpoint is to say besides, as a dict."""
         return {}
 
 
 class LanguageModelRecorder(Recorder):
-    """Adds tokens a second and the operations of a step relative to no masks; keeps the best model.
+    """Adds speed, operations relative to no masks, and whether averages were validated; keeps the best model.
 
     Args:
         tokens_per_epoch: Number of predicted tokens in an epoch of training.
         best: Lowest validation perplexity so far, None in a new run.
     """
 
-    def __init__(self, workdir, tokens_per_epoch, best=None, rows=()):
-        super().__init__(workdir, rows)
+    def __init__(self, workdir, tokens_per_epoch, best=None, rows=(), seconds=0.0):
+        super().__init__(workdir, rows, seconds)
         self.tokens_per_epoch = tokens_per_epoch
         self.best = math.inf if best is None else best
 
@@ -223,12 +245,19 @@ class LanguageModelRecorder(Recorder):
     def measure(self, logs):
         logs["training_flops"] = training_flops(self.model).ratio
         logs["tokens_per_second"] = self.tokens_per_epoch / (self._trained - self._began)
+        logs["averaged"] = float(any(map(_averages_are_in, leaves(self.model.optimizer))))
 
     def keep(self, logs):
         if logs["val_perplexity"] < self.best or not self.workdir.has_best:
             self.best = float(logs["val_perplexity"])
             self.workdir.stage_best(self.model)
+
+    def state(self):
         return {"best": self.best if math.isfinite(self.best) else None}
+
+
+def _averages_are_in(optimizer):
+    return can_average(optimizer) and to_numpy(optimizer.averages_in) > 0
 
 
 class ClassifierRecorder(Recorder):

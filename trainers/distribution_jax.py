@@ -28,6 +28,21 @@ def is_first(strategy):
     return strategy not in STRATEGIES or os.environ.get(PROCESS, "0").strip() == "0"
 
 
+def is_alone(strategy):
+    """Whether this process is the only one of a run with this --strategy."""
+    return strategy != "multi_worker" and not (strategy in STRATEGIES and SEVERAL_PROCESSES in os.environ)
+
+
+def check_time_limit(strategy, seconds):
+    """Refuses a time limit where several processes would have to stop at the same step."""
+    if seconds is not None and not is_alone(strategy):
+        raise ValueError(
+            "--time_limit must be left out where a run has several processes, which would not stop at the "
+            f"same step. Received: --time_limit={seconds:g} --strategy={strategy}; end the processes by a "
+            "signal instead, and each epoch's checkpoint is kept"
+        )
+
+
 def check_backend(strategy):
     """Refuses a strategy that Keras's backend does not have."""
     import keras

@@ -5,9 +5,12 @@ import io
 
 
 def to_csv(rows):
-    """The text of history.csv; the columns are the keys of the first row."""
+    """The text of history.csv; the columns are the keys of the first row.
+
+    What later rows have besides, of a run that an earlier version began, is left out.
+    """
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]) if rows else ["epoch"])
+    writer = csv.DictWriter(text, list(rows[0]) if rows else ["epoch"], extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

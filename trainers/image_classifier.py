@@ -24,6 +24,7 @@ FLAGS = flags.FLAGS
 
 define_flags(Settings)
 flags.DEFINE_string("workdir", None, "Folder of the run: settings, history, checkpoints, exported model.")
+flags.DEFINE_float("time_limit", None, program.TIME_LIMIT, lower_bound=0.0)
 flags.DEFINE_bool("export", True, "Whether to export a SavedModel at the end.")
 
 
@@ -94,17 +95,27 @@ def make_model(settings, images, steps_per_epoch):
     return model
 
 
-def shuffled_batches(images, labels, batch_size, seed, epoch):
-    """Batches in an order of its own for each epoch, the same for a run that is resumed there."""
+def shuffled_batches(images, labels, batch_size, seed, epoch, first=0):
+    """Batches in an order of its own for each epoch, the same for a run that is resumed there.
+
+    Args:
+        images: NumPy array.
+        labels: NumPy array of as many integers.
+        batch_size: Images of a batch.
+        seed: Integer seed.
+        epoch: Number of epochs before the first.
+        first: Number of batches to leave out at the beginning of each epoch.
+    """
     import keras
     import numpy as np
 
     class Batches(keras.utils.PyDataset):
         def __len__(self):
-            return -(-len(images) // batch_size)
+            return -(-len(images) // batch_size) - first
 
         def __getitem__(self, index):
-            chosen = self.order[index * batch_size : (index + 1) * batch_size]
+            start = (first + index) * batch_size
+            chosen = self.order[start : start + batch_size]
             return images[chosen], labels[chosen]
 
         def begin(self, epoch):
@@ -155,43 +166,53 @@ def train(settings, workdir):
 
     import keras
 
+    from trainers import pausing
     from trainers.callbacks import ClassifierRecorder, RemainingTime, StopOnNaN, tensorboard
+    from trainers.pausing import Pause
 
     keras.utils.set_random_seed(settings.seed)
     model = make_model(settings, images, steps_per_epoch)
     done = checkpoint["epochs_done"] if checkpoint else 0
-    structured = settings.schedule_epochs
-    if done > structured and method.switched:
+    begun = checkpoint["steps_done"] if checkpoint else 0
+    structured, metrics = settings.schedule_epochs, []
+    if done + bool(begun) > structured and method.switched:
         model.freeze()
     if checkpoint:
-        logging.info("Resuming after epoch %d", done)
-        workdir.restore(model, checkpoint)
+        logging.info("Resuming after %s", workdir.place)
+        metrics = workdir.restore(model, checkpoint)
     workdir.begin(settings.to_json())
     epochs = settings.epochs + settings.finetune_epochs
+    before = {name: checkpoint.get(name) for name in ("rows", "seconds")} if checkpoint else {}
+    recorder = ClassifierRecorder(workdir, **before)
+    pause = Pause(workdir, recorder)
     watching = [
         StopOnNaN(workdir, "a smaller --learning_rate"),
-        ClassifierRecorder(workdir, checkpoint["rows"] if checkpoint else ()),
+        recorder,
         *tensorboard(workdir),
         RemainingTime(["loss", "accuracy", "val_accuracy", "sparsity"], epochs),
     ]
     steps = structured * steps_per_epoch
 
+    def batches(epoch, batch):
+        return feed(shuffled_batches(*training, settings.batch_size, settings.seed, epoch, batch))
+
     def fit(first, last, callbacks):
-        if first < last:
-            model.fit(
-                feed(shuffled_batches(*training, settings.batch_size, settings.seed, first)),
-                validation_data=validation if len(validation[0]) else None,
-                validation_batch_size=1000,
-                shuffle=False,
-                initial_epoch=first,
-                epochs=last,
-                callbacks=[*callbacks, *watching],
-                verbose=0,
-            )
+        within = (begun, metrics) if first == done else (0, [])
+        pausing.fit(
+            model,
+            batches,
+            steps_per_epoch,
+            first,
+            last,
+            *within,
+            [pause, *callbacks, *watching],
+            validation_data=validation if len(validation[0]) else None,
+            validation_batch_size=1000,
+        )
 
     data = shuffled_batches(*training, settings.batch_size, settings.seed, 0)
     fit(done, structured, method.callbacks(settings, steps, data))
-    if method.switched and done <= structured:
+    if method.switched and done + bool(begun) <= structured:
         model.freeze()
     fit(max(done, structured), epochs, [])
     return finish(model, images, settings, workdir)

@@ -31,6 +31,8 @@ FLAGS = flags.FLAGS
 define_flags(*OF_PRESETS, defaults=False)
 define_flags(MethodSettings, RunSettings)
 flags.DEFINE_string("workdir", None, "Folder of the run: settings, history, checkpoints, exported model.")
+flags.DEFINE_float("time_limit", None, program.TIME_LIMIT, lower_bound=0.0)
+flags.DEFINE_bool("export", True, "Whether to export a SavedModel at the end.")
 flags.DEFINE_string(
     "cache_dir", None, "Folder of downloads and of the token ids of large corpora; by default Keras's."
 )
@@ -41,7 +43,6 @@ flags.DEFINE_float(
     "then for each step; the first step includes compilation.",
     lower_bound=1.0,
 )
-flags.DEFINE_bool("export", True, "Whether to export a SavedModel at the end.")
 flags.DEFINE_bool(
     "best_from_checkpoint",
     False,
@@ -133,6 +134,7 @@ def make_callbacks(settings, workdir, train, checkpoint, workers):
         StopOnNaN,
         tensorboard,
     )
+    from trainers.pausing import Pause
 
     callbacks = [
         Hearing(workers),
@@ -162,11 +164,13 @@ def make_callbacks(settings, workdir, train, checkpoint, workers):
         )
     if not workers.worker.is_chief:
         return callbacks
-    callbacks += tensorboard(workdir)
-    best = checkpoint["best"] if checkpoint else None
-    rows = checkpoint["rows"] if checkpoint else ()
-    callbacks.append(LanguageModelRecorder(workdir, train.predictions, best=best, rows=rows))
-    return [*callbacks, ProgressBar(verbose=1 if sys.stdout.isatty() else 2)]
+    before = {name: checkpoint.get(name) for name in ("best", "rows", "seconds")} if checkpoint else {}
+    recorder = LanguageModelRecorder(workdir, train.predictions, **before)
+    bar = ProgressBar(verbose=1 if sys.stdout.isatty() else 2)
+    callbacks += [*tensorboard(workdir), recorder, bar]
+    if distribution_jax.is_alone(settings.strategy):
+        callbacks.insert(0, Pause(workdir, recorder, within_epochs=settings.strategy != "mirrored"))
+    return callbacks
 
 
 def train(settings, workdir):
@@ -181,6 +185,7 @@ def train(settings, workdir):
     check_steps(steps, least, f"of which --method={settings.method} needs as many", settings)
     _check_memory(settings, len(corpus.vocabulary), windows["train"])
     checkpoint = workdir.checkpoint(FLAGS.best_from_checkpoint)
+    distribution_jax.check_time_limit(settings.strategy, FLAGS.time_limit)
     exports = [workdir.saved_model, workdir.text_model][: 1 + FLAGS.export_text]
     program.check_backend(FLAGS.export, *exports)
     workers = Workers(settings.strategy, FLAGS.worker_timeout, workdir)
@@ -208,12 +213,9 @@ def _train(settings, workdir, corpus, windows, checkpoint, workers, agreed):
             model = make_model(settings, len(corpus.vocabulary), strategy.num_replicas_in_sync)
     if checkpoint:
         logging.info(
-            "Resuming after epoch %d of %d from %s",
-            checkpoint["epochs_done"],
-            settings.epochs,
-            checkpoint["weights"],
+            "Resuming after %s of %d epochs from %s", workdir.place, settings.epochs, checkpoint["weights"]
         )
-        workdir.restore(model, checkpoint)
+        checkpoint["metrics"] = workdir.restore(model, checkpoint)
     if workers.worker.is_chief:
         workdir.begin(settings.to_json())
         if checkpoint and checkpoint["lost_best"]:
@@ -245,6 +247,9 @@ def check_words(corpus, settings):
 
 def replace_best(model, workdir, checkpoint):
     """Has the model of the checkpoint take the place of a best.keras that is lost."""
+    if checkpoint["steps_done"]:  # whose weights are not those of a validation
+        checkpoint["best"] = None
+        return
     rows = checkpoint["rows"]
     checkpoint["best"] = float(rows[-1]["val_perplexity"]) if rows else None
     workdir.stage_best(model)
@@ -281,17 +286,22 @@ def training_windows(tokens, settings):
 def fit(model, windows, settings, workdir, checkpoint, workers):
     """Trains the epochs that are left."""
     done = checkpoint["epochs_done"] if checkpoint else 0
+    begun = checkpoint["steps_done"] if checkpoint else 0
     if done >= settings.epochs:
         logging.info("All %d epochs are done; nothing is left to train", settings.epochs)
         return
-    model.fit(
-        windows["train"].batches(),
+    from trainers import pausing
+
+    pausing.fit(
+        model,
+        lambda epoch, first: windows["train"].batches(first),
+        len(windows["train"]),
+        done,
+        settings.epochs,
+        begun,
+        checkpoint["metrics"] if checkpoint else (),
+        make_callbacks(settings, workdir, windows["train"], checkpoint, workers),
         validation_data=windows["validation"].batches(),
-        epochs=settings.epochs,
-        initial_epoch=done,
-        callbacks=make_callbacks(settings, workdir, windows["train"], checkpoint, workers),
-        shuffle=False,
-        verbose=0,  # `ProgressBar` is among the callbacks
     )
 
 

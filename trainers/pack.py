@@ -50,16 +50,16 @@ def pack():
         checkpoint = workdir.checkpoint()
         if checkpoint is None:
             raise RunError(
-                "--workdir must be the folder of a run that has finished an epoch. "
-                f"Received: --workdir={path}, which has no checkpoint"
+                "--workdir must be the folder of a run with a checkpoint. "
+                f"Received: --workdir={path}, which has none yet"
             )
         names = [checkpoint["weights"].name.removeprefix(PARTIAL), *NAMES[1:]]
         files = {name: workdir.current(name) for name in names if workdir.current(name).is_file()}
         size = sum(file.stat().st_size for file in files.values())
         parts, written = write_package(files, output, int(FLAGS.part_size * MIB), is_wanted)
     logging.info(
-        "Packed %.1f MB, the run after epoch %d, into %.1f MB; of its %d part%s, %s written to %s",
-        *(size / 1e6, checkpoint["epochs_done"], sum(part.size for part in parts) / 1e6, len(parts)),
+        "Packed %.1f MB, the run after %s, into %.1f MB; of its %d part%s, %s written to %s",
+        *(size / 1e6, workdir.place, sum(part.size for part in parts) / 1e6, len(parts)),
         *("s" if len(parts) > 1 else "", f"{len(written)} were" if len(written) > 1 else "1 was", output),
     )
     return output

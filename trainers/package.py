@@ -45,7 +45,7 @@ NEEDED = ("checkpoint.json", "config.json")
 LARGEST_MANIFEST = 1 << 26  # bytes
 LARGEST_FILE = 1 << 50
 LONGEST_REST = 1 << 16  # bytes between two arrays; more are an array of bytes
-_CHECKPOINT = re.compile(r"checkpoint-\d{5,9}\.npz")
+_CHECKPOINT = re.compile(r"checkpoint-\d{5,9}(-\d{8,12})?\.npz")
 
 
 def place_of(name):

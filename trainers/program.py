@@ -13,8 +13,14 @@ from absl import app, flags, logging
 from trainers import distribution_jax, signals
 from trainers.distribution import Worker
 from trainers.files import RunError, WriteError, no_memory, no_room, user_path
-from trainers.workdir import Workdir
+from trainers.workdir import Paused, Workdir
 
+PAUSED = 75  # exit status of a run that stopped at its time limit: "try again later" in sysexits.h
+TIME_LIMIT = (
+    "Seconds after which training stops, at the end of its present step, with a checkpoint from which the "
+    f"same command goes on; the exit status is then {PAUSED}. At least one step is made, and the tests after "
+    "training are not limited."
+)
 LARGEST = 3.4e38  # of float32
 
 # TensorFlow reads these when it is imported, later. Of itself it uses oneDNN's products and convolutions on
@@ -37,21 +43,31 @@ def command(kind, settings_from_flags, train, smaller, errors=()):
     def main(argv):
         if len(argv) > 1:
             raise app.UsageError(f"arguments must be flags. Received: {' '.join(argv[1:])}")
-        began = time.perf_counter()
+        began = time.monotonic()
         workdir = None
         try:
             check_floats()
             settings = settings_from_flags()
             workdir = Workdir(flags.FLAGS.workdir, kind)
+            if flags.FLAGS.time_limit is not None:
+                workdir.time_limit = flags.FLAGS.time_limit
             # Of several processes the first one writes; the others read.
             strategy = getattr(settings, "strategy", "none")
             writes = Worker.of(strategy).is_chief and distribution_jax.is_first(strategy)
             opened = workdir.open() if writes else contextlib.nullcontext()
             with opened, signals.last_words(workdir.last_words):
                 train(settled(settings, workdir), workdir)
+        except Paused:
+            signals.wait_for_end()
+            print(
+                f"Paused at --time_limit={flags.FLAGS.time_limit:g}: {workdir.kept()}, from which the same "
+                "command goes on",
+                file=sys.stderr,
+            )
+            sys.exit(PAUSED)
         except Exception as error:
             end(error, (RunError, ValueError, OSError, *errors), workdir, smaller)
-        logging.info("Finished in %.0f s", time.perf_counter() - began)
+        logging.info("Finished in %.0f s", time.monotonic() - began)
 
     main.__module__ = train.__module__
     return main
@@ -130,8 +146,8 @@ def end(error, for_user, workdir=None, smaller=None):
         name = getattr(error, "filename", None) or (workdir.path if workdir else "a file")
         error = WriteError(pathlib.Path(name), reason)
     if isinstance(error, WriteError) and workdir is not None:
-        done = workdir.epochs_done
-        kept = f"the last checkpoint is whole, after epoch {done}" if done else "nothing was saved yet"
+        whole = f"the last checkpoint is whole, after {workdir.place}"
+        kept = whole if workdir.has_checkpoint else "nothing was saved yet"
         advice = f"{kept}, so make room and start again with the same --workdir"
         error = WriteError(error.path, error.reason, advice)
     missing = None if isinstance(error, RunError) else no_memory(error)
@@ -145,7 +161,7 @@ def end(error, for_user, workdir=None, smaller=None):
 def _of_memory(missing, workdir, smaller):
     """The sentence for a program that ran out of memory."""
     advice = ["free memory, or take a larger machine"]
-    if workdir is not None and workdir.epochs_done:
+    if workdir is not None and workdir.has_checkpoint:
         advice = [f"{workdir.kept()}, from which the same command goes on with more memory"]
     if smaller:
         advice.append(f"less is taken with a smaller {smaller}" + (" in a new --workdir" if workdir else ""))

@@ -16,6 +16,7 @@ SECONDS = 10.0  # that a checkpoint is waited for
 
 _last_words = None
 _sockets = None
+_ending = threading.Event()
 
 
 def watch():
@@ -50,8 +51,15 @@ def last_words(function):
         _last_words = before
 
 
+def wait_for_end():
+    """Does not return if a signal has come, which is about to end this program."""
+    if _ending.is_set():
+        threading.Event().wait()
+
+
 def _wait(receiver):
     number = _next(receiver)
+    _ending.set()
     threading.Thread(target=_end, args=(number,), name="last words", daemon=True).start()
     os._exit(128 + _next(receiver))  # a second signal does not wait
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import tempfile
+import threading
 import time
 
 import numpy as np
@@ -31,7 +32,7 @@ from trainers.files import (
 )
 from trainers.lock import Lock
 
-__all__ = ["RunError", "Workdir", "WriteError", "replace", "write_json"]
+__all__ = ["Paused", "RunError", "Workdir", "WriteError", "replace", "write_json"]
 
 # A run may be continued for more epochs, from another copy of the data and on other devices; all else is part
 # of it.
@@ -40,6 +41,10 @@ MAY_CHANGE = ("epochs", "data_dir", "strategy")
 SCHEDULE = "schedule_epochs"
 DATA = "data_sha256"
 CHECKSUM = "checksum"
+
+
+class Paused(Exception):
+    """A run that stopped at a time limit or a signal, and goes on when it is started again."""
 
 
 class Workdir:
@@ -56,6 +61,10 @@ class Workdir:
     Attributes:
         path: `pathlib.Path` of the folder.
         epochs_done: Epochs of the last whole checkpoint, 0 without one.
+        steps_done: Steps of the epoch after them that are in the checkpoint, too.
+        time_limit: Seconds from now on that training may take; infinite by default.
+        can_pause: Whether training stops after its present step once `wants_pause` is set.
+        wants_pause: `threading.Event`, set to have training stop with a checkpoint.
     """
 
     def __init__(self, path, kind):
@@ -72,7 +81,11 @@ class Workdir:
         self.saved_model = self.path / "saved_model"
         self.text_model = self.path / "text_model"
         self.tensorboard = self.path / "tensorboard"
-        self.epochs_done = 0
+        self.epochs_done = self.steps_done = 0
+        self.time_limit = math.inf
+        self._opened = time.monotonic()
+        self.can_pause = False
+        self.wants_pause = threading.Event()
         self._lock = Lock(self.path / ".lock")
         self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing = None
@@ -124,7 +137,7 @@ class Workdir:
     def elsewhere(self, folder):
         """The same run with another folder, for a process whose files are thrown away."""
         other = Workdir(folder, "")
-        other.epochs_done, other._best = self.epochs_done, self._best
+        other.epochs_done, other.steps_done, other._best = self.epochs_done, self.steps_done, self._best
         other._data, other._schedule = self._data, self._schedule
         return other
 
@@ -276,8 +289,9 @@ class Workdir:
             without_best: Whether to do without a best.keras that is missing or damaged. Default False.
 
         Returns:
-            A dict with `epochs_done`, `weights` (a path), `rows` of the history, `lost_best` (whether the run
-            does without), and what else was saved with it.
+            A dict with `epochs_done`, `steps_done` (of the next epoch) and the `seconds` that these took,
+            `weights` (a path), `rows` of the history, `lost_best` (whether the run does without), and what
+            else was saved with it.
 
         Raises:
             RunError: if it is damaged or foreign.
@@ -299,28 +313,36 @@ class Workdir:
                 "anew"
             )
         lost_best = not self._has_best(state)
+        self.epochs_done, self.steps_done = state["epochs_done"], state["steps_done"]
         if lost_best and not without_best:
+            # What stands in the model within an epoch was not validated.
+            next_one = state["epochs_done"] + bool(state["steps_done"])
             raise RunError(
                 "best.keras in --workdir must be whole, but is missing or damaged. "
                 f"Received: {self.best}; restore that file, or give --best_from_checkpoint to have the model "
-                f"after epoch {state['epochs_done']} take its place"
+                f"after epoch {next_one} take its place"
             )
-        self.epochs_done, self._best = state["epochs_done"], state.get("best_sha256")
-        if self._best is None and "best" in state and self.best.exists():  # an earlier version's
+        self._best = None if lost_best and self.steps_done else state.get("best_sha256")
+        if self._best is None and self._is_earlier and "best" in state and self.best.exists():
             self._best = sha256(self.best)
-        return {**state, "weights": weights, "rows": rows, "lost_best": lost_best}
+        return {"seconds": 0.0, **state, "weights": weights, "rows": rows, "lost_best": lost_best}
 
     def _checked_state(self, state):
         epochs_done = state.get("epochs_done")
         self._is_earlier = CHECKSUM not in state
         if not self._is_earlier and state.pop(CHECKSUM) != _checksum(state):
             raise self._damaged(self.state, "its checksum does not fit")
-        if type(epochs_done) is not int or epochs_done < 1:
+        steps_done = state.setdefault("steps_done", 0)
+        if type(steps_done) is not int or steps_done < 0:
+            raise self._damaged(self.state, f"its steps_done is {_shown(steps_done)}")
+        if type(epochs_done) is not int or epochs_done < (0 if steps_done else 1):
             raise self._damaged(self.state, f"its epochs_done is {_shown(epochs_done)}")
-        if state.get("weights") != _weights_name(epochs_done):
-            raise self._damaged(
-                self.state, f"its weights after epoch {epochs_done} are {_shown(state.get('weights'))}"
-            )
+        if state.get("weights") != _weights_name(epochs_done, steps_done):
+            place = _place(epochs_done, steps_done)
+            raise self._damaged(self.state, f"its weights after {place} are {_shown(state.get('weights'))}")
+        seconds = state.get("seconds", 0.0)
+        if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
+            raise self._damaged(self.state, f"its seconds are {_shown(seconds)}")
         for name, kind in {"sha256": str, "best_sha256": str, "history": str}.items():
             if not isinstance(state.get(name, None if name == "sha256" else ""), kind):
                 raise self._damaged(self.state, f"its {name} is {_shown(state.get(name))}")
@@ -332,6 +354,8 @@ class Workdir:
 
     def _checked_rows(self, state):
         epochs = state["epochs_done"]
+        if not epochs:
+            return []
         if "history" not in state:
             rows = self._earlier_rows()
             last = int(rows[-1]["epoch"]) if rows else 0
@@ -405,7 +429,7 @@ class Workdir:
         """Whether there is a best.keras, or one to come with the next checkpoint."""
         return self._staged or self._best is not None or self.best.exists()
 
-    def save_checkpoint(self, model, epochs_done, rows=(), **extra):
+    def save_checkpoint(self, model, epochs_done, rows=(), steps_done=0, **extra):
         """Copies all that training depends on; a thread writes it, then makes it the checkpoint in one step.
 
         Keras's `save_weights` leaves out the states of random number generators, so that dropout would not
@@ -416,6 +440,7 @@ class Workdir:
             model: A model that is built and compiled.
             epochs_done: Number of epochs that it is trained for.
             rows: The history, a dict of numbers for each of them.
+            steps_done: Number of steps of the next epoch that it is trained for, too. Default 0.
             **extra: JSON values to save with it.
 
         Raises:
@@ -426,8 +451,11 @@ class Workdir:
         from keras_selfish.variables import to_numpy  # which loads a backend
 
         # A view would show what training makes of the variable while it is written.
-        arrays = {str(i): np.array(to_numpy(variable)) for i, variable in enumerate(_variables(model))}
+        variables = [*_variables(model), *(model.metrics_variables if steps_done else [])]
+        arrays = {str(i): np.array(to_numpy(variable)) for i, variable in enumerate(variables)}
         state = {"epochs_done": epochs_done, **extra}
+        if steps_done:
+            state["steps_done"] = steps_done
         if self._schedule is not None:
             state[SCHEDULE] = self._schedule
         if rows:
@@ -445,7 +473,8 @@ class Workdir:
             pending.result()
 
     def _write_checkpoint(self, arrays, state):
-        weights = self.path / _weights_name(state["epochs_done"])
+        steps_done = state.get("steps_done", 0)
+        weights = self.path / _weights_name(state["epochs_done"], steps_done)
         packed = {}
         while arrays:  # so that no array stays in memory when it is packed
             pack(packed, *arrays.popitem())
@@ -467,7 +496,7 @@ class Workdir:
         self._staged = False
         for path in placed:
             take_place(path)
-        self.epochs_done = state["epochs_done"]
+        self.epochs_done, self.steps_done = state["epochs_done"], steps_done
         if "history" in state:
             write_text(self.history, state["history"])
         for old in self.path.glob("checkpoint-*.npz"):
@@ -476,6 +505,10 @@ class Workdir:
 
     def restore(self, model, checkpoint):
         """Puts a checkpoint's variables into a model that is built and compiled, optimizer included.
+
+        Returns:
+            A list of NumPy arrays, the values of the model's metrics in a checkpoint within an epoch. They
+            have variables when training begins, and would be reset.
 
         Raises:
             RunError: if they are not those of this model.
@@ -486,6 +519,8 @@ class Workdir:
             arrays = unpacked(stored)
         arrays = [arrays[str(index)] for index in range(len(arrays))]
         variables = _variables(model)
+        count = len(variables) if checkpoint["steps_done"] else len(arrays)
+        arrays, metrics = arrays[:count], arrays[count:]
         if [tuple(v.shape) for v in variables] != [array.shape for array in arrays]:
             raise RunError(
                 "The checkpoint in --workdir must be of this model, but its weights do not fit. "
@@ -493,17 +528,42 @@ class Workdir:
             )
         for variable, array in zip(variables, arrays, strict=True):
             variable.assign(placed_like(array, variable))
+        return metrics
 
-    # What is told at the end
+    # When it stops
+
+    def seconds_left(self):
+        """Seconds until the time limit, less than 0 after it."""
+        return self._opened + self.time_limit - time.monotonic()
+
+    def pause(self):
+        """Ends training, once the last checkpoint is written.
+
+        Raises:
+            Paused: always.
+        """
+        self.wait()
+        self.can_pause, self._epoch_ends = False, math.inf  # nothing more to wait for
+        raise Paused
 
     def expect_epoch(self, seconds):
         """Notes in how many seconds the epoch that begins will end, by what the one before took."""
         self._epoch_ends = time.monotonic() + seconds
 
+    @property
+    def place(self):
+        """What the last whole checkpoint is made after, such as "epoch 3", for messages."""
+        return _place(self.epochs_done, self.steps_done)
+
+    @property
+    def has_checkpoint(self):
+        """Whether there is a whole checkpoint."""
+        return self.epochs_done > 0 or self.steps_done > 0
+
     def kept(self):
         """What a run that ends now leaves, for a message."""
-        if self.epochs_done:
-            return f"the checkpoint after epoch {self.epochs_done} is kept in {self.path}"
+        if self.has_checkpoint:
+            return f"the checkpoint after {self.place} is kept in {self.path}"
         return f"nothing was saved yet in {self.path}"
 
     def last_words(self, seconds):
@@ -512,21 +572,26 @@ class Workdir:
         Args:
             seconds: For how long, at most.
         """
-        before, end = self.epochs_done, time.monotonic() + seconds
-        while time.monotonic() < end and self.epochs_done == before:
+        before, end = self.place, time.monotonic() + seconds
+        self.wants_pause.set()
+        while time.monotonic() < end and self.place == before:
             pending = self._writing
-            if (pending is None or pending.done()) and self._epoch_ends > end:
+            if (pending is None or pending.done()) and self._epoch_ends > end and not self.can_pause:
                 break
             time.sleep(0.01)
-        return f"{self.kept()}, from which the same command goes on" if self.epochs_done else self.kept()
+        return f"{self.kept()}, from which the same command goes on" if self.has_checkpoint else self.kept()
 
 
 def _variables(model):
     return [*model.variables, *model.optimizer.variables]
 
 
-def _weights_name(epochs_done):
-    return f"checkpoint-{epochs_done:05d}.npz"
+def _weights_name(epochs_done, steps_done):
+    return f"checkpoint-{epochs_done:05d}{f'-{steps_done:08d}' if steps_done else ''}.npz"
+
+
+def _place(epochs_done, steps_done):
+    return f"step {steps_done} of epoch {epochs_done + 1}" if steps_done else f"epoch {epochs_done}"
 
 
 def _checksum(state):

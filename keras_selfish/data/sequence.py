@@ -19,25 +19,27 @@ class WindowsSequence(keras.utils.PyDataset):
 
     Args:
         windows: a `Windows` object.
+        first: number of windows to leave out at the beginning.
 
     Example:
 
         model.fit(Windows(corpus.train, 20, 35).pydataset(), shuffle=False)
     """
 
-    def __init__(self, windows):
+    def __init__(self, windows, first=0):
         # One worker: several would fetch windows in whatever order they are scheduled.
         super().__init__(workers=1, use_multiprocessing=False)
         self._windows = windows
+        self._first = first
         self._next = 0
         self._may_restart = True
         self._in_epoch = False
 
     def __len__(self):
-        return len(self._windows)
+        return len(self._windows) - self._first
 
     def __iter__(self):
-        return map(own_columns, self._windows)
+        return (own_columns(self._windows[index]) for index in range(self._first, len(self._windows)))
 
     def __getitem__(self, index):
         restarts = index == 0 and self._may_restart
@@ -47,7 +49,7 @@ class WindowsSequence(keras.utils.PyDataset):
                 f"pass `shuffle=False` to `fit`. Received: window {index} where {self._next} was "
                 "due"
             )
-        batch = own_columns(self._windows[index])
+        batch = own_columns(self._windows[self._first + index])
         self._next = index + 1
         # Within an epoch every window comes once, so only its first may be a restart. Without this
         # a shuffled epoch could pass as the end of one pass and the beginning of the next.

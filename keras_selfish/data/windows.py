@@ -182,21 +182,31 @@ class Windows:
         dataset = tf.data.Dataset.from_generator(blocks, output_signature=signature).flat_map(windows)
         return dataset.apply(tf.data.experimental.assert_cardinality(len(self)))
 
-    def pydataset(self):
+    def pydataset(self, first=0):
         """The same batches as a `keras.utils.PyDataset`, for backends without TensorFlow.
 
         Keras shuffles a PyDataset unless told otherwise, which this one answers with an error:
         call `fit(windows.pydataset(), shuffle=False)`.
+
+        Args:
+            first: Number of windows to leave out at the beginning. Default 0.
         """
         from keras_selfish.data.sequence import WindowsSequence
 
-        return WindowsSequence(self)
+        return WindowsSequence(self, first)
 
-    def batches(self):
-        """The same batches in the form that suits Keras's backend: `dataset()` or `pydataset()`."""
+    def batches(self, first=0):
+        """The same batches in the form that suits Keras's backend: `dataset()` or `pydataset()`.
+
+        Args:
+            first: Number of windows to leave out at the beginning, for a pass that is resumed. Default 0.
+        """
         from keras_selfish.backend import BACKEND
 
-        return self.dataset() if BACKEND == "tensorflow" else self.pydataset()
+        if BACKEND != "tensorflow":
+            return self.pydataset(first)
+        dataset = self.dataset()
+        return dataset.skip(first) if first else dataset
 
     def __repr__(self):
         return (

@@ -81,6 +81,7 @@ class NonMonotonicAveraging(keras.callbacks.Callback):
         self.patience = checks.integer("patience", patience, at_least=0, at_most=HISTORY_LENGTH)
         self._in_fit = False
         self._validated = False
+        self._begun = 0  # batches of the first epoch that came before this `fit`, as in `MaskCallback`
 
     @property
     def optimizers(self) -> list[Averaging]:
@@ -98,6 +99,7 @@ class NonMonotonicAveraging(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         self._in_fit = True
+        self._begun = (self.params or {}).get("batches_begun", 0)
         self._validated = False
         for optimizer in self.optimizers:
             optimizer.align_masks()
@@ -108,7 +110,8 @@ class NonMonotonicAveraging(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
         self._put_averages(inside=False)
-        if epoch in self.restart_epochs:  # as many are done: Keras counts from 0
+        resumed_within, self._begun = self._begun > 0, 0
+        if epoch in self.restart_epochs and not resumed_within:  # as many are done: Keras counts from 0
             for optimizer in self.optimizers:
                 if _number(optimizer.trigger) >= 0:
                     optimizer.start_averaging()

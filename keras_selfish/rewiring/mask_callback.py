@@ -85,6 +85,14 @@ class MaskCallback(keras.callbacks.Callback):
         return self.params or {}
 
     @property
+    def batches_begun(self) -> int:
+        """Batches of the first epoch that came before this `fit`, where training is resumed within an epoch.
+
+        Keras does not know of that: whoever resumes so adds `"batches_begun"` to the callbacks' parameters.
+        """
+        return self._parameters.get("batches_begun", 0)
+
+    @property
     def _clock(self):
         """The model's step counter, which outlives a call of `fit`."""
         return clock_of(self.model)
@@ -147,8 +155,10 @@ class MaskCallback(keras.callbacks.Callback):
         together, batches = self._steps_together, self._parameters.get("steps")
         if batches is None:
             return together
-        executed = (batches - 1) % together + 1
-        before, accumulated = self._epoch * batches, self.accumulated_batches()
+        begun = self.batches_begun
+        executed = together if begun else (batches - 1) % together + 1
+        before = self._epoch * batches + begun
+        accumulated = self.accumulated_batches()
         return before // accumulated - (before - executed) // accumulated
 
     def accumulated_batches(self) -> int:

@@ -160,10 +160,12 @@ class Rewiring(MaskCallback):
 
     def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
         super().on_epoch_begin(epoch, logs)
+        resumed_within = self._first_step is None and self.batches_begun > 0
         if self._first_step is None:
             # In epoch 0 training starts, or goes on after an earlier `fit`; in a later one it is resumed.
             step = self._step()
-            self._first_step, self._first_epoch = step if epoch == 0 else 0, epoch
+            resumed = epoch > 0 or resumed_within
+            self._first_step, self._first_epoch = 0 if resumed else step, epoch
             self._follows_a_fit = self._clock.epoch_is_due and step > 0
             if self._follows_a_fit and self.total_steps is None and self._needs_total_steps:
                 logging.warning(
@@ -172,7 +174,7 @@ class Rewiring(MaskCallback):
                     type(self).__name__,
                 )
         due = epoch > 0 or (self._clock.epoch_is_due and self._follows_a_fit)
-        self._epoch_due = self.frequency == "epoch" and due
+        self._epoch_due = self.frequency == "epoch" and due and not resumed_within
 
     def is_due(self, last: int, step: int) -> bool:
         if self.frequency == "epoch":

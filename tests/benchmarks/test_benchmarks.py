@@ -349,23 +349,110 @@ def rows_of(run_folder):
         return list(csv.DictReader(file))
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-def test_a_table_of_runs(tmp_path):
-    folder = tmp_path / "tiny"
+def write_penn_treebank(folder):
+    """Files of the names of the Penn Treebank's, with random words."""
+    words = np.random.default_rng(0).integers(0, 9, (3, 30, 8))
+    for split, lines in zip(("train", "valid", "test"), words, strict=True):
+        text = "\n".join(" ".join(f"word{word}" for word in line) for line in lines)
+        (folder / f"ptb.{split}.txt").write_text(text)
+
+
+def finished_run(folder, best, test, averaged=(0, 0, 0), **settings):
+    """The folder of a finished run of three epochs, the second of which was the best."""
     folder.mkdir()
-    (folder / "results.json").write_text('{"validation": 100.04, "test": 95.5}')
+    (folder / "results.json").write_text(json.dumps({"validation": best, "test": test}))
+    (folder / "config.json").write_text(json.dumps(settings))
     (folder / "history.csv").write_text(
         "epoch,val_perplexity,sparsity,density/a/kernel/i,density/b/kernel/i,density/d/kernel/all,"
-        "training_flops,seconds\n"
-        "1,101.0,0.5,0.4,0.6,0.5,0.5,10\n2,100.04,0.6,0.2,0.6,0.5,0.25,30\n3,102.0,0.6,0.3,0.5,0.5,0.3,20\n"
+        "training_flops,seconds,averaged\n"
+        f"1,101.0,0.5,0.4,0.6,0.5,0.5,10,{averaged[0]}\n2,{best},0.6,0.2,0.6,0.5,0.25,30,{averaged[1]}\n"
+        f"3,102.0,0.6,0.3,0.5,0.5,0.3,20,{averaged[2]}\n"
     )
-    cells = run_table.row(folder)
-    assert cells == ("tiny", "100.0", "95.5", "2", "0.60", "i 0.40", "0.35", "20")
-    assert run_table.row(tmp_path / "none") is None
-    assert (
-        run_table.table([cells]).splitlines()[2] == "| tiny | 100.0 | 95.5 | 2 | 0.60 | i 0.40 | 0.35 | 20 |"
-    )
+
+
+def test_a_table_of_runs(tmp_path, capsys):
+    finished_run(tmp_path / "tiny", 100.04, 95.5, method="selfish", seed=7)
+    (tmp_path / "unfinished").mkdir()
+    run_table.main([str(tmp_path), "--output", str(tmp_path / "kept")])
+    line = "| tiny | 100.0 | 95.5 | 2 | 0.60 | i 0.40 | 0.35 | 20 |"
+    assert capsys.readouterr().out.splitlines()[2:] == [line]
+    assert (tmp_path / "kept" / "tiny.csv").read_bytes() == (tmp_path / "tiny" / "history.csv").read_bytes()
+    run_table.main([str(tmp_path / "kept")])
+    assert capsys.readouterr().out.splitlines()[2:] == [line]
+    # Another run is added to what is kept, and replaces one of its name.
+    shutil.rmtree(tmp_path / "tiny")
+    finished_run(tmp_path / "tiny", 99.0, 95.5)
+    finished_run(tmp_path / "other", 90.0, 91.0)
+    run_table.main([str(tmp_path), "oth", "--output", str(tmp_path / "kept")])
+    run_table.main([str(tmp_path), "tiny", "--output", str(tmp_path / "kept")])
+    capsys.readouterr()
+    run_table.main([str(tmp_path / "kept")])
+    assert [line[:15] for line in capsys.readouterr().out.splitlines()[2:]] == [
+        "| tiny | 99.0 |",
+        "| other | 90.0 ",
+    ]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match="FOLDER must hold finished runs"):
+        run_table.main([str(tmp_path / "empty")])
+
+
+def test_a_table_of_seeds(tmp_path, capsys):
+    for seed, best in enumerate((100.0, 102.0, 104.0)):
+        finished_run(tmp_path / f"set_{seed}", best, best - 2)
+    finished_run(tmp_path / "static_0", 110.0, 108.0)
+    run_table.main([str(tmp_path), "--table", "seeds"])
+    # A standard deviation of 2, divided by the root of 3.
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| set | 3 | 102.00 ± 1.15 | 100.00 ± 1.15 | i 0.40 |",
+        "| static | 1 | 110.0 | 108.0 | i 0.40 |",
+    ]
+
+
+def test_a_table_of_published_figures(tmp_path, capsys):
+    finished_run(tmp_path / "published_lstm_selfish_1111", 80.0, 78.0, averaged=(0, 1, 1), seed=1111)
+    finished_run(tmp_path / "published_lstm_static_1111", 90.0, 88.0, seed=1111)
+    run_table.main([str(tmp_path), "--table", "published"])
+    lines = [line.split(" | ")[:7] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert lines == [
+        ["| published_lstm_selfish_1111", "73.79 / 71.65", "80.00 / 78.00", "1111", "3", "2", "101.0"],
+        ["| published_lstm_static_1111", "–", "90.00 / 88.00", "1111", "3", "–", "–"],
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_published_runs_stop_at_a_time_limit_and_go_on(tmp_path):
+    write_penn_treebank(tmp_path)
+    runs = tmp_path / "runs"
+
+    def script(*names, **environment):
+        return subprocess.run(
+            ["benchmarks/published.sh", tmp_path, runs, *names],
+            cwd=REPOSITORY,
+            env={**os.environ, "TRAINER_FLAGS": "--units=4 --batch_size=4 --epochs=2", **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+
+    names = ("lstm_128_set_1", "lstm_128_set_2")
+    paused = script(*names, TIME_LIMIT="46")  # of which 45 s are for the tests
+    assert paused.returncode == 75, paused.stderr
+    assert not (runs / names[0] / "results.json").exists()
+    done = script(*names, PARALLEL="2")
+    assert done.returncode == 0, done.stderr
+    with open(runs / "tables" / "runs.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["run"], row["seed"], row["epochs"]) for row in rows] == [
+        (names[0], "1", "2"),
+        (names[1], "2", "2"),
+    ]
+    refused = script("nothing")
+    assert refused.returncode == 1
+    assert "unknown run nothing; known: " in refused.stderr
+    for group in ("table", "better", "others", "seeds_256", "seeds_128"):
+        assert group in refused.stderr
 
 
 def test_a_table_of_accuracies(tmp_path, capsys):
@@ -390,11 +477,9 @@ def test_a_table_of_accuracies(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_penn_treebank_runs_share_their_first_epochs(tmp_path):
-    words = np.random.default_rng(0).integers(0, 9, (3, 30, 8))
-    for split, lines in zip(("train", "valid", "test"), words, strict=True):
-        text = "\n".join(" ".join(f"word{word}" for word in line) for line in lines)
-        (tmp_path / f"ptb.{split}.txt").write_text(text)
+    write_penn_treebank(tmp_path)
     runs = tmp_path / "runs"
 
     def script(*names, patience):

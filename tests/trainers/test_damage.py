@@ -11,7 +11,7 @@ import shutil
 
 import pytest
 
-from trainers import program
+from trainers import history, program
 from trainers.files import RunError, sha256
 from trainers.workdir import Workdir
 
@@ -38,6 +38,18 @@ def whole(run, corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     result = run(folder, f"--data_dir={corpus}", *FLAGS)
     assert result.returncode == 0, result.stderr
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def paused(run, corpus, tmp_path_factory):
+    """The folder of a run that stopped within its second epoch."""
+    folder = tmp_path_factory.mktemp("paused")
+    flags = (f"--data_dir={corpus}", *FLAGS)
+    assert run(folder, *flags, "--epochs=1").returncode == 0
+    (folder / "results.json").unlink()
+    assert run(folder, *flags, "--time_limit=0").returncode == 75
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)
     return folder
 
@@ -83,7 +95,12 @@ def opened(folder, settings, data):
         digest = sha256(found.pop("weights"))
         workdir.begin(settled)
     written = [path.read_bytes() if path.exists() else None for path in (workdir.history, workdir.best)]
-    return settled, {name: found.get(name) for name in ("epochs_done", "best", "rows")}, digest, written
+    return (
+        settled,
+        {name: found.get(name) for name in ("epochs_done", "steps_done", "best", "rows")},
+        digest,
+        written,
+    )
 
 
 VALUES = (
@@ -180,14 +197,13 @@ def check_sentence(error):
     assert "Traceback" not in message
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_damaged_file_is_refused_or_changes_nothing(whole, settings, data, tmp_path, name):
-    copy = tmp_path / "run"
-    damaged(whole, copy, name, (whole / name).read_bytes())
+def times_refused(folder, settings, data, copy, name):
+    """Damages a file of a folder in many ways; how often that is refused. Else it must change nothing."""
+    damaged(folder, copy, name, (folder / name).read_bytes())
     expected = opened(copy, settings, data)
     refused = 0
-    for content in damages(name, (whole / name).read_bytes()):
-        before = damaged(whole, copy, name, content)
+    for content in damages(name, (folder / name).read_bytes()):
+        before = damaged(folder, copy, name, content)
         try:
             found = opened(copy, settings, data)
         except RunError as error:
@@ -196,10 +212,21 @@ def test_a_damaged_file_is_refused_or_changes_nothing(whole, settings, data, tmp
             refused += 1
         else:
             assert found == expected
+    return refused
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_is_refused_or_changes_nothing(whole, settings, data, tmp_path, name):
+    refused = times_refused(whole, settings, data, tmp_path / "run", name)
     if name in ("results.json", "vocabulary.txt", "final.keras"):  # which are only written
         assert refused == 0
     else:
         assert refused > TIMES
+
+
+@pytest.mark.parametrize("name", ["checkpoint.json", "best.keras", "checkpoint-00001-00000001.npz"])
+def test_damage_within_an_epoch_is_refused_or_changes_nothing(paused, settings, data, tmp_path, name):
+    assert times_refused(paused, settings, data, tmp_path / "run", name) > TIMES
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name not in ("results.json", "final.keras")])
@@ -280,6 +307,18 @@ def test_the_checkpoint_takes_the_place_of_a_lost_best_model(run, corpus, whole,
     assert (tmp_path / "run" / "results.json").read_bytes() == (whole / "results.json").read_bytes()
     again = run(tmp_path / "run", f"--data_dir={corpus}", *FLAGS)
     assert again.returncode == 0, again.stderr
+
+
+def test_the_next_epoch_takes_the_place_of_a_best_model_that_is_lost_within_it(run, corpus, paused, tmp_path):
+    flags = (f"--data_dir={corpus}", *FLAGS)
+    damaged(paused, tmp_path / "run", "best.keras", b"PK")
+    result = run(tmp_path / "run", *flags)
+    assert "give --best_from_checkpoint to have the model after epoch 2 take its place" in result.stderr
+    result = run(tmp_path / "run", *flags, "--best_from_checkpoint")
+    assert result.returncode == 0, result.stderr
+    rows = history.from_csv((tmp_path / "run" / "history.csv").read_text())
+    best = json.loads((tmp_path / "run" / "checkpoint.json").read_text())["best"]
+    assert best == float(rows[1]["val_perplexity"])
 
 
 @pytest.mark.parametrize("changed", ["train split", "test split", "vocabulary"])

@@ -168,6 +168,19 @@ class TestLastWords:
             _, words = self.seconds(workdir, 60.0)
         assert words.startswith("the checkpoint after epoch 4 is kept")
 
+    def test_a_training_that_can_stop_after_its_step(self, workdir):
+        workdir.epochs_done, workdir.can_pause = 3, True
+        workdir.expect_epoch(1000.0)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+
+            def train():
+                assert workdir.wants_pause.wait(60.0)
+                workdir.steps_done = 7
+
+            pool.submit(train)
+            _, words = self.seconds(workdir, 60.0)
+        assert words.startswith("the checkpoint after step 7 of epoch 4 is kept")
+
     def test_an_epoch_that_is_about_to_end(self, workdir):
         workdir.epochs_done = 3
         workdir.expect_epoch(0.1)
@@ -199,15 +212,16 @@ def test_a_trainer_that_is_interrupted_goes_on_where_it_stopped(trainer, corpus,
         assert process.wait(60) == status
     lines = (tmp_path / "log").read_text().splitlines()
     assert re.fullmatch(
-        rf"Interrupted by {number.name}: the checkpoint after epoch \d+ is kept in .*/run, from which the "
-        "same command goes on",
+        rf"Interrupted by {number.name}: the checkpoint after (step \d+ of )?epoch \d+ is kept in .*/run, "
+        "from which the same command goes on",
         lines[-1],
     )
     assert not any("Traceback" in line for line in lines)
     workdir = Workdir(tmp_path / "run", "language model")
     with workdir.open():
         settled(language_model.settings(*flags), workdir)
-        assert f"epoch {workdir.checkpoint()['epochs_done']} is kept" in lines[-1]
+        workdir.checkpoint()
+        assert f"the checkpoint after {workdir.place} is kept" in lines[-1]
 
 
 @contextlib.contextmanager
