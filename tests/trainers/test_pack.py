@@ -153,7 +153,6 @@ def test_a_file_whose_arrays_are_not_found_has_none(tmp_path, damage):
 # A run
 
 
-@pytest.mark.backends("tensorflow", "jax")
 def test_a_run_that_travels_between_steps_ends_as_one_that_stays(trainer, corpus, pack, unpack, tmp_path):
     """Two steps an epoch, with dropout, rewiring and averages that begin; the corpus travels, too."""
     train = trainer("language_model").run
