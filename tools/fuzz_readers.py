@@ -24,6 +24,7 @@ import pathlib
 import pickle
 import random
 import resource
+import shutil
 import signal
 import socket
 import struct
@@ -47,6 +48,8 @@ import numpy as np
 
 from keras_selfish.data import DownloadError, Vocabulary, download, load_corpus, load_images
 from keras_selfish.data.image_files import DamagedFile
+from trainers.files import RunError
+from trainers.package import Package, write_package
 
 LONGEST_MESSAGE = 1000  # characters
 LARGEST_INPUT = 1 << 16  # bytes
@@ -278,6 +281,52 @@ def read_answer(content, folder):
     assert path.read_bytes() == BODY
 
 
+@functools.cache
+def package():
+    """The files of a small package."""
+    files = {"config.json": b"{}", "checkpoint.json": b"{}", "checkpoint-00001.npz": bytes(3000) + npz()}
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: pathlib.Path(folder) / name for name in files}
+        for name, content in files.items():
+            paths[name].write_bytes(content)
+        output = pathlib.Path(folder) / "package"
+        write_package(paths, output, 1 << 20, lambda number: True)
+        return {path.name: path.read_bytes() for path in output.iterdir()}
+
+
+def read_package(file):
+    """A reader of a package of which a file is the input; its manifest agrees with it in all checksums."""
+
+    def read(content, folder):
+        source, target = folder / "package", folder / "target"
+        source.mkdir(exist_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
+        for name, whole in {**package(), file: content}.items():
+            (source / name).write_bytes(whole)
+        agree(source / "manifest.json", content if file != "manifest.json" else None)
+        try:
+            names = Package(source).unpack(target)
+        except RunError:
+            assert not target.exists()
+            raise
+        assert sorted(path.name for path in target.iterdir()) == sorted(names)
+
+    return read
+
+
+def agree(path, part):
+    """Gives a manifest, if it is one, the checksums that it should have; those of a part too, if not None."""
+    try:
+        manifest = json.loads(path.read_bytes())
+        if part is not None:
+            manifest["parts"] = [{"size": len(part), "sha256": hashlib.sha256(part).hexdigest()}]
+        listed = {key: value for key, value in manifest.items() if key not in ("format", "checksum")}
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        return
+    digest = hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps({**manifest, "checksum": digest}))
+
+
 def repacked(content):
     return gzip.compress(content, compresslevel=1)
 
@@ -303,6 +352,8 @@ def readers():
         Reader("tokens", read_tokens, [TEXT, b" a <unk> b \n \n"], text),
         Reader("vocabulary", read_vocabulary, [b"<eos>\n<unk>\nthe\n\xc3\xa9\n", TEXT], text),
         Reader("download", read_answer, answers(), (DownloadError,)),
+        Reader("manifest", read_package("manifest.json"), [package()["manifest.json"]], (RunError,)),
+        Reader("part", read_package("part-0001"), [package()["part-0001"]], (RunError,)),
     ]
     return {reader.name: reader for reader in listed}
 

@@ -56,12 +56,15 @@ def pack():
         names = [checkpoint["weights"].name.removeprefix(PARTIAL), *NAMES[1:]]
         files = {name: workdir.current(name) for name in names if workdir.current(name).is_file()}
         size = sum(file.stat().st_size for file in files.values())
+        others = [path.name for path in path.iterdir() if path.name[0] != "." and path.name not in files]
         parts, written = write_package(files, output, int(FLAGS.part_size * MIB), is_wanted)
     logging.info(
-        "Packed %.1f MB, the run after %s, into %.1f MB; of its %d part%s, %s written to %s",
-        *(size / 1e6, workdir.place, sum(part.size for part in parts) / 1e6, len(parts)),
-        *("s" if len(parts) > 1 else "", f"{len(written)} were" if len(written) > 1 else "1 was", output),
+        "Packed %.2f MB, the run after %s, into %.2f MB; wrote %d of %d parts to %s",
+        *(size / 1e6, workdir.place, sum(part.size for part in parts) / 1e6, len(written), len(parts)),
+        output,
     )
+    if others:
+        logging.info("Left out: %s", ", ".join(sorted(others)))
     return output
 
 

@@ -23,7 +23,7 @@ def unpack():
     """Unpacks the package of the flags and returns the folder of the run."""
     package, workdir = Package(program.path("input")), program.path("workdir")
     names = package.unpack(workdir)
-    logging.info("Unpacked %d files, %.1f MB, to %s", len(names), package.size / 1e6, workdir)
+    logging.info("Unpacked %d files, %.2f MB, to %s", len(names), package.size / 1e6, workdir)
     return workdir
 
 
