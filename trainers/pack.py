@@ -16,7 +16,8 @@ from absl import flags, logging
 
 from trainers import program
 from trainers.files import PARTIAL, RunError, read_json
-from trainers.package import NAMES, write_package
+from trainers.manifest import OTHER_NAMES
+from trainers.package import write_package
 from trainers.parts import SMALLEST_PART
 from trainers.workdir import Workdir
 
@@ -53,7 +54,7 @@ def pack():
                 "--workdir must be the folder of a run with a checkpoint. "
                 f"Received: --workdir={path}, which has none yet"
             )
-        names = [checkpoint["weights"].name.removeprefix(PARTIAL), *NAMES[1:]]
+        names = [checkpoint["weights"].name.removeprefix(PARTIAL), *OTHER_NAMES]
         files = {name: workdir.current(name) for name in names if workdir.current(name).is_file()}
         size = sum(file.stat().st_size for file in files.values())
         others = [path.name for path in path.iterdir() if path.name[0] != "." and path.name not in files]

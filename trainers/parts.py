@@ -179,13 +179,12 @@ class PartReader:
     def _check_part(self, number, part):
         path = self._folder / name_of(number)
         size = path.stat().st_size
-        if size == part.size and sha256(path) == part.sha256:
-            return
         with open(path, "rb") as file:
             header = file.read(_HEADER.size)
-        why = f"is damaged: it has {size} bytes of {part.size}"
-        if size == part.size:
-            why = "is damaged"
+        expected = _HEADER.pack(_MAGIC, self._identity, number)
+        if size == part.size and header == expected and sha256(path) == part.sha256:
+            return
+        why = f"is damaged: it has {size} bytes of {part.size}" if size != part.size else "is damaged"
         if len(header) == _HEADER.size:
             magic, identity, found = _HEADER.unpack(header)
             if magic != _MAGIC:

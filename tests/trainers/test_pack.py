@@ -19,7 +19,8 @@ from hypothesis.extra import numpy as hnp
 from trainers import coding
 from trainers.files import sha256
 from trainers.lock import Lock
-from trainers.package import NAMES, Package
+from trainers.manifest import OTHER_NAMES
+from trainers.package import Package
 from trainers.parts import name_of
 from trainers.spans import SMALLEST, spans
 from trainers.workdir import RunError, Workdir
@@ -181,7 +182,7 @@ def test_each_file_of_a_run_is_carried_or_made_again(run, trainer):
     """A new one must be decided about."""
     made_again = {"tensorboard", "saved_model", "text_model", "report.html"}
     names = {path.name for path in run.iterdir()} - made_again
-    assert names == {"checkpoint-00002.npz", *NAMES[1:]}
+    assert names == {"checkpoint-00002.npz", *OTHER_NAMES}
 
 
 def test_a_package_is_smaller_than_the_run(run, packed):
@@ -220,7 +221,7 @@ def test_parts_are_numbers_and_ranges(run, pack, tmp_path, parts):
 def test_what_two_files_hold_is_stored_once(run, packed):
     """The model of the best epoch, here the checkpoint's, takes no more than its layout."""
     manifest = json.loads((packed / "manifest.json").read_text())
-    stored = [sum(content[3:]) for content in manifest["contents"]]
+    stored = [sum(content[3]) for content in manifest["contents"]]
     seen, taken = set(), {}
     for file in manifest["files"]:
         used = {index for piece in file["pieces"] for index in piece[2:] if index is not None}
@@ -325,6 +326,19 @@ def test_nothing_else_is_written_over(run, packed, pack, tmp_path):
     check_refused(result, "--output must be free, an empty folder or that of this package. Received: ")
     assert content_of(tmp_path / "package") == before
     assert content_of(other) == {"notes.txt": b"mine"}
+
+
+def test_parts_that_were_written_in_another_way_are_not_mixed(run, copy, pack):
+    """As another version of zlib writes them."""
+
+    def change(content):
+        content["parts"][0]["sha256"] = "0" * 64
+
+    rewritten(copy, change)
+    before = content_of(copy)
+    result = pack(run, f"--output={copy}", SMALL_PARTS)
+    check_refused(result, "--output must hold parts that were written in the same way. Received: ")
+    assert content_of(copy) == before
 
 
 # What is refused when a package is unpacked
