@@ -185,7 +185,7 @@ def place_of(name):
 
 def damaged(folder, flag, why):
     """The error of a manifest that is not as it was written, or says what its package does not hold."""
-    reason = " ".join(str(why).split())[:200]
+    reason = " ".join(str(why).split())[:200].encode("unicode_escape").decode()  # it may quote what is there
     return RunError(
         f"{NAME} in {flag} must be as this version of the program has written it, but is damaged or foreign. "
         f"Received: {folder / NAME} ({reason}); fetch it again"

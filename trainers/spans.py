@@ -1,15 +1,22 @@
 """Where the arrays of a file lie, in archives of NumPy and models of Keras, which store them uncompressed."""
 
 import io
+import math
 import struct
 import typing
 import zipfile
+import zlib
 
 import numpy as np
 
 SMALLEST = 1024  # bytes; to list a smaller array takes more than it spares
 LONGEST = 1 << 25  # entries; a longer array is taken as several
 ITEM_SIZES = (1, 2, 4, 8)
+# What zipfile, NumPy and h5py raise, by where the damage is.
+DAMAGES = (
+    *(OSError, EOFError, LookupError, RuntimeError, TypeError, ValueError),
+    *(struct.error, zipfile.BadZipFile, zlib.error),
+)
 
 _LOCAL_HEADER = struct.Struct("<26xHH")
 _NPY_HEADERS = {
@@ -50,9 +57,9 @@ def spans(path):
         with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
             found = [span for member in archive.infolist() for span in _of_member(file, archive, member)]
     # A file that is none of ours, or is damaged, is carried as the bytes that it is.
-    except (OSError, ValueError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile):
+    except DAMAGES:
         return []
-    return _apart(_short(sorted(found)), path.stat().st_size)
+    return [short for span in _apart(sorted(found), path.stat().st_size) for short in _short(span)]
 
 
 def _of_member(file, archive, member):
@@ -93,14 +100,13 @@ def _of_hdf5(content, start):
 
 
 def _span(start, dtype, shape):
-    return Span(start, dtype.itemsize, int(np.prod(shape, dtype=np.int64)))
+    return Span(start, dtype.itemsize, math.prod(shape))
 
 
-def _short(found):
-    """The same spans, those that are too long in pieces."""
-    for span in found:
-        for first in range(0, span.entries, LONGEST):
-            yield Span(span.start + first * span.itemsize, span.itemsize, min(LONGEST, span.entries - first))
+def _short(span):
+    """The same span, in pieces if it is too long."""
+    for first in range(0, span.entries, LONGEST):
+        yield Span(span.start + first * span.itemsize, span.itemsize, min(LONGEST, span.entries - first))
 
 
 def _apart(found, size):
