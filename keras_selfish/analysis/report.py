@@ -52,7 +52,7 @@ class Report:
     Args:
         name: Name of the model.
         weights: A `WeightReport` for each weight matrix, in the order of the model's variables.
-        parameters: Number of parameters: all of them, and without those that a mask (or pruning) took away.
+        parameters: Number of parameters: in all, and without the ones that a mask (or pruning) took away.
             Biases and other parameters that are no matrix count in both.
         training_flops: See `keras_selfish.analysis.training_flops`.
         inference_flops: See `keras_selfish.analysis.inference_flops`.

@@ -82,7 +82,7 @@ def training_bytes(
 
     Returns:
         A dict of bytes: `"weights"`, with biases; `"masks"`; `"optimizer"`, averages and births; `"states"`,
-        those that are carried, of training and evaluation; `"logits"` of a window; and `"gradients"`, which
+        the carried ones of training and evaluation; `"logits"` of a window; and `"gradients"`, which
         exist for a part of a step only.
 
     Example:
