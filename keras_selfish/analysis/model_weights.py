@@ -19,7 +19,7 @@ BRANCHING = (keras.layers.Bidirectional, keras.layers.MultiHeadAttention, keras.
 
 
 def weights_of_model(model: keras.Layer, name: str, chained: bool) -> list[Weight]:
-    """The weight matrices of a model, those without a mask with all connections.
+    """The weight matrices of a model, those without a mask with a connection for each value but zero.
 
     Args:
         model: A built model or layer.
@@ -64,8 +64,8 @@ def _joint(model):
 def _weight(variable, layer):
     """A `Weight` of a variable and its layer."""
     masked_weight = getattr(variable, "masked_weight", None)
-    if masked_weight is None:
-        parts = [np.broadcast_to(True, tuple(variable.shape))]
+    if masked_weight is None:  # pruned elsewhere, or stripped of its mask, or dense
+        parts = [to_numpy(variable) != 0]
     else:
         mask = np.asarray(to_numpy(masked_weight.mask), bool)
         parts = list(masked_weight.split_gates(mask).values()) if masked_weight.gates else [mask]
@@ -76,7 +76,8 @@ def _weight(variable, layer):
         parts = [part.swapaxes(-1, -2) for part in parts]
     elif isinstance(layer, keras.layers.EinsumDense):
         parts = [_inputs_by_outputs(part, layer.equation) for part in parts]
-    return Weight(variable.path, parts, masked_weight is not None, role)
+    masked = masked_weight is not None or not all(part.all() for part in parts)
+    return Weight(variable.path, parts, masked, role)
 
 
 def _inputs_by_outputs(kernel, equation):

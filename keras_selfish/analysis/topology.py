@@ -105,7 +105,8 @@ def topology_distance(
       of a depthwise one come in the order of their channels;
     - where connections come in blocks, single weights are compared;
     - a layer without masks does not count, and its units, all of whose inputs are the same, stay in place;
-      of one with masks in the other network all connections exist.
+      of one with masks in the other network all connections exist. Zeros in a matrix without a mask, as in a
+      stripped model, are a mask.
 
     Args:
         a: A built model or layer, or its masks: a mapping from the path of each weight, in the order of the

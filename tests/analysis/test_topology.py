@@ -10,7 +10,7 @@ import pytest
 from hypothesis import strategies
 
 import keras_selfish
-from keras_selfish import LanguageModel, SparseDense, SparseGRU, masked_weights
+from keras_selfish import LanguageModel, SparseDense, SparseGRU, masked_weights, strip
 from keras_selfish.analysis import topology_distance
 
 pytestmark = pytest.mark.backends("tensorflow", "jax")
@@ -313,6 +313,7 @@ def test_language_models(options):
     found = topology_distance(a, b)
     assert found == topology_distance(masks_of(a), masks_of(b))
     assert topology_distance(a, masks_of(a)).distance == 0
+    assert topology_distance(strip(a), b).distance == pytest.approx(found.distance)
     assert 0.4 < found.distance < 1
 
 
