@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 # What distances of outputs count for beside those of inputs: they decide where the latter are equal.
 TIE_BREAK = 1e-8
-MOST_SWEEPS = 8
+# Sweeps go on while each brings networks nearer by a hundredth.
+MOST_SWEEPS, WORTHWHILE = 8, 0.99
 # Entries that are float32 at a time, for the products.
 CHUNK = 2**24
 
@@ -53,11 +54,11 @@ def matched(a: Sequence[Layer], b: Sequence[Layer]) -> list[Order]:
         for _ in range(MOST_SWEEPS):
             orders = _sweep(a, b, orders)
             distance = sum(distances(a, b, orders))
-            if distance >= before - TIE_BREAK:
-                break
-            before = distance
             if distance < least:
                 best, least = orders, distance
+            if distance >= WORTHWHILE * before:
+                break
+            before = distance
     return best
 
 
