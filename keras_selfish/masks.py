@@ -59,8 +59,8 @@ class MaskedWeight:
             where there are none.
         gate_sizes: Width of each gate along the gate axis; empty (default) for equal parts.
         gate_axis: The axis along which the gates are concatenated.
-        block_shape: Shape of the blocks that connections come and go in, over the last two axes (input,
-            unit) of the weight; `(1, 1)` for single weights.
+        block_shape: Shape of the blocks in which connections are dropped and grown, over the last two axes
+            (input, unit) of the weight; `(1, 1)` for single weights.
         n_of_m: `(n, m)` where exactly n of each m consecutive input weights of a unit exist, else None.
         initializer: The `keras.initializers.Initializer` of the weight before it is masked.
     """
@@ -115,7 +115,7 @@ class MaskedWeight:
         """Whether the gradient of a pass, by default the last one, is not to be masked."""
         return (self._passes if number is None else number) <= self._dense_until
 
-    # Whoever keeps state of each connection has to know when connections come and go.
+    # Whoever keeps state of each connection has to know when connections are dropped and grown.
 
     def watch(
         self,
@@ -131,7 +131,7 @@ class MaskedWeight:
         self._watching[watcher] = function
 
     def tell(self, dropped: TensorLike, grown: TensorLike) -> None:
-        """Tells all that watch which connections have gone and which are new."""
+        """Tells all watchers which connections were dropped and which were grown."""
         for watcher, function in list(self._watching.items()):
             function(watcher, self, dropped, grown)
 

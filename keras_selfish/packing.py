@@ -2,8 +2,8 @@
 
 A *store* maps keys to arrays: a group of an HDF5 file, an archive of NumPy, a dict. A mask is stored as its
 bits. Of a masked weight the values where its mask is True are stored, in the order of the array; of any other
-array those that differ from its most frequent value. What is stored so has its shape beside it, under the key
-with `_shape` after it; without one, an array is stored as it is, as all were in earlier versions.
+array the values that differ from its most frequent one. What is stored so has its shape beside it, under the
+key with `_shape` after it; without one, an array is stored as it is, as all were in earlier versions.
 """
 
 import math

@@ -75,8 +75,9 @@ def sparsify(
     models and wrappers (`Bidirectional`, `TimeDistributed`, `RNN` with Keras's cells) are entered, and a
     layer that is shared in the model is shared in the copy. Layers without a sparse form are copied as they
     are; so are sparse ones, with their masks, and layers that blocks or patterns do not divide, such as a
-    first convolution of 3 channels. One line of the log names those that stay dense so, and the report says
-    of each matrix why it is dense. The copy is not compiled, and its random generators start anew.
+    first convolution of 3 channels. One line of the log names the layers that stay dense for that reason,
+    and the report says of each matrix why it is dense. The copy is not compiled, and its random generators
+    start anew.
 
     A layer that is not built has no weights yet: it becomes a sparse one that draws its masks when it is
     built.
@@ -87,7 +88,7 @@ def sparsify(
             `initial="nonzero"`, which finds the zeros.
         distribution: How the weights of the model share the connections: `"uniform"` (default),
             `"erdos_renyi"` or `"erk"`. All layers must be built for the last two.
-        block_shape: (input weights, units) of the blocks in which connections come and go. Default `(1, 1)`,
+        block_shape: (input weights, units) of the blocks that are dropped and grown as one. Default `(1, 1)`,
             single weights.
         n_of_m: `(n, m)` for exactly n of each m consecutive input weights of a unit, such as `(2, 4)`; it
             fixes the sparsity. Default None.

@@ -1,5 +1,7 @@
 """Text corpora for language models: published ones, a folder of files, and an embedded one."""
 
+from __future__ import annotations
+
 import functools
 import io
 import itertools
@@ -8,9 +10,10 @@ import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from absl import logging
 
 from keras_selfish.data.bounded import CHUNK, open_member
@@ -20,6 +23,7 @@ from keras_selfish.data.reading import Text, read_corpus
 from keras_selfish.data.token_cache import release
 from keras_selfish.data.tokenization import read_pieces
 from keras_selfish.data.vocabulary import Vocabulary, check_limits
+from keras_selfish.typing import PathLike
 
 _BLOCK = 1 << 20  # tokens that are handled at a time
 
@@ -41,11 +45,11 @@ class Corpus:
     name: str
     vocabulary: Vocabulary
     tokenization: str
-    train: np.ndarray
-    validation: np.ndarray
-    test: np.ndarray
+    train: npt.NDArray[Any]
+    validation: npt.NDArray[Any]
+    test: npt.NDArray[Any]
 
-    def unigram_perplexity(self, split="test"):
+    def unigram_perplexity(self, split: Literal["train", "validation", "test"] = "test") -> float:
         """Perplexity of a model that knows only how often each token occurs in training.
 
         The simplest baseline: a language model that is not clearly below it has learnt nothing
@@ -138,15 +142,15 @@ DATASETS = (*_PUBLISHED, "text", "python_docs")
 
 
 def load_corpus(
-    name,
-    data_dir=None,
-    cache_dir=None,
+    name: str,
+    data_dir: PathLike | None = None,
+    cache_dir: PathLike | None = None,
     *,
-    url=None,
-    sha256=None,
-    max_size=None,
-    min_count=None,
-):
+    url: str | None = None,
+    sha256: str | None = None,
+    max_size: int | None = None,
+    min_count: int | None = None,
+) -> Corpus:
     r"""Loads a corpus as token ids with the vocabulary of its training split.
 
     | name | text | tokens |

@@ -1,5 +1,7 @@
 """Downloads that resume after an interruption and are checked before anyone sees the file."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 import re
@@ -13,6 +15,7 @@ from absl import logging
 
 from keras_selfish import checks
 from keras_selfish.data.http_client import NETWORK_ERRORS, open_url, plain, told
+from keras_selfish.typing import PathLike
 
 _CHUNK = 1 << 16  # bytes
 _MOST_REDIRECTS = 5
@@ -43,7 +46,16 @@ def cache_folder(folder=None):
     return Path(home).expanduser() / "datasets" / "keras_selfish"
 
 
-def download(url, path, sha256, *, max_bytes=2**31, timeout=30.0, attempts=4, pause=1.0):
+def download(
+    url: str,
+    path: PathLike,
+    sha256: str,
+    *,
+    max_bytes: int = 2**31,
+    timeout: float = 30.0,
+    attempts: int = 4,
+    pause: float = 1.0,
+) -> Path:
     """Downloads a file unless it is already there; its content is checked by SHA-256.
 
     The data goes to `<path>.part`, which becomes `path` only when the checksum is right, so that

@@ -1,9 +1,12 @@
 """Small images with classes: MNIST, CIFAR-10, CIFAR-100, and the scanned digits of scikit-learn."""
 
+from __future__ import annotations
+
 import dataclasses
 import pathlib
 
 import numpy as np
+import numpy.typing as npt
 
 from keras_selfish import checks
 from keras_selfish.data.download import cache_folder, download
@@ -14,6 +17,7 @@ from keras_selfish.data.image_files import (
     read_idx,
     read_npz,
 )
+from keras_selfish.typing import PathLike
 
 __all__ = ["IMAGE_DATASETS", "ImageDataset", "load_images"]
 
@@ -76,14 +80,14 @@ class ImageDataset:
     """
 
     name: str
-    x_train: np.ndarray
-    y_train: np.ndarray
-    x_test: np.ndarray
-    y_test: np.ndarray
+    x_train: npt.NDArray[np.uint8]
+    y_train: npt.NDArray[np.int32]
+    x_test: npt.NDArray[np.uint8]
+    y_test: npt.NDArray[np.int32]
     classes: int
 
 
-def load_images(name, data_dir=None):
+def load_images(name: str, data_dir: PathLike | None = None) -> ImageDataset:
     """Loads a data set of small images.
 
     Args:
@@ -106,7 +110,7 @@ def load_images(name, data_dir=None):
     """
     checks.one_of("name", name, IMAGE_DATASETS)
     classes, url, sha256 = IMAGE_DATASETS[name]
-    if name == "digits":
+    if url is None or sha256 is None:
         return _digits()
     if data_dir is None:
         path = cache_folder() / name / _file_name(name)

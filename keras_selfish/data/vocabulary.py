@@ -1,14 +1,20 @@
 """The mapping between tokens and their integer ids."""
 
+from __future__ import annotations
+
 import os
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from keras_selfish import checks
 from keras_selfish.data.tokenization import EOS, UNK, read_text
+from keras_selfish.typing import PathLike
 
 _LARGEST_FILE = 1 << 28  # bytes
 
@@ -48,11 +54,11 @@ class Vocabulary:
         ['cat', '<eos>']
     """
 
-    def __init__(self, tokens):
+    def __init__(self, tokens: Iterable[str]) -> None:
         self.tokens = tuple(tokens)
         if not self.tokens:
             raise ValueError("`tokens` must hold at least one token. Received: tokens=()")
-        self._ids = {}
+        self._ids: dict[str, int] = {}
         for index, token in enumerate(self.tokens):
             if not isinstance(token, str) or token.split() != [token] or "\0" in token:
                 raise ValueError(
@@ -69,7 +75,7 @@ class Vocabulary:
         self.unk_id = self._ids.get(UNK)
 
     @classmethod
-    def build(cls, tokens, max_size=None, min_count=1):
+    def build(cls, tokens: Iterable[str], max_size: int | None = None, min_count: int = 1) -> Self:
         """Makes the vocabulary of a training text, in the order of first appearance.
 
         The order is that of the published language models. With either limit the vocabulary is
@@ -88,7 +94,7 @@ class Vocabulary:
         return cls.of_counts(Counter(tokens), max_size, min_count)
 
     @classmethod
-    def of_counts(cls, counts, max_size=None, min_count=1):
+    def of_counts(cls, counts: Mapping[str, int], max_size: int | None = None, min_count: int = 1) -> Self:
         """As `build`, from counts of tokens.
 
         Args:
@@ -114,7 +120,7 @@ class Vocabulary:
         return cls(ordered)
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path: PathLike) -> Self:
         """Reads a vocabulary that `save` wrote: UTF-8 text, the token of id `i` on line `i + 1`.
 
         Raises:
@@ -129,14 +135,14 @@ class Vocabulary:
         except ValueError as error:
             raise ValueError(f"File {path} must hold one token a line: {error}") from None
 
-    def save(self, path):
+    def save(self, path: PathLike) -> None:
         """Writes the vocabulary as UTF-8 text, one token a line, in the order of the ids."""
         path = Path(path)
         part = path.with_name(path.name + ".part")
         part.write_bytes("".join(f"{token}\n" for token in self.tokens).encode("utf-8"))
         os.replace(part, path)
 
-    def encode(self, tokens):
+    def encode(self, tokens: str | Iterable[str]) -> npt.NDArray[np.int32]:
         """The ids of tokens; a token that is not in the vocabulary gets the id of `<unk>`.
 
         Args:
@@ -150,7 +156,7 @@ class Vocabulary:
         """
         return self.encode_part(tokens.split() if isinstance(tokens, str) else list(tokens))
 
-    def encode_part(self, tokens, begin=0):
+    def encode_part(self, tokens: Sequence[str], begin: int = 0) -> npt.NDArray[np.int32]:
         """As `encode`, of the tokens of a text from number `begin` on, a list."""
         if self.unk_id is not None:
             ids = map(self._ids.get, tokens, repeat(self.unk_id))
@@ -164,7 +170,7 @@ class Vocabulary:
                 f"Received: {_shown(error.args[0])} at position {begin + tokens.index(error.args[0])}"
             ) from None
 
-    def decode(self, ids):
+    def decode(self, ids: npt.ArrayLike) -> list[str]:
         """The tokens of ids.
 
         Args:
@@ -184,17 +190,17 @@ class Vocabulary:
             )
         return [self.tokens[index] for index in ids.tolist()]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.tokens)
 
-    def __contains__(self, token):
+    def __contains__(self, token: object) -> bool:
         return token in self._ids
 
-    def __eq__(self, other):
+    def __eq__(self, other: Any) -> bool:
         return isinstance(other, Vocabulary) and self.tokens == other.tokens
 
-    def __hash__(self):
+    def __hash__(self) -> int:
         return hash(self.tokens)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<Vocabulary of {len(self):,} tokens>"

@@ -5,10 +5,25 @@ equal columns as the batch has rows; window k holds the k-th stretch of every co
 window k + 1 goes on where row i of window k ended. So windows must never be shuffled.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TypeAlias
+
 import numpy as np
+import numpy.typing as npt
 
 from keras_selfish import checks
 from keras_selfish.data.token_cache import release
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+
+    from keras_selfish.data.sequence import WindowsSequence
+
+_Integers: TypeAlias = npt.NDArray[np.int32]
+Batch: TypeAlias = tuple[dict[str, _Integers], _Integers]
 
 # How `RandomWindows` draws its lengths.
 HALVED, DEVIATION, SHORTEST = 0.05, 5.0, 5
@@ -16,7 +31,7 @@ HALVED, DEVIATION, SHORTEST = 0.05, 5.0, 5
 _BLOCK, _RESIDENT = 1 << 17, 1 << 22
 
 
-def batch_columns(tokens, batch_size):
+def batch_columns(tokens: npt.ArrayLike, batch_size: int) -> _Integers:
     """Lays a corpus out in `batch_size` contiguous columns of equal length.
 
     Tokens at the end that would not fill all columns are left out, as in the published code.
@@ -94,7 +109,7 @@ class Windows:
         ([[3], [8]], [0, 0], [[4], [9]])
     """
 
-    def __init__(self, tokens, batch_size, time_steps):
+    def __init__(self, tokens: npt.ArrayLike, batch_size: int, time_steps: int) -> None:
         self.time_steps = checks.integer("time_steps", time_steps, at_least=1)
         self._mapped, self._resident = isinstance(tokens, np.memmap) and tokens.mode == "r", 0
         self.columns = (_columns if self._mapped else batch_columns)(tokens, batch_size)
@@ -102,15 +117,15 @@ class Windows:
         self._steps = self.columns.shape[1] - 1  # predictions in one column
         self.predictions = self.batch_size * self._steps
 
-    def __len__(self):
+    def __len__(self) -> int:
         return -(-self._steps // self.time_steps)
 
-    def bounds(self, index):
+    def bounds(self, index: int) -> tuple[int, int]:
         """First time step of a window, and the one after its last."""
         start = range(len(self))[index] * self.time_steps
         return start, min(start + self.time_steps, self._steps)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> Batch:
         start, stop = self.bounds(index)
         inputs = {
             "tokens": self._read(start, stop),
@@ -128,10 +143,10 @@ class Windows:
                 self._resident = 0
         return found
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Batch]:
         return (self[index] for index in range(len(self)))
 
-    def dataset(self):
+    def dataset(self) -> tf.data.Dataset:
         """The same batches in the same order as a `tf.data.Dataset`.
 
         The batch size is static and the number of time steps is not, since the last window may be
@@ -182,7 +197,7 @@ class Windows:
         dataset = tf.data.Dataset.from_generator(blocks, output_signature=signature).flat_map(windows)
         return dataset.apply(tf.data.experimental.assert_cardinality(len(self)))
 
-    def pydataset(self, first=0):
+    def pydataset(self, first: int = 0) -> WindowsSequence:
         """The same batches as a `keras.utils.PyDataset`, for backends without TensorFlow.
 
         Keras shuffles a PyDataset unless told otherwise, which this one answers with an error:
@@ -195,7 +210,7 @@ class Windows:
 
         return WindowsSequence(self, first)
 
-    def batches(self, first=0):
+    def batches(self, first: int = 0) -> Any:
         """The same batches in the form that suits Keras's backend: `dataset()` or `pydataset()`.
 
         Args:
@@ -208,7 +223,7 @@ class Windows:
         dataset = self.dataset()
         return dataset.skip(first) if first else dataset
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return (
             f"<Windows: {len(self):,} of {self.batch_size} × {self.time_steps} tokens, "
             f"{self.predictions:,} predictions>"
@@ -246,7 +261,9 @@ class RandomWindows(Windows):
     Reference: Merity et al. 2018, arXiv 1708.02182, section 5.
     """
 
-    def __init__(self, tokens, batch_size, time_steps, seed=0, multiple=1):
+    def __init__(
+        self, tokens: npt.ArrayLike, batch_size: int, time_steps: int, seed: int = 0, multiple: int = 1
+    ) -> None:
         super().__init__(tokens, batch_size, time_steps)
         self.seed = seed
         self.multiple = checks.integer("multiple", multiple, at_least=1)
@@ -256,11 +273,11 @@ class RandomWindows(Windows):
         self.epoch = 0
 
     @property
-    def epoch(self):
+    def epoch(self) -> int:
         return self._epoch
 
     @epoch.setter
-    def epoch(self, epoch):
+    def epoch(self, epoch: int) -> None:
         self._epoch = epoch
         self._ends = self._draw(np.random.default_rng([self.seed, epoch]))
 
@@ -286,14 +303,14 @@ class RandomWindows(Windows):
         ends[-1] = self._steps
         return ends
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self._number
 
-    def bounds(self, index):
+    def bounds(self, index: int) -> tuple[int, int]:
         index = range(len(self))[index]
         return (int(self._ends[index - 1]) if index else 0), int(self._ends[index])
 
-    def dataset(self):
+    def dataset(self) -> tf.data.Dataset:
         """The same batches in the same order as a `tf.data.Dataset`, of the epoch that it is read in."""
         import tensorflow as tf
 
@@ -305,7 +322,7 @@ class RandomWindows(Windows):
         cardinality = tf.data.experimental.assert_cardinality(len(self))
         return prefetched(dataset.apply(cardinality))
 
-    def callback(self):
+    def callback(self) -> keras.callbacks.Callback:
         """A Keras callback that draws new lengths for each epoch."""
         import keras
 

@@ -21,7 +21,7 @@ def WeightDrop(layer: keras.layers.RNN, rate: float) -> keras.layers.RNN:
     """The same recurrent layer with DropConnect on its recurrent kernel (of an RHN: on all of them).
 
     In training each call drops other connections, the same ones at all time steps, and scales what is left by
-    1 / (1 - rate); of a masked kernel, those that exist. `WeightDrop(SparseLSTM(8), 0.5)` is
+    1 / (1 - rate); of a masked kernel, the existing connections. `WeightDrop(SparseLSTM(8), 0.5)` is
     `SparseLSTM(8, weight_drop=0.5)`.
 
     Args:

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from keras_selfish.models.memory import check_memory, training_bytes
     from keras_selfish.models.perplexity import Perplexity
     from keras_selfish.models.presets import PRESETS, preset, register_preset
+    from keras_selfish.models.recurrent_layers import RECURRENT_LAYERS, register_recurrent_layer
     from keras_selfish.models.sizes import small_dense
 
 __all__ = [
     "NETWORKS",
     "PRESETS",
+    "RECURRENT_LAYERS",
     "Architecture",
     "LanguageModel",
     "Perplexity",
@@ -29,6 +31,7 @@ __all__ = [
     "layout_map",
     "preset",
     "register_preset",
+    "register_recurrent_layer",
     "small_dense",
     "training_bytes",
 ]
@@ -42,6 +45,7 @@ if not TYPE_CHECKING:  # to a type checker any name would be one of them
             "NETWORKS": "image_classifiers",
             "PRESETS": "presets",
             "Perplexity": "perplexity",
+            "RECURRENT_LAYERS": "recurrent_layers",
             "TokenCrossEntropy": "cross_entropy",
             "check_memory": "memory",
             "image_classifier": "image_classifiers",
@@ -49,6 +53,7 @@ if not TYPE_CHECKING:  # to a type checker any name would be one of them
             "layout_map": "layout",
             "preset": "presets",
             "register_preset": "presets",
+            "register_recurrent_layer": "recurrent_layers",
             "small_dense": "sizes",
             "training_bytes": "memory",
         },

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from keras_selfish import checks, masks
 from keras_selfish.mask_spec import MaskSpec
+from keras_selfish.models.recurrent_layers import RECURRENT_LAYERS, RecurrentLayer
 from keras_selfish.settings import check_settings, json_object, setting, whole_numbers
 from keras_selfish.typing import BlockShape, Config, Distribution, Pattern
 
@@ -68,7 +69,8 @@ class Architecture:
             that is clipped, and begins with twice the variance. Of an RHN only the first depth has two.
         kernel_limit: Number n that bounds the initial input kernels, uniform in ±1/sqrt(n): `"units"`
             (default), or `"inputs"`, as in the published ON-LSTM.
-        cell: Kind of the recurrent layers: `"lstm"` (default), `"rhn"` or `"on_lstm"`.
+        cell: Kind of the recurrent layers: `"lstm"` (default), `"gru"`, `"simple_rnn"`, `"rhn"`, `"on_lstm"`,
+            or one of your own (`register_recurrent_layer`).
         cell_options: Dict of further arguments of each recurrent layer, such as `{"depth": 10}` of a
             `SparseRHN`, or `{"weight_drop": 0.5}`. Default None.
         experts: Number of softmaxes that are mixed (`MixtureOfSoftmaxes`), each over as many features as a
@@ -124,7 +126,7 @@ class Architecture:
     kernel_limit: Literal["units", "inputs"] = setting(
         "units", "What bounds the initial input kernels, uniform in ±1/sqrt of it."
     )
-    cell: Literal["lstm", "rhn", "on_lstm"] = setting("lstm", "Kind of the recurrent layers.")
+    cell: str = setting("lstm", "Kind of the recurrent layers.", choices=RECURRENT_LAYERS)
     cell_options: Mapping[str, Any] | None = setting(
         None,
         'Further arguments of the recurrent layers, as JSON: {"depth": 10}, {"weight_drop": 0.5}.',
@@ -141,6 +143,11 @@ class Architecture:
         self._set("units", _checked_units(self.units))
         check_settings(self)
         self._check_sizes()
+        if self.bias_vectors not in self.recurrent_layer.bias_vectors:
+            raise ValueError(
+                f"`bias_vectors` must be 1 with cell={self.cell!r}, which has two of its own. "
+                f"Received: bias_vectors={self.bias_vectors}"
+            )
         if self.experts > 1 and not self.decoder_bias:
             raise ValueError(
                 "`decoder_bias` must be True with several experts, whose decoder has one. "
@@ -206,6 +213,11 @@ class Architecture:
                 "`n_of_m` needs a single softmax, whose kernel has one pattern. "
                 f"Received: n_of_m={self.n_of_m}, experts={self.experts}"
             )
+
+    @property
+    def recurrent_layer(self) -> RecurrentLayer:
+        """What `cell` names."""
+        return RECURRENT_LAYERS[self.cell]
 
     @property
     def layer_units(self) -> tuple[int, ...]:

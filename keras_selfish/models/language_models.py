@@ -19,10 +19,7 @@ from keras_selfish.layers import (
     MixtureOfSoftmaxes,
     SparseDense,
     SparseEmbedding,
-    SparseLSTM,
-    SparseONLSTM,
     SparseReversibleEmbedding,
-    SparseRHN,
 )
 from keras_selfish.models import presets
 from keras_selfish.models.architecture import Architecture
@@ -35,13 +32,6 @@ from keras_selfish.workers import prepare_for_fit
 
 if TYPE_CHECKING:
     from keras_selfish.models.options import ArchitectureOptions, LanguageModelOptions
-
-# The recurrent layers by name, and what they are given to begin as published.
-CELLS = {
-    "lstm": (SparseLSTM, {"unit_forget_bias": False}),
-    "rhn": (SparseRHN, {}),
-    "on_lstm": (SparseONLSTM, {}),
-}
 
 
 @keras.saving.register_keras_serializable(package="keras_selfish")
@@ -255,10 +245,10 @@ class _Parts:
 
     def _recurrent(self, index, units):
         settings = self.architecture
-        layer_class, published = CELLS[settings.cell]
+        kind = settings.recurrent_layer
         inputs = (settings.token_units, *settings.layer_units)[index]
         limit = (units if settings.kernel_limit == "units" else inputs) ** -0.5
-        return layer_class(
+        return kind.layer(
             units,
             kernel_initializer=self._uniform(limit),
             recurrent_initializer=self._uniform(units**-0.5),
@@ -267,7 +257,7 @@ class _Parts:
             return_state=True,
             name=f"{settings.cell}_{index}",
             **self._sparse(),
-            **published,
+            **kind.arguments,
             **self._seed_if(settings.cell_options),
             **(settings.cell_options or {}),
         )

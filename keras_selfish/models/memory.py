@@ -47,25 +47,10 @@ def parameters(architecture):
     {'tokens': (30000000, 10000), 'recurrent': (36000000, 12000)}
     """
     features, units = architecture.token_units, architecture.layer_units
-    layers = [_layer(architecture, *sizes) for sizes in zip((features, *units), units, strict=False)]
+    sizes, options = architecture.recurrent_layer.sizes, architecture.cell_options or {}
+    layers = [sizes(*pair, options) for pair in zip((features, *units), units, strict=False)]
     recurrent = tuple(map(sum, zip(*layers, strict=True)))
     return {"tokens": _tokens(architecture, features, units[-1]), "recurrent": recurrent}
-
-
-def _layer(architecture, inputs, units):
-    options = architecture.cell_options or {}
-    if architecture.cell == "rhn":
-        depth, width = _number(options, "depth", 10), (2 if options.get("coupled", True) else 3) * units
-        return (inputs + depth * units) * width, depth * width
-    width = 4 * units
-    if architecture.cell == "on_lstm":
-        width += 2 * (units // _number(options, "chunk_size", 10))
-    return (inputs + units) * width, width
-
-
-def _number(options, name, default):
-    value = options.get(name, default)
-    return value if isinstance(value, int) and value > 0 else 1  # what is none, the layer refuses
 
 
 def _tokens(architecture, features, units):
@@ -97,7 +82,7 @@ def training_bytes(
 
     Returns:
         A dict of bytes: `"weights"`, with biases; `"masks"`; `"optimizer"`, averages and births; `"states"`,
-        those that are carried, of training and evaluation; `"logits"` of a window; and `"gradients"`, which
+        the carried ones of training and evaluation; `"logits"` of a window; and `"gradients"`, which
         exist for a part of a step only.
 
     Example:
@@ -124,7 +109,7 @@ def _bytes_by_part(architecture, batch_size, time_steps, precision):
             "optimizer": every + births,
             "gradients": every,
         }
-    states = (1 if architecture.cell == "rhn" else 2) * sum(architecture.layer_units)
+    states = architecture.recurrent_layer.states * sum(architecture.layer_units)
     logits = batch_size * time_steps * architecture.vocabulary_size
     parts["batch"] = {
         "states": 2 * FLOAT32 * batch_size * states,

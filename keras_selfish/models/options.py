@@ -33,7 +33,7 @@ class ArchitectureOptions(TypedDict, total=False):
     decoder_bias: bool
     bias_vectors: Literal[1, 2]
     kernel_limit: Literal["units", "inputs"]
-    cell: Literal["lstm", "rhn", "on_lstm"]
+    cell: str
     cell_options: Mapping[str, Any] | None
     experts: int
     latent_dropout: float

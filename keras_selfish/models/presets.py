@@ -19,7 +19,7 @@ VOCABULARY_SIZES = {"ptb": 10_000, "wikitext2": 33_278}
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """How a language model is trained. The defaults are those that most published models share.
+    """How a language model is trained. The defaults are what most published models share.
 
     Args:
         dataset: Name of the corpus (see `keras_selfish.data.load_corpus`).

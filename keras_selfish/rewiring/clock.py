@@ -106,7 +106,7 @@ class Clock:
         self._counts_batches = True
         logging.warning(
             "No optimizer is known that trains the masked weights of %s: training steps are counted by "
-            "batches, and the optimizer's state of connections that come or go stays as it is. Make the "
-            "optimizer an attribute of the model.",
+            "batches, and the optimizer's state of connections dropped or grown stays as it is. Make "
+            "the optimizer an attribute of the model.",
             self._model().name,
         )

@@ -58,7 +58,7 @@ class Matrix:
     Args:
         weight: NumPy array with the values of the weight, all gates together; zero where `mask` is False.
         mask: Boolean NumPy array of the same shape: the connections that exist; for a redistribution rule
-            that is marked by `after_dropping`, those that are left.
+            that is marked by `after_dropping`, the remaining ones.
         masked_weight: The `MaskedWeight` of both.
         optimizer: The model's optimizer.
         gradient: NumPy array of the same shape: the gradient of the loss with respect to the weight, of

@@ -26,7 +26,7 @@ class Count(typing.NamedTuple):
 
     Args:
         size: Number of connections.
-        is_open: Number of those that are on.
+        is_open: Number of open ones.
         near: Estimate of minus the derivative of `is_open` by the threshold.
         total: Sum of the logits.
         squares: Sum of their squares.
@@ -71,8 +71,8 @@ def count(logits, threshold, width):
 class SparsityConstraint(keras.layers.Layer):
     """A threshold on the logits: the multiplier of a constraint on the number of open connections.
 
-    Among switches s that may lie between 0 and 1, those that maximise their logits' sum and their entropy
-    under the constraint that they add up to a number are sigmoid(logit - multiplier). So the multiplier of
+    Among switches s in [0, 1], the maximisers of the logits' sum plus the entropy, under the constraint that
+    the switches add up to a given number, are sigmoid(logit - multiplier). So the multiplier of
     the constraint is a threshold that all logits share: it decides how many connections are open, and the
     task's loss, through the logits, which. The multiplier follows the violation by Newton's method on the
     dual, a step each time the switcher decides: it moves by (fraction open - fraction wanted) over the

@@ -76,6 +76,20 @@ def test_rewiring(tmp_path):
 
 
 @pytest.mark.slow
+def test_topology(tmp_path):
+    arguments = ["--sizes=8,16", "--words=50", "--rounds=1", "--sparsity=0.5"]
+    printed, rows = figures("topology", tmp_path, *arguments, sizes=[])
+    assert [row["units"] for row in rows] == ["8", "16"]
+    for row in rows:
+        units = int(row["units"])
+        assert row["units"] in printed
+        assert float(row["masks_mb"]) * 1e6 == pytest.approx(2 * (2 * 50 * units + 16 * units**2))
+        assert float(row["peak_mb"]) > float(row["masks_mb"])
+        assert 0.3 < float(row["distance"]) < 1 - 0.5 / 1.5
+        assert 0 < float(row["seconds_least"]) <= float(row["seconds"]) <= float(row["seconds_largest"])
+
+
+@pytest.mark.slow
 def test_unseen_pruning(tmp_path):
     generator = np.random.default_rng(0)
     parts = {"train": 512, "test": 128}

@@ -1,6 +1,7 @@
 """The language model: carried state, perplexity, presets, save and load."""
 
 import dataclasses
+import re
 
 import keras
 import numpy as np
@@ -11,13 +12,21 @@ from keras_selfish import (
     LanguageModel,
     Perplexity,
     SelfishRewiring,
+    SparseGRU,
     TokenCrossEntropy,
     masked_weights,
     strip,
 )
 from keras_selfish.analysis import report
 from keras_selfish.data import RandomWindows, Windows
-from keras_selfish.models import PRESETS, language_model, preset, small_dense
+from keras_selfish.models import (
+    PRESETS,
+    RECURRENT_LAYERS,
+    language_model,
+    preset,
+    register_recurrent_layer,
+    small_dense,
+)
 
 on_jax_too = pytest.mark.backends("tensorflow", "jax")
 
@@ -149,6 +158,8 @@ def test_the_stepwise_model_computes_the_same():
 CELLS = {
     "rhn": {"depth": 2, "recurrent_dropout": 0.3},
     "on_lstm": {"chunk_size": 4, "weight_drop": 0.4},
+    "gru": {"weight_drop": 0.4},
+    "simple_rnn": None,
 }
 
 
@@ -157,6 +168,8 @@ CELLS = {
     [
         ("rhn", True),
         ("on_lstm", False),
+        ("gru", False),
+        pytest.param("simple_rnn", True, marks=pytest.mark.slow),
         pytest.param("rhn", False, marks=pytest.mark.slow),
         pytest.param("on_lstm", True, marks=pytest.mark.slow),
     ],
@@ -165,7 +178,7 @@ def test_other_recurrent_layers(cell, tied, tmp_path):
     settings = {"cell": cell, "cell_options": CELLS[cell], "layers": 1, "tied": tied, "sparsity": 0.5}
     model = small_model(**settings)
     states = [v for v in model.variables if "training_state" in v.path]
-    assert len(states) == {"rhn": 1, "on_lstm": 2}[cell]
+    assert len(states) == RECURRENT_LAYERS[cell].states == (2 if cell == "on_lstm" else 1)
     fit(model)
     assert all(keras.ops.convert_to_numpy(state).any() for state in states)
     expected = whole_text_perplexity(model, VALIDATION)
@@ -188,8 +201,29 @@ def test_other_recurrent_layers(cell, tied, tmp_path):
 
 
 def test_an_unknown_cell_is_refused():
-    with pytest.raises(ValueError, match=r"`cell` must be one of lstm, rhn, on_lstm\. Received: cell='gru'"):
-        LanguageModel(VOCABULARY, cell="gru")
+    with pytest.raises(ValueError, match=r"`cell` must be one of lstm, gru, .*\. Received: cell='mlp'"):
+        LanguageModel(VOCABULARY, cell="mlp")
+
+
+def test_a_gru_has_its_two_bias_vectors_anyway():
+    with pytest.raises(
+        ValueError, match=r"`bias_vectors` must be 1 with cell='gru', which has two of its own\."
+    ):
+        LanguageModel(VOCABULARY, cell="gru", bias_vectors=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "message"),
+    [
+        ("lstm", SparseGRU, "`name` must be a word in letters, digits and _, and no recurrent layer of"),
+        ("a b", SparseGRU, "Received: name='a b'"),
+        ("mine", keras.layers.Dense, "`layer` must be a recurrent layer with a `cell_class`"),
+    ],
+)
+def test_a_recurrent_layer_that_cannot_be_registered(name, layer, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        register_recurrent_layer(name)(layer)
+    assert name == "lstm" or name not in RECURRENT_LAYERS
 
 
 def test_published_initial_weights():

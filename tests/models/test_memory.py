@@ -8,8 +8,16 @@ import sys
 
 import pytest
 
-from keras_selfish import masked_weights
-from keras_selfish.models import PRESETS, Architecture, LanguageModel, check_memory, memory, training_bytes
+from keras_selfish import SparseGRU, masked_weights
+from keras_selfish.models import (
+    PRESETS,
+    Architecture,
+    LanguageModel,
+    check_memory,
+    memory,
+    register_recurrent_layer,
+    training_bytes,
+)
 from keras_selfish.optimizers import SNTASGD
 
 SETTINGS = [
@@ -23,7 +31,16 @@ SETTINGS = [
     {"units": 16, "cell": "rhn", "layers": 1, "cell_options": {"depth": 2, "coupled": False}},
     {"units": 20, "cell": "on_lstm", "cell_options": {"chunk_size": 5}},
     {"units": 20, "cell": "on_lstm", "layers": 3},
+    {"units": [20, 12], "cell": "gru"},
+    {"units": 20, "cell": "simple_rnn", "bias_vectors": 2},
+    {"units": 20, "cell": "of_my_own", "embedding_units": 12},
 ]
+
+
+# A recurrent layer of a user's own; the GRU's cell does what the test needs.
+@register_recurrent_layer("of_my_own", arguments={"reset_after": False})
+class OfMyOwn(SparseGRU):
+    pass
 
 
 def number_of(variables):

@@ -62,7 +62,7 @@ GMP(schedule=0.5)  # arg-type
 SNTASGD(lr=40.0)  # call-arg
 SNTASGD(clip_norm_of="all")  # arg-type
 NonMonotonicAveraging(patience=0.5)  # arg-type
-LanguageModel(100, cell="gru")  # arg-type
+LanguageModel(100, kernel_limit="gru")  # arg-type
 LanguageModel(100, unit=8)  # call-arg
 language_model(7)  # arg-type
 language_model("quick", vocab_size=100)  # call-arg

@@ -30,7 +30,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 PACKAGE = REPOSITORY / "keras_selfish"
 # What users name: all packages that export names but that of the data, and the module of masks.
-PUBLIC = ("", ".analysis", ".conversion", ".export", ".layers", ".masks", ".models")
+PUBLIC = ("", ".analysis", ".conversion", ".data", ".export", ".layers", ".masks", ".models")
 PUBLIC += (".optimizers", ".recurrence", ".rewiring", ".switcher")
 
 pytestmark = pytest.mark.skipif(

@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_selfish.analysis import flops
 from keras_selfish.analysis.flops import Comparison
+from keras_selfish.analysis.tables import align
 from keras_selfish.variables import to_numpy
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Report:
     Args:
         name: Name of the model.
         weights: A `WeightReport` for each weight matrix, in the order of the model's variables.
-        parameters: Number of parameters: all of them, and without those that a mask (or pruning) took away.
+        parameters: Number of parameters: in all, and without the ones that a mask (or pruning) took away.
             Biases and other parameters that are no matrix count in both.
         training_flops: See `keras_selfish.analysis.training_flops`.
         inference_flops: See `keras_selfish.analysis.inference_flops`.
@@ -147,7 +148,7 @@ def _weights_table(model_report):
     size = sum(weight.size for weight in model_report.weights)
     active = sum(weight.non_zeros for weight in model_report.weights)
     rows.append(("all matrices", f"{size:,}", f"{active:,}", f"{model_report.sparsity:.2%}"))
-    return _align(rows)
+    return align(rows)
 
 
 def _weight_row(weight, indent=""):
@@ -164,12 +165,4 @@ def _totals_table(model_report):
     rows = [("", "dense", "sparse", "ratio")]
     for name, figure in figures.items():
         rows.append((name, f"{figure.dense:,}", f"{figure.sparse:,}", f"{figure.ratio:.2%}"))
-    return _align(rows)
-
-
-def _align(rows):
-    """Columns as wide as their widest entry: the first to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
-    )
+    return align(rows)
