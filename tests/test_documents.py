@@ -17,7 +17,7 @@ import pytest
 import keras_selfish
 from keras_selfish.data import Vocabulary
 from keras_selfish.masks import masked_weights
-from keras_selfish.models import presets
+from keras_selfish.models import RECURRENT_LAYERS, presets
 from keras_selfish.rewiring import METHODS
 
 DOCUMENTS = pathlib.Path(__file__).resolve().parents[1] / "docs"
@@ -137,9 +137,18 @@ def test_a_method_of_ones_own_is_short():
     assert blocks("extending.md")[0].count("\n") < 25
 
 
+@pytest.fixture
+def of_their_own():
+    """Recurrent layers that a test registers are forgotten after it."""
+    before = dict(RECURRENT_LAYERS)
+    yield
+    for name in RECURRENT_LAYERS.keys() - before:
+        del RECURRENT_LAYERS[name]
+
+
 @pytest.mark.backends("tensorflow", "jax")
-def test_a_cell_of_ones_own_has_its_gradient():
-    (block,) = blocks("extending.md", chapter=1)
+def test_a_cell_of_ones_own_has_its_gradient(of_their_own):
+    block, registering = blocks("extending.md", chapter=1)
     assert block.count("\n") < 60
     namespace = {"__name__": "document"}
     exec(compile(block, "extending.md", "exec"), namespace)
@@ -160,6 +169,9 @@ def test_a_cell_of_ones_own_has_its_gradient():
     for by_hand, automatic in zip(*losses, strict=True):
         np.testing.assert_allclose(by_hand, automatic, rtol=1e-4, atol=1e-6)
     assert [weight.active for weight in masked_weights(model)] == [24, 32, 32]
+    exec(compile(registering, "extending.md", "exec"), namespace)
+    recurrent = namespace["model"].recurrent
+    assert [type(layer).__name__ for layer in recurrent] == ["SparseMGU", "SparseMGU"]
 
 
 def run_blocks(*chapters, **namespace):
@@ -171,7 +183,7 @@ def run_blocks(*chapters, **namespace):
     return namespace
 
 
-def test_a_model_of_ones_own_is_trained_and_exported(monkeypatch, tmp_path):
+def test_a_model_of_ones_own_is_trained_and_exported(of_their_own, monkeypatch, tmp_path):
     monkeypatch.setattr(presets, "PRESETS", dict(presets.PRESETS))
     namespace = run_blocks(1, 2)
     losses = namespace["history"].history["val_perplexity"]
