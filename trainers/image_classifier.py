@@ -15,6 +15,7 @@ from keras_selfish import masks
 from keras_selfish.data import load_images
 from trainers import fingerprints, program
 from trainers.files import replace, write_json, writing
+from trainers.image_batches import check_augmentation, feed, shuffled_batches
 from trainers.image_methods import METHODS
 from trainers.image_settings import Settings, settings_from_flags
 from trainers.methods import check_steps
@@ -94,55 +95,12 @@ def make_model(settings, images, steps_per_epoch):
     return model
 
 
-def shuffled_batches(images, labels, batch_size, seed, epoch):
-    """Batches in an order of its own for each epoch, the same for a run that is resumed there."""
-    import keras
-    import numpy as np
-
-    class Batches(keras.utils.PyDataset):
-        def __len__(self):
-            return -(-len(images) // batch_size)
-
-        def __getitem__(self, index):
-            chosen = self.order[index * batch_size : (index + 1) * batch_size]
-            return images[chosen], labels[chosen]
-
-        def begin(self, epoch):
-            self.epoch = epoch
-            self.order = np.random.default_rng([seed, epoch]).permutation(len(images))
-
-        def on_epoch_end(self):
-            self.begin(self.epoch + 1)
-
-    batches = Batches()
-    batches.begin(epoch)
-    return batches
-
-
-def feed(batches):
-    """Batches in the form that suits the backend."""
-    import keras
-
-    if keras.backend.backend() != "tensorflow":
-        return batches
-    import tensorflow as tf
-
-    from keras_selfish.data.prefetching_tensorflow import prefetched
-
-    def epoch():
-        yield from (batches[index] for index in range(len(batches)))
-        batches.on_epoch_end()
-
-    signature = tuple(tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in batches[0])
-    dataset = tf.data.Dataset.from_generator(epoch, output_signature=signature)
-    return prefetched(dataset.apply(tf.data.experimental.assert_cardinality(len(batches))))
-
-
 def train(settings, workdir):
     """Trains, tests and exports; goes on from the folder's checkpoint if there is one."""
     images = load_images(settings.dataset, settings.data_dir)
     workdir.check_data(fingerprints.of_images(images), settings.to_json())
     check_epochs(settings)
+    check_augmentation(settings.augmentation, images.x_train.shape[1:])
     training, validation = split(images, settings)
     steps_per_epoch = -(-len(training[0]) // settings.batch_size)
     method = METHODS[settings.method]
@@ -176,10 +134,13 @@ def train(settings, workdir):
     ]
     steps = structured * steps_per_epoch
 
+    def batches(epoch):
+        return shuffled_batches(*training, settings.batch_size, settings.seed, epoch, settings.augmentation)
+
     def fit(first, last, callbacks):
         if first < last:
             model.fit(
-                feed(shuffled_batches(*training, settings.batch_size, settings.seed, first)),
+                feed(batches(first)),
                 validation_data=validation if len(validation[0]) else None,
                 validation_batch_size=1000,
                 shuffle=False,
@@ -189,8 +150,7 @@ def train(settings, workdir):
                 verbose=0,
             )
 
-    data = shuffled_batches(*training, settings.batch_size, settings.seed, 0)
-    fit(done, structured, method.callbacks(settings, steps, data))
+    fit(done, structured, method.callbacks(settings, steps, batches(0)))
     if method.switched and done <= structured:
         model.freeze()
     fit(max(done, structured), epochs, [])

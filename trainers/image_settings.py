@@ -11,6 +11,7 @@ from keras_selfish.settings import check_settings, setting
 from keras_selfish.typing import Distribution
 from trainers import settings
 from trainers.files import absolute_path
+from trainers.image_batches import AUGMENTATIONS, PADDING
 from trainers.image_methods import METHODS
 from trainers.methods import check_distribution, check_options, summaries
 
@@ -22,6 +23,8 @@ WITH_HIDDEN_DENSE = NETWORKS[:3]
 # The digits are only some 1500 training images: without more and smaller steps nothing is learned of them.
 _OF_DATASETS = {"digits": {"epochs": 60, "batch_size": 32}}
 _OF_OTHERS = {"epochs": 20, "batch_size": 128}
+# Whose images are others, or none, in a mirror.
+_OF_DIGITS = ("digits", "mnist")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +41,13 @@ class Settings:
     )
     data_dir: str | None = setting(
         None, "Folder with the data set's files, or an .npz file; else downloaded.", text=absolute_path
+    )
+    augmentation: str = setting(
+        "none",
+        f"What is done to training images in each epoch. crop: each is padded by {PADDING} black pixels and "
+        "cropped to its size at a random place; crop_flip: half of them are mirrored besides, left to right "
+        "(not for digits, which are none in a mirror).",
+        choices=AUGMENTATIONS,
     )
     method: str = setting(
         "switcher", lambda: f"How the dense layers become sparse.\n{summaries(METHODS)}", choices=METHODS
@@ -123,6 +133,11 @@ def settings_from_flags():
         masks.check_sparsity(found.sparsity, "--sparsity")
     check_distribution(found.distribution, found.method, METHODS)
     check_options({"pruning_rate": found.pruning_rate}, found.method, method)
+    if found.augmentation == "crop_flip" and found.dataset in _OF_DIGITS:
+        raise ValueError(
+            "--augmentation=crop_flip needs images that stay what they are in a mirror, as digits do not. "
+            f"Received: --augmentation=crop_flip --dataset={found.dataset}; use --augmentation=crop"
+        )
     if found.method == "switcher_neuron" and found.network not in WITH_HIDDEN_DENSE:
         raise ValueError(
             "--method=switcher_neuron needs a network with hidden dense layers, a LeNet or VGG-16. Received: "

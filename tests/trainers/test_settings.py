@@ -47,6 +47,7 @@ FLAGS = {
         "batch_size data_dir epochs pruning_rate workdir",
         {
             "architecture": "contextual",
+            "augmentation": "none",
             "dataset": "digits",
             "distribution": "uniform",
             "estimator": "straight_through",
@@ -113,6 +114,19 @@ def test_a_run_of_an_earlier_version_goes_on(settings, tmp_path):
         write_json(workdir.config, {"format": workdir.format, **earlier, name: value})
         with pytest.raises(RunError, match=rf"a run with other settings\. Received: .*\(was {value!r}\)"):
             program.settled(found, workdir)
+
+
+def test_a_run_of_a_version_without_a_setting_goes_on(settings, tmp_path):
+    """It is what it is by default."""
+    found = settings("image_classifier", "--dataset=cifar10")
+    workdir = Workdir(tmp_path, "image classifier")
+    earlier = found.to_json()
+    del earlier["augmentation"], earlier["schedule_epochs"]
+    write_json(workdir.config, {"format": workdir.format, **earlier})
+    assert program.settled(found, workdir) == found
+    other = settings("image_classifier", "--dataset=cifar10", "--augmentation=crop_flip")
+    with pytest.raises(RunError, match=r"Received: augmentation='crop_flip' \(was 'none'\)"):
+        program.settled(other, workdir)
 
 
 def test_a_presets_pruning_rate_is_that_of_the_selfish_method(settings):
