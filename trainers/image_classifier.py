@@ -60,10 +60,11 @@ def make_model(settings, images, steps_per_epoch):
     steps = settings.schedule_epochs * steps_per_epoch
     arguments = {}
     if method.switched:
-        constraint = None
+        constraint, turns = None, settings.turns(steps_per_epoch)
         if settings.sparsity >= 0:
-            ramp = int(settings.ramp * steps * settings.switcher_steps / settings.turn)
-            constraint = SparsityConstraint(settings.sparsity, ramp_steps=ramp, name="sparsity_constraint")
+            constraint = SparsityConstraint(
+                settings.sparsity, ramp_steps=turns.ramp, name="sparsity_constraint"
+            )
         hidden_layer = next(layer for layer in model.layers if hasattr(layer, "granularity"))
         model = SwitchedModel(
             model,
@@ -76,13 +77,13 @@ def make_model(settings, images, steps_per_epoch):
             ),
             task_steps=settings.task_steps,
             switcher_steps=settings.switcher_steps,
-            warmup_steps=int(settings.warmup_epochs * steps_per_epoch),
+            warmup_steps=turns.warmup,
             target_sparsity=constraint,
             estimator=settings.estimator,
             seed=settings.seed,
         )
         arguments = {"switcher_optimizer": keras.optimizers.Adam(settings.switcher_learning_rate)}
-        steps = int(steps * settings.task_steps / settings.turn)
+        steps = turns.task
     schedule = keras.optimizers.schedules.CosineDecay(settings.learning_rate, steps, alpha=0.01)
     model.compile(
         keras.optimizers.AdamW(schedule, weight_decay=settings.weight_decay),
@@ -109,6 +110,8 @@ def train(settings, workdir):
         least, what = settings.turn, "a turn of the network and one of the switcher"
     check_steps(settings.schedule_epochs * steps_per_epoch, least, what, settings)
     checkpoint = workdir.checkpoint()
+    if method.switched and checkpoint is None:
+        check_warmup(settings, steps_per_epoch)
     program.check_backend(FLAGS.export, workdir.saved_model)
 
     import keras
@@ -155,6 +158,17 @@ def train(settings, workdir):
         model.freeze()
     fit(max(done, structured), epochs, [])
     return finish(model, images, settings, workdir)
+
+
+def check_warmup(settings, steps_per_epoch):
+    """Refuses to begin a run in which the switcher never has its turn."""
+    after = settings.turns(steps_per_epoch).after
+    if after < settings.turn:
+        raise ValueError(
+            f"--warmup_epochs must leave at least {settings.turn} training steps, a turn of the network and "
+            f"one of the switcher. Received: --warmup_epochs={settings.warmup_epochs} "
+            f"--epochs={settings.epochs}, of {steps_per_epoch} steps each; begin earlier or train longer"
+        )
 
 
 def check_epochs(settings):

@@ -218,6 +218,10 @@ def test_neurons_leave_the_network_on_jax(trainer, tmp_path, jax_alone):
         (["--warmup_epochs=inf"], "--warmup_epochs must be a finite number"),
         (["--seed=4294967296"], "seed=4294967296"),
         (["--epochs=1", "--batch_size=1500"], "--epochs must make at least 44 training steps, a turn of the"),
+        (
+            ["--warmup_epochs=60"],
+            "--warmup_epochs must leave at least 44 training steps, a turn of the network",
+        ),
         (["--epochs=1", "--batch_size=1500", "--method=gmp"], "--epochs must make at least 2 training steps"),
         (
             ["--method=gmp", "--distribution=erk"],
