@@ -6,6 +6,7 @@ Usage:
 
 import collections
 import csv
+import dataclasses
 import importlib.util
 import json
 import math
@@ -15,46 +16,87 @@ import sys
 
 from trainers.image_settings import Settings
 
-COLUMNS = ("network", "method", "wanted sparsity", "sparsity", "test accuracy", "standard deviation", "seeds")
+COLUMNS = (
+    *("network", "method", "wanted sparsity", "sparsity", "test accuracy", "standard deviation", "seeds"),
+    "standard error",
+)
+# In which the runs of one row may differ: where data are, and what follows from --epochs, say nothing.
+OF_A_RUN = ("seed", "schedule_epochs", "data_dir")
+# Those that have columns of their own, and those whose value says by itself what it is of.
+SHOWN = ("network", "method", "sparsity")
+BY_VALUE = ("architecture", "estimator", "distribution")
 # In percent.
 SPARSITY_TICKS = (0, 50, 70, 80, 90, 95, 97, 98, 99, 99.5, 99.9)
 ACCURACY_TICKS = (0, 50, 70, 80, 90, 95, 97, 98, 98.5, 99, 99.3, 99.5, 99.7, 99.9)
 
 
 def rows(runs):
-    """A row for each network, method and wanted sparsity, sorted."""
-    groups = collections.defaultdict(list)
+    """A row for the runs whose settings differ in their seeds only, sorted."""
+    settings, results = {}, {}
     for file in sorted(runs.glob("*/results.json")):
-        settings = json.loads((file.parent / "config.json").read_text(encoding="utf-8"))
-        results = json.loads(file.read_text(encoding="utf-8"))
-        key = (settings["network"], method(settings), settings["sparsity"])
-        groups[key].append((results["sparsity"], results["test_accuracy"]))
+        settings[file.parent] = settings_of(file.parent)
+        results[file.parent] = json.loads(file.read_text(encoding="utf-8"))
+    groups = collections.defaultdict(list)
+    for run, label in labels(settings).items():
+        key = (settings[run]["network"], label, settings[run]["sparsity"])
+        groups[key].append((results[run]["sparsity"], results[run]["test_accuracy"]))
     found = []
     for key, pairs in sorted(groups.items()):
         sparsities, accuracies = zip(*pairs, strict=True)
-        spread = statistics.stdev(accuracies) if len(accuracies) > 1 else None
-        found.append((*key, statistics.mean(sparsities), statistics.mean(accuracies), spread, len(pairs)))
+        several = len(pairs) > 1
+        spread = statistics.stdev(accuracies) if several else None
+        error = spread / math.sqrt(len(pairs)) if several else None
+        found.append(
+            (*key, statistics.mean(sparsities), statistics.mean(accuracies), spread, len(pairs), error)
+        )
     return found
 
 
-def method(settings):
-    """The method's name, and what of its settings is not the default."""
-    defaults = {name: getattr(Settings, name) for name in ("architecture", "estimator", "distribution")}
-    others = [settings[name] for name, default in defaults.items() if settings.get(name, default) != default]
-    return ", ".join([settings["method"], *others])
+def settings_of(run):
+    """The settings of a run, a dict; what an earlier version did not have is as it is by default."""
+    settings = {one.name: one.default for one in dataclasses.fields(Settings)}
+    settings |= json.loads((run / "config.json").read_text(encoding="utf-8"))
+    if settings["method"] == "dense":  # where no sparsity is wanted
+        settings["sparsity"] = -1.0
+    return settings
+
+
+def labels(settings):
+    """The method of each run, and what tells it from other runs of its network.
+
+    Args:
+        settings: Dict of settings by run.
+
+    Returns:
+        Dict of texts by run: the method; what of its `BY_VALUE` is not the default; and whatever else runs of
+        one network and method in this dict do not share.
+    """
+    found = {}
+    names = [one.name for one in dataclasses.fields(Settings) if one.name not in (*OF_A_RUN, *SHOWN)]
+    for run, mine in settings.items():
+        alike = [one for one in settings.values() if all(one[name] == mine[name] for name in SHOWN[:2])]
+        parts = [mine["method"]]
+        for name in names:
+            if name in BY_VALUE:
+                parts += [] if mine[name] == getattr(Settings, name) else [mine[name]]
+            elif any(one[name] != mine[name] for one in alike):
+                parts.append(f"{name}={mine[name]}")
+        found[run] = ", ".join(parts)
+    return found
 
 
 def table(found):
     """Rows as Markdown, in percent."""
     lines = [COLUMNS, ["---"] * len(COLUMNS)]
-    for network, method, wanted, sparsity, accuracy, spread, seeds in found:
-        spread = "" if spread is None else f"{100 * spread:.2f}"
+    for network, method, wanted, sparsity, accuracy, spread, seeds, error in found:
+        spread, error = ("" if one is None else f"{100 * one:.2f}" for one in (spread, error))
         figures = (
             f"{100 * wanted:.0f}" if wanted >= 0 else "",
             f"{100 * sparsity:.2f}",
             f"{100 * accuracy:.2f}",
             spread,
             str(seeds),
+            error,
         )
         lines.append((network, method, *figures))
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
@@ -73,7 +115,7 @@ def plot(found, network, path):
 
     figure, axes = pyplot.subplots(figsize=(8, 5))
     lines = collections.defaultdict(list)
-    for name, method, _, sparsity, accuracy, _, _ in found:
+    for name, method, _, sparsity, accuracy, *_ in found:
         if name == network:
             lines[method].append((_distance(100 * sparsity), _distance(100 * accuracy)))
     # A colour for each method, a marker for each of its options.

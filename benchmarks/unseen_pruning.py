@@ -23,7 +23,7 @@ from benchmarks.processes import machine
 from trainers.image_settings import Settings
 
 SPARSITIES = (0.8, 0.9, 0.95)
-SETTINGS = Settings(dataset="mnist")
+SETTINGS = Settings(dataset="mnist", warmup_epochs=1.0)
 
 
 def make(images, epochs, seed, dense=None):

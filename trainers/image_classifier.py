@@ -15,6 +15,7 @@ from keras_selfish import masks
 from keras_selfish.data import load_images
 from trainers import fingerprints, program
 from trainers.files import replace, write_json, writing
+from trainers.image_batches import check_augmentation, feed, shuffled_batches
 from trainers.image_methods import METHODS
 from trainers.image_settings import Settings, settings_from_flags
 from trainers.methods import check_steps
@@ -60,10 +61,11 @@ def make_model(settings, images, steps_per_epoch):
     steps = settings.schedule_epochs * steps_per_epoch
     arguments = {}
     if method.switched:
-        constraint = None
+        constraint, turns = None, settings.turns(steps_per_epoch)
         if settings.sparsity >= 0:
-            ramp = int(settings.ramp * steps * settings.switcher_steps / settings.turn)
-            constraint = SparsityConstraint(settings.sparsity, ramp_steps=ramp, name="sparsity_constraint")
+            constraint = SparsityConstraint(
+                settings.sparsity, ramp_steps=turns.ramp, name="sparsity_constraint"
+            )
         hidden_layer = next(layer for layer in model.layers if hasattr(layer, "granularity"))
         model = SwitchedModel(
             model,
@@ -76,13 +78,13 @@ def make_model(settings, images, steps_per_epoch):
             ),
             task_steps=settings.task_steps,
             switcher_steps=settings.switcher_steps,
-            warmup_steps=int(settings.warmup_epochs * steps_per_epoch),
+            warmup_steps=turns.warmup,
             target_sparsity=constraint,
             estimator=settings.estimator,
             seed=settings.seed,
         )
         arguments = {"switcher_optimizer": keras.optimizers.Adam(settings.switcher_learning_rate)}
-        steps = int(steps * settings.task_steps / settings.turn)
+        steps = turns.task
     schedule = keras.optimizers.schedules.CosineDecay(settings.learning_rate, steps, alpha=0.01)
     model.compile(
         keras.optimizers.AdamW(schedule, weight_decay=settings.weight_decay),
@@ -95,65 +97,12 @@ def make_model(settings, images, steps_per_epoch):
     return model
 
 
-def shuffled_batches(images, labels, batch_size, seed, epoch, first=0):
-    """Batches in an order of its own for each epoch, the same for a run that is resumed there.
-
-    Args:
-        images: NumPy array.
-        labels: NumPy array of as many integers.
-        batch_size: Images of a batch.
-        seed: Integer seed.
-        epoch: Number of epochs before the first.
-        first: Number of batches to leave out at the beginning of each epoch.
-    """
-    import keras
-    import numpy as np
-
-    class Batches(keras.utils.PyDataset):
-        def __len__(self):
-            return -(-len(images) // batch_size) - first
-
-        def __getitem__(self, index):
-            start = (first + index) * batch_size
-            chosen = self.order[start : start + batch_size]
-            return images[chosen], labels[chosen]
-
-        def begin(self, epoch):
-            self.epoch = epoch
-            self.order = np.random.default_rng([seed, epoch]).permutation(len(images))
-
-        def on_epoch_end(self):
-            self.begin(self.epoch + 1)
-
-    batches = Batches()
-    batches.begin(epoch)
-    return batches
-
-
-def feed(batches):
-    """Batches in the form that suits the backend."""
-    import keras
-
-    if keras.backend.backend() != "tensorflow":
-        return batches
-    import tensorflow as tf
-
-    from keras_selfish.data.prefetching_tensorflow import prefetched
-
-    def epoch():
-        yield from (batches[index] for index in range(len(batches)))
-        batches.on_epoch_end()
-
-    signature = tuple(tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in batches[0])
-    dataset = tf.data.Dataset.from_generator(epoch, output_signature=signature)
-    return prefetched(dataset.apply(tf.data.experimental.assert_cardinality(len(batches))))
-
-
 def train(settings, workdir):
     """Trains, tests and exports; goes on from the folder's checkpoint if there is one."""
     images = load_images(settings.dataset, settings.data_dir)
     workdir.check_data(fingerprints.of_images(images), settings.to_json())
     check_epochs(settings)
+    check_augmentation(settings.augmentation, images.x_train.shape[1:])
     training, validation = split(images, settings)
     steps_per_epoch = -(-len(training[0]) // settings.batch_size)
     method = METHODS[settings.method]
@@ -162,6 +111,8 @@ def train(settings, workdir):
         least, what = settings.turn, "a turn of the network and one of the switcher"
     check_steps(settings.schedule_epochs * steps_per_epoch, least, what, settings)
     checkpoint = workdir.checkpoint()
+    if method.switched and checkpoint is None:
+        check_warmup(settings, steps_per_epoch)
     program.check_backend(FLAGS.export, workdir.saved_model)
 
     import keras
@@ -193,14 +144,15 @@ def train(settings, workdir):
     ]
     steps = structured * steps_per_epoch
 
-    def batches(epoch, batch):
-        return feed(shuffled_batches(*training, settings.batch_size, settings.seed, epoch, batch))
+    def batches(epoch, batch=0):
+        options = {"augmentation": settings.augmentation, "first": batch}
+        return shuffled_batches(*training, settings.batch_size, settings.seed, epoch, **options)
 
     def fit(first, last, callbacks):
         within = (begun, metrics) if first == done else (0, [])
         pausing.fit(
             model,
-            batches,
+            lambda epoch, batch: feed(batches(epoch, batch)),
             steps_per_epoch,
             first,
             last,
@@ -210,12 +162,22 @@ def train(settings, workdir):
             validation_batch_size=1000,
         )
 
-    data = shuffled_batches(*training, settings.batch_size, settings.seed, 0)
-    fit(done, structured, method.callbacks(settings, steps, data))
+    fit(done, structured, method.callbacks(settings, steps, batches(0)))
     if method.switched and done + bool(begun) <= structured:
         model.freeze()
     fit(max(done, structured), epochs, [])
     return finish(model, images, settings, workdir)
+
+
+def check_warmup(settings, steps_per_epoch):
+    """Refuses to begin a run in which the switcher never has its turn."""
+    after = settings.turns(steps_per_epoch).after
+    if after < settings.turn:
+        raise ValueError(
+            f"--warmup_epochs must leave at least {settings.turn} training steps, a turn of the network and "
+            f"one of the switcher. Received: --warmup_epochs={settings.warmup_epochs} "
+            f"--epochs={settings.epochs}, of {steps_per_epoch} steps each; begin earlier or train longer"
+        )
 
 
 def check_epochs(settings):

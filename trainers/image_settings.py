@@ -1,6 +1,7 @@
 """The settings of a run of the trainer of image classifiers."""
 
 import dataclasses
+import typing
 from typing import Literal
 
 from absl import flags
@@ -11,6 +12,7 @@ from keras_selfish.settings import check_settings, setting
 from keras_selfish.typing import Distribution
 from trainers import settings
 from trainers.files import absolute_path
+from trainers.image_batches import AUGMENTATIONS, PADDING
 from trainers.image_methods import METHODS
 from trainers.methods import check_distribution, check_options, summaries
 
@@ -22,6 +24,28 @@ WITH_HIDDEN_DENSE = NETWORKS[:3]
 # The digits are only some 1500 training images: without more and smaller steps nothing is learned of them.
 _OF_DATASETS = {"digits": {"epochs": 60, "batch_size": 32}}
 _OF_OTHERS = {"epochs": 20, "batch_size": 128}
+# Whose images are others, or none, in a mirror.
+_OF_DIGITS = ("digits", "mnist")
+
+
+# Epochs before the first turn of the switcher, but no larger part of training than this.
+WARMUP_EPOCHS, WARMUP = 1.0, 0.05
+
+
+class Turns(typing.NamedTuple):
+    """Numbers of steps of a run with a switcher.
+
+    Args:
+        warmup: Of the network, before the first turn of the switcher.
+        after: All from there on.
+        ramp: Of the switcher, in which the sparsity is approached.
+        task: Of the network, in all.
+    """
+
+    warmup: int
+    after: int
+    ramp: int
+    task: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +62,13 @@ class Settings:
     )
     data_dir: str | None = setting(
         None, "Folder with the data set's files, or an .npz file; else downloaded.", text=absolute_path
+    )
+    augmentation: str = setting(
+        "none",
+        f"What is done to training images in each epoch. crop: each is padded by {PADDING} black pixels and "
+        "cropped to its size at a random place; crop_flip: half of them are mirrored besides, left to right "
+        "(not for digits, which are none in a mirror).",
+        choices=AUGMENTATIONS,
     )
     method: str = setting(
         "switcher", lambda: f"How the dense layers become sparse.\n{summaries(METHODS)}", choices=METHODS
@@ -62,9 +93,15 @@ class Settings:
     switcher_learning_rate: float = setting(1e-3, "Learning rate of the switcher's Adam.", at_least=0.0)
     task_steps: int = setting(40, "Steps of a turn of the network.", at_least=1)
     switcher_steps: int = setting(4, "Steps of a turn of the switcher.", at_least=1)
-    warmup_epochs: float = setting(1.0, "Epochs before the first turn of the switcher.", at_least=0.0)
+    warmup_epochs: float | None = setting(
+        None,
+        "Epochs before the first turn of the switcher; by default 1, of fewer than 20 --epochs a twentieth.",
+        at_least=0.0,
+    )
     ramp: float = setting(
-        0.4, "Part of training in which --sparsity is approached, in [0, 1].", within="[0, 1]"
+        0.4,
+        "Part of training in which --sparsity is approached, in [0, 1], or what the first turn leaves of it.",
+        within="[0, 1]",
     )
     architecture: Literal["contextual", "attention", "convolution", "weight"] = setting(
         "contextual", "What the switcher sees of a weight's surroundings."
@@ -108,6 +145,20 @@ class Settings:
         """Steps of a turn of the network and one of the switcher."""
         return self.task_steps + self.switcher_steps
 
+    def turns(self, steps_per_epoch):
+        """The steps of a run with a switcher, as `Turns`."""
+        steps = self.schedule_epochs * steps_per_epoch
+        brief = min(WARMUP_EPOCHS, WARMUP * self.schedule_epochs)
+        epochs = brief if self.warmup_epochs is None else self.warmup_epochs
+        warmup = int(epochs * steps_per_epoch)
+        after = steps - warmup
+        return Turns(
+            warmup=warmup,
+            after=after,
+            ramp=int(min(self.ramp * steps, after) * self.switcher_steps / self.turn),
+            task=warmup + int(after * self.task_steps / self.turn),
+        )
+
 
 def settings_from_flags():
     """The settings of the run.
@@ -123,6 +174,11 @@ def settings_from_flags():
         masks.check_sparsity(found.sparsity, "--sparsity")
     check_distribution(found.distribution, found.method, METHODS)
     check_options({"pruning_rate": found.pruning_rate}, found.method, method)
+    if found.augmentation == "crop_flip" and found.dataset in _OF_DIGITS:
+        raise ValueError(
+            "--augmentation=crop_flip needs images that stay what they are in a mirror, as digits do not. "
+            f"Received: --augmentation=crop_flip --dataset={found.dataset}; use --augmentation=crop"
+        )
     if found.method == "switcher_neuron" and found.network not in WITH_HIDDEN_DENSE:
         raise ValueError(
             "--method=switcher_neuron needs a network with hidden dense layers, a LeNet or VGG-16. Received: "

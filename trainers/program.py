@@ -13,7 +13,7 @@ from absl import app, flags, logging
 from trainers import distribution_jax, signals
 from trainers.distribution import Worker
 from trainers.files import RunError, WriteError, no_memory, no_room, user_path
-from trainers.workdir import Paused, Workdir
+from trainers.workdir import SCHEDULE, Paused, Workdir
 
 PAUSED = 75  # exit status of a run that stopped at its time limit: "try again later" in sysexits.h
 TIME_LIMIT = (
@@ -82,7 +82,8 @@ def settled(settings, workdir):
 
     def as_today(content):
         today = type(settings).from_json(content).to_json()
-        return {name: today.get(name) for name in content}
+        # A setting that the earlier version did not have yet is what it is by default: that changes nothing.
+        return {name: value for name, value in today.items() if name in content or name != SCHEDULE}
 
     return settings.from_json(workdir.settle(settings.to_json(), as_today))
 

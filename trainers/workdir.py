@@ -37,6 +37,8 @@ __all__ = ["Paused", "RunError", "Workdir", "WriteError", "replace", "write_json
 # A run may be continued for more epochs, from another copy of the data and on other devices; all else is part
 # of it.
 MAY_CHANGE = ("epochs", "data_dir", "strategy")
+# What a continued run keeps where no flag says anything: it may have begun with another default.
+KEPT = ("warmup_epochs",)
 # A continued run keeps the length that its schedules began with.
 SCHEDULE = "schedule_epochs"
 DATA = "data_sha256"
@@ -166,6 +168,9 @@ class Workdir:
         self._data = begun.pop(DATA, None)
         with contextlib.suppress(ValueError):  # what cannot be a setting differs, as is told below
             begun = as_today(begun)
+        for name in KEPT:
+            if name in settings and settings[name] is None:
+                settings[name] = begun.get(name)
         if self._schedule is not None and self.state.exists():  # it has begun
             self._schedule = settings[SCHEDULE] = self._begun_schedule(begun, settings)
         begun[SCHEDULE] = settings.get(SCHEDULE)

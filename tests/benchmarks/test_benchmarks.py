@@ -480,14 +480,40 @@ def test_a_table_of_accuracies(tmp_path, capsys):
     (folder / "config.json").write_text(json.dumps(settings))
     accuracy_table.main([str(tmp_path)])
     printed = capsys.readouterr().out
-    assert "| lenet_5 | gmp | 90 | 91.00 | 97.50 | 0.71 | 2 |" in printed
-    assert "| lenet_5 | switcher, hard_concrete |  | 91.00 | 99.00 |  | 1 |" in printed
+    assert "| lenet_5 | gmp | 90 | 91.00 | 97.50 | 0.71 | 2 | 0.50 |" in printed
+    assert "| lenet_5 | switcher, hard_concrete |  | 91.00 | 99.00 |  | 1 |  |" in printed
     assert (tmp_path / "accuracy.csv").read_text().count("\n") == 3
     if importlib.util.find_spec("matplotlib") is not None:
         assert (tmp_path / "accuracy_lenet_5.png").read_bytes().startswith(b"\x89PNG")
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit, match="RUNS_DIR must hold finished runs"):
         accuracy_table.main([str(tmp_path / "empty")])
+
+
+def test_runs_that_differ_in_more_than_their_seeds_have_rows_of_their_own(tmp_path):
+    runs = [
+        {"augmentation": "crop_flip"},
+        {"augmentation": "crop_flip", "seed": 1, "schedule_epochs": 3, "data_dir": "/elsewhere"},
+        {"augmentation": "none"},
+        {},  # of an earlier version
+        {"augmentation": "crop_flip", "dataset": "cifar100"},
+        {"method": "dense", "sparsity": 0.9, "augmentation": "crop_flip"},
+        {"method": "dense", "sparsity": 0.5, "seed": 2, "augmentation": "crop_flip"},
+        {"network": "resnet_34", "augmentation": "none", "architecture": "weight"},
+    ]
+    for index, settings in enumerate(runs):
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        common = {"network": "resnet_18", "method": "switcher", "sparsity": 0.9, "dataset": "cifar10"}
+        (folder / "config.json").write_text(json.dumps({**common, **settings}))
+        (folder / "results.json").write_text(json.dumps({"sparsity": 0.9, "test_accuracy": 0.01 * index}))
+    assert [(*row[:3], row[6]) for row in accuracy_table.rows(tmp_path)] == [
+        ("resnet_18", "dense", -1.0, 2),
+        ("resnet_18", "switcher, dataset=cifar10, augmentation=crop_flip", 0.9, 2),
+        ("resnet_18", "switcher, dataset=cifar10, augmentation=none", 0.9, 2),
+        ("resnet_18", "switcher, dataset=cifar100, augmentation=crop_flip", 0.9, 1),
+        ("resnet_34", "switcher, weight", 0.9, 1),
+    ]
 
 
 @pytest.mark.slow

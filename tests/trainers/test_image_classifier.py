@@ -2,8 +2,11 @@
 
 import csv
 import json
+import os
+import pathlib
 import re
 import shutil
+import subprocess
 import sys
 import zipfile
 
@@ -12,6 +15,7 @@ import pytest
 
 pytest.importorskip("sklearn")
 
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 TINY = (
     *("--epochs=6", "--finetune_epochs=1", "--batch_size=32", "--width=0.3", "--sparsity=0.7"),
     *("--task_steps=10", "--switcher_steps=2", "--warmup_epochs=0.5"),
@@ -27,6 +31,19 @@ def run(trainer):
 def history(workdir):
     with open(workdir / "history.csv", newline="", encoding="utf-8") as file:
         return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def stop_after(last, monkeypatch):
+    """Has the trainer exit with status 3 once an epoch is saved."""
+    from trainers import callbacks
+
+    class Stopping(callbacks.ClassifierRecorder):
+        def on_epoch_end(self, epoch, logs=None):
+            super().on_epoch_end(epoch, logs)
+            if epoch + 1 == last:
+                sys.exit(3)
+
+    monkeypatch.setattr(callbacks, "ClassifierRecorder", Stopping)
 
 
 @pytest.fixture(scope="module")
@@ -94,16 +111,8 @@ def test_a_resumed_run_is_the_whole_run(run, whole_run, tmp_path, monkeypatch, s
     Sums over threads may differ in their last bits under load, and a switch near the threshold makes more of
     it: on a quiet machine the runs are equal bit for bit, here within a few images.
     """
-    from trainers import callbacks
-
-    class Stopping(callbacks.ClassifierRecorder):
-        def on_epoch_end(self, epoch, logs=None):
-            super().on_epoch_end(epoch, logs)
-            if epoch + 1 == stop:
-                sys.exit(3)
-
     with monkeypatch.context() as patched:
-        patched.setattr(callbacks, "ClassifierRecorder", Stopping)
+        stop_after(stop, patched)
         assert run(tmp_path, *TINY, "--noexport").returncode == 3
     assert len(history(tmp_path)) == stop
     result = run(tmp_path, *TINY, "--noexport")
@@ -111,6 +120,21 @@ def test_a_resumed_run_is_the_whole_run(run, whole_run, tmp_path, monkeypatch, s
     for one, other in zip(history(tmp_path), history(whole_run[0]), strict=True):
         for name in one:
             assert float(one[name]) == pytest.approx(float(other[name]), abs=0.01), name
+
+
+def test_a_resumed_run_with_augmentation_is_the_whole_run(run, tmp_path, monkeypatch):
+    flags = ("--method=dense", "--epochs=2", "--finetune_epochs=0", "--width=0.3", "--noexport")
+    losses = {}
+    for name, augmentation in {"plain": "none", "whole": "crop", "resumed": "crop"}.items():
+        if name == "resumed":
+            with monkeypatch.context() as patched:
+                stop_after(1, patched)
+                assert run(tmp_path / name, *flags, f"--augmentation={augmentation}").returncode == 3
+        result = run(tmp_path / name, *flags, f"--augmentation={augmentation}")
+        assert result.returncode == 0, result.stderr
+        losses[name] = [float(row["loss"]) for row in history(tmp_path / name)]
+    assert losses["resumed"] == pytest.approx(losses["whole"], abs=1e-3)
+    assert losses["plain"][1] < losses["whole"][1] - 0.1
 
 
 def test_epochs_that_are_added_keep_the_schedule_and_the_structure(run, whole_run, tmp_path):
@@ -194,6 +218,10 @@ def test_neurons_leave_the_network_on_jax(trainer, tmp_path, jax_alone):
         (["--warmup_epochs=inf"], "--warmup_epochs must be a finite number"),
         (["--seed=4294967296"], "seed=4294967296"),
         (["--epochs=1", "--batch_size=1500"], "--epochs must make at least 44 training steps, a turn of the"),
+        (
+            ["--warmup_epochs=60"],
+            "--warmup_epochs must leave at least 44 training steps, a turn of the network",
+        ),
         (["--epochs=1", "--batch_size=1500", "--method=gmp"], "--epochs must make at least 2 training steps"),
         (
             ["--method=gmp", "--distribution=erk"],
@@ -201,6 +229,10 @@ def test_neurons_leave_the_network_on_jax(trainer, tmp_path, jax_alone):
         ),
         (["--method=switcher_neuron", "--network=resnet_18"], "needs a network with hidden dense layers"),
         (["--network=lenet_5"], "`input_shape` must be"),
+        (
+            ["--augmentation=crop_flip"],
+            "--augmentation=crop_flip needs images that stay what they are in a mirror",
+        ),
         (["--dataset=mnist", "--data_dir=/nowhere"], "`data_dir` must be a folder"),
     ],
 )
@@ -233,3 +265,99 @@ def test_it_is_a_program(trainer, tmp_path):
     assert result.returncode == 1
     assert "error: --sparsity is the fraction of zeros" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+# The runs of benchmarks/cifar.sh.
+
+
+@pytest.fixture
+def cifar_runs(tmp_path):
+    """A function that runs the script with names of runs; nothing is trained but where asked."""
+
+    def script(*names, train=False, **environment):
+        recorder = tmp_path / "recorder"
+        recorder.mkdir(exist_ok=True)
+        (recorder / "python").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/commands\n')
+        (recorder / "python").chmod(0o755)
+        path = os.environ["PATH"] if train else f"{recorder}:{os.environ['PATH']}"
+        return subprocess.run(
+            ["benchmarks/cifar.sh", tmp_path / "cifar.npz", tmp_path / "runs", *names],
+            cwd=REPOSITORY,
+            env={**os.environ, "PATH": path, **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+
+    return script
+
+
+def commands(tmp_path, trainer):
+    """The settings of the runs that the script has asked for, by the name of their folder."""
+    lines = (tmp_path / "commands").read_text().split("\n")[:-1]
+    (tmp_path / "commands").unlink()
+    found = {}
+    for words in map(str.split, lines):
+        assert words[:2] == ["-m", "trainers.image_classifier"]
+        assert "--noexport" in words
+        (folder,) = [word for word in words if word.startswith(f"--workdir={tmp_path}/runs/")]
+        found[folder.rpartition("/")[2]] = trainer("image_classifier").settings(*words[2:])
+    return found
+
+
+NETWORKS = ("resnet_18", "mobilenet", "vgg_16", "resnet_34")
+needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+
+
+@needs_bash
+def test_the_runs_on_cifar_are_what_their_names_say(cifar_runs, trainer, tmp_path):
+    assert cifar_runs().returncode == 0
+    found = commands(tmp_path, trainer)
+    assert list(found) == [
+        f"{network}_{method}_{seed}"
+        for seed in range(3)
+        for network in NETWORKS
+        for method in ("dense", "gmp", "switcher")
+    ]
+    for name, settings in found.items():
+        assert f"{settings.network}_{settings.method}_{settings.seed}" == name
+        assert (settings.dataset, settings.width, settings.sparsity) == ("cifar10", 1.0, 0.9)
+        assert (settings.epochs, settings.finetune_epochs, settings.augmentation) == (60, 2, "crop_flip")
+
+
+@needs_bash
+def test_some_of_the_runs_on_cifar(cifar_runs, trainer, tmp_path):
+    (tmp_path / "runs" / "vgg_16_gmp_2").mkdir(parents=True)
+    (tmp_path / "runs" / "vgg_16_gmp_2" / "results.json").touch()
+    names = ("vgg_16_gmp_2", "vgg_16_gmp_1", "mobilenet")
+    result = cifar_runs(*names, TRAINER_FLAGS="--width=0.1 --epochs=1")
+    assert (result.returncode, result.stdout) == (0, "vgg_16_gmp_2 is finished\n")
+    found = commands(tmp_path, trainer)
+    assert list(found) == ["vgg_16_gmp_1", "mobilenet-switcher", "mobilenet-dense"]
+    assert {(settings.width, settings.epochs) for settings in found.values()} == {(0.1, 1)}
+    assert [settings.augmentation for settings in found.values()] == ["crop_flip", "none", "none"]
+    refused = cifar_runs("vgg_16_gmp_1", "vgg_17_gmp_1")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("unknown run vgg_17_gmp_1; known: resnet_18 mobilenet ")
+    assert not (tmp_path / "commands").exists()
+
+
+@needs_bash
+@pytest.mark.slow
+def test_runs_on_cifar_make_a_table(cifar_runs, tmp_path, capsys):
+    pytest.importorskip("jax")
+    from benchmarks import accuracy_table
+
+    generator = np.random.default_rng(0)
+    images = {f"x_{part}": generator.integers(0, 256, (96, 32, 32, 3), "uint8") for part in ("train", "test")}
+    np.savez(tmp_path / "cifar.npz", **images, **dict.fromkeys(("y_train", "y_test"), np.arange(96) % 10))
+    for name, backend in {"resnet_18_gmp_0": "tensorflow", "resnet_18_gmp_1": "jax"}.items():
+        environment = {"TRAINER_FLAGS": "--width=0.05 --epochs=1 --batch_size=8", "KERAS_BACKEND": backend}
+        result = cifar_runs(name, train=True, **environment)
+        assert result.returncode == 0, result.stderr
+    accuracy_table.main([str(tmp_path / "runs")])
+    (row,) = capsys.readouterr().out.splitlines()[2:]
+    assert re.fullmatch(
+        r"\| resnet_18 \| gmp \| 90 \| 90\.\d+ \| \d+\.\d+ \| \d+\.\d+ \| 2 \| \d+\.\d+ \|", row
+    )

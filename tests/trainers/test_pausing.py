@@ -78,7 +78,7 @@ def test_an_image_classifier_trained_a_step_at_a_time(trainer, tmp_path, method)
     run = trainer("image_classifier").run
     flags = (
         *(f"--method={method}", "--epochs=2", "--finetune_epochs=1", "--batch_size=700", "--width=0.1"),
-        *("--task_steps=2", "--switcher_steps=1", "--warmup_epochs=0", "--noexport"),
+        *("--task_steps=2", "--switcher_steps=1", "--warmup_epochs=0", "--augmentation=crop", "--noexport"),
     )
     result = run(tmp_path / "whole", *flags)
     assert result.returncode == 0, result.stderr

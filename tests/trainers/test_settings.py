@@ -1,5 +1,6 @@
 """What a run takes where no flag says anything."""
 
+import dataclasses
 import json
 
 import keras
@@ -28,7 +29,7 @@ FLAGS = {
         "embedding_dropout embedding_units epochs evaluation_columns experts hidden_dropout "
         "input_dropout kernel_limit latent_dropout layers learning_rate locked n_of_m "
         "output_dropout patience pruning_rate random_lengths redistribution reset_regrown "
-        "restart_epochs rewiring_steps schedule sparsity tar tied units weight_decay workdir",
+        "restart_epochs rewiring_steps schedule sparsity tar tied time_limit units weight_decay workdir",
         {
             "averaging": True,
             "best_from_checkpoint": False,
@@ -44,9 +45,10 @@ FLAGS = {
         },
     ),
     "image_classifier": (
-        "batch_size data_dir epochs pruning_rate workdir",
+        "batch_size data_dir epochs pruning_rate time_limit warmup_epochs workdir",
         {
             "architecture": "contextual",
+            "augmentation": "none",
             "dataset": "digits",
             "distribution": "uniform",
             "estimator": "straight_through",
@@ -62,7 +64,6 @@ FLAGS = {
             "switcher_steps": 4,
             "task_steps": 40,
             "validation_fraction": 0.1,
-            "warmup_epochs": 1.0,
             "weight_decay": 0.02,
             "width": 1.0,
         },
@@ -113,6 +114,39 @@ def test_a_run_of_an_earlier_version_goes_on(settings, tmp_path):
         write_json(workdir.config, {"format": workdir.format, **earlier, name: value})
         with pytest.raises(RunError, match=rf"a run with other settings\. Received: .*\(was {value!r}\)"):
             program.settled(found, workdir)
+
+
+def test_a_run_of_a_version_without_a_setting_goes_on(settings, tmp_path):
+    """It is what it is by default; a default that was another one is that of the run."""
+    found = settings("image_classifier", "--dataset=cifar10")
+    workdir = Workdir(tmp_path, "image classifier")
+    earlier = {**found.to_json(), "warmup_epochs": 1.0}
+    del earlier["augmentation"], earlier["schedule_epochs"]
+    write_json(workdir.config, {"format": workdir.format, **earlier})
+    assert program.settled(found, workdir) == dataclasses.replace(found, warmup_epochs=1.0)
+    for flag, received in {
+        "--augmentation=crop_flip": r"augmentation='crop_flip' \(was 'none'\)",
+        "--warmup_epochs=3": r"warmup_epochs=3.0 \(was 1.0\)",
+    }.items():
+        with pytest.raises(RunError, match=f"Received: {received};"):
+            program.settled(settings("image_classifier", "--dataset=cifar10", flag), workdir)
+
+
+def test_the_switcher_begins_after_an_epoch_or_a_small_part_of_training(settings):
+    """And the ramp ends with training at the latest; the network's steps are counted."""
+
+    def turns(*flags):
+        return settings("image_classifier", "--dataset=mnist", "--epochs=40", *flags).turns(110)
+
+    assert turns() == (110, 4290, 160, 110 + 3900)
+    assert turns("--epochs=10") == (55, 1045, 40, 55 + 950)
+    assert turns("--warmup_epochs=0", "--ramp=1") == (0, 4400, 400, 4000)
+    assert turns("--warmup_epochs=30") == (3300, 1100, 100, 3300 + 1000)
+    assert turns("--warmup_epochs=30.5", "--ramp=0", "--task_steps=9", "--switcher_steps=1")[:3] == (
+        3355,
+        1045,
+        0,
+    )
 
 
 def test_a_presets_pruning_rate_is_that_of_the_selfish_method(settings):
