@@ -33,6 +33,23 @@ def is_alone(strategy):
     return strategy != "multi_worker" and not (strategy in STRATEGIES and SEVERAL_PROCESSES in os.environ)
 
 
+def check_alone(strategy):
+    """Refuses several processes where a trainer has one."""
+    if not is_alone(strategy):
+        raise ValueError(
+            f"{SEVERAL_PROCESSES} must be left out: image classifiers are trained by one process. Received: "
+            f"{SEVERAL_PROCESSES}={os.environ[SEVERAL_PROCESSES]} --strategy={strategy}"
+        )
+
+
+def replicas():
+    """The number of devices that a batch is divided among, 1 without a distribution."""
+    import keras
+
+    distribution = keras.distribution.distribution()
+    return 1 if distribution is None else distribution.num_model_replicas
+
+
 def check_time_limit(strategy, seconds):
     """Refuses a time limit where several processes would have to stop at the same step."""
     if seconds is not None and not is_alone(strategy):
@@ -58,7 +75,7 @@ def check_backend(strategy):
 def check_columns(settings, replicas):
     """Refuses numbers of columns that cannot be divided among replicas."""
     for name in ("batch_size", "evaluation_columns"):
-        columns = getattr(settings, name) or 0
+        columns = getattr(settings, name, None) or 0
         if columns % replicas:
             raise ValueError(
                 f"--{name} must be a multiple of the number of replicas. Received: "
@@ -71,7 +88,7 @@ def begin(settings, architecture, workdir):
 
     Args:
         settings: Settings of the run.
-        architecture: The model's `Architecture`.
+        architecture: The model's `Architecture`; None where only batches are divided.
         workdir: The run's `Workdir`.
 
     Returns:

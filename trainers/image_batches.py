@@ -52,7 +52,7 @@ def augmented(images, augmentation, generator):
     return found
 
 
-def shuffled_batches(images, labels, batch_size, seed, epoch, augmentation="none", first=0):
+def shuffled_batches(images, labels, batch_size, seed, epoch, augmentation="none", first=0, multiple=1):
     """Batches in an order of its own for each epoch, the same for a run that is resumed there.
 
     So are the images that `augmented` makes of them: they follow from the seed, the epoch and the batch.
@@ -65,6 +65,8 @@ def shuffled_batches(images, labels, batch_size, seed, epoch, augmentation="none
         epoch: Number of epochs before the first one.
         augmentation: One of `AUGMENTATIONS`.
         first: Number of batches to leave out at the beginning of each epoch.
+        multiple: What the number of images of a batch is to be a multiple of: the last one is filled up with
+            the first images of the epoch.
     """
     import keras
 
@@ -75,6 +77,7 @@ def shuffled_batches(images, labels, batch_size, seed, epoch, augmentation="none
         def __getitem__(self, index):
             place = first + index
             chosen = self.order[place * batch_size : (place + 1) * batch_size]
+            chosen = np.append(chosen, self.order[: -len(chosen) % multiple])
             # NumPy takes the zeros that a seed ends with for none, and the order is drawn from the first two.
             generator = np.random.default_rng([seed, self.epoch, 1 + place])
             return augmented(images[chosen], augmentation, generator), labels[chosen]

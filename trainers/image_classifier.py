@@ -13,7 +13,7 @@ from absl import flags, logging
 
 from keras_selfish import masks
 from keras_selfish.data import load_images
-from trainers import fingerprints, program
+from trainers import distribution_jax, fingerprints, program
 from trainers.files import replace, write_json, writing
 from trainers.image_batches import check_augmentation, feed, shuffled_batches
 from trainers.image_methods import METHODS
@@ -114,6 +114,8 @@ def train(settings, workdir):
     if method.switched and checkpoint is None:
         check_warmup(settings, steps_per_epoch)
     program.check_backend(FLAGS.export, workdir.saved_model)
+    distribution_jax.check_alone(settings.strategy)
+    distribution_jax.check_backend(settings.strategy)
 
     import keras
 
@@ -122,6 +124,9 @@ def train(settings, workdir):
     from trainers.pausing import Pause
 
     keras.utils.set_random_seed(settings.seed)
+    if settings.strategy in distribution_jax.STRATEGIES:
+        workdir = distribution_jax.begin(settings, None, workdir)
+    replicas = distribution_jax.replicas()
     model = make_model(settings, images, steps_per_epoch)
     done = checkpoint["epochs_done"] if checkpoint else 0
     begun = checkpoint["steps_done"] if checkpoint else 0
@@ -143,9 +148,10 @@ def train(settings, workdir):
         RemainingTime(["loss", "accuracy", "val_accuracy", "sparsity"], epochs),
     ]
     steps = structured * steps_per_epoch
+    validation = [part[: len(part) // replicas * replicas] for part in validation]
 
     def batches(epoch, batch=0):
-        options = {"augmentation": settings.augmentation, "first": batch}
+        options = {"augmentation": settings.augmentation, "first": batch, "multiple": replicas}
         return shuffled_batches(*training, settings.batch_size, settings.seed, epoch, **options)
 
     def fit(first, last, callbacks):
@@ -159,7 +165,7 @@ def train(settings, workdir):
             *within,
             [pause, *callbacks, *watching],
             validation_data=validation if len(validation[0]) else None,
-            validation_batch_size=1000,
+            validation_batch_size=1000 // replicas * replicas,
         )
 
     fit(done, structured, method.callbacks(settings, steps, batches(0)))
@@ -189,6 +195,15 @@ def check_epochs(settings):
         )
 
 
+def predict(model, images):
+    """The model's outputs for images, which need not divide among devices."""
+    import numpy as np
+
+    replicas = distribution_jax.replicas()
+    filled = np.concatenate([images, images[: -len(images) % replicas]])
+    return model.predict(filled, batch_size=1000 // replicas * replicas, verbose=0)[: len(images)]
+
+
 def finish(model, images, settings, workdir):
     """Tests the model and its stripped copy, saves and exports it, and prints what came out."""
     import keras
@@ -198,16 +213,16 @@ def finish(model, images, settings, workdir):
     from keras_selfish.export import strip
 
     sparsity = masks.overall_sparsity(masks.masked_weights(model))
-    stripped = strip(model)
-    predicted = stripped.predict(images.x_test, batch_size=1000, verbose=0)
+    as_trained = predict(model, images.x_test)
+    with distribution_jax.undivided_batches():
+        stripped = strip(model)
+        predicted = predict(stripped, images.x_test)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     results = {
         "test_accuracy": float((predicted.argmax(1) == images.y_test).mean()),
         "test_loss": float(loss(images.y_test, predicted)),
         "sparsity": sparsity,
-        "difference": float(
-            np.abs(predicted - model.predict(images.x_test, batch_size=1000, verbose=0)).max()
-        ),
+        "difference": float(np.abs(predicted - as_trained).max()),
     }
     replace(workdir.final, stripped.save)
     if FLAGS.export:

@@ -120,6 +120,11 @@ class Settings:
     seed: int = setting(
         0, "Seed of weights, masks, the order of images and rewiring.", at_least=0, at_most=2**32 - 1
     )
+    strategy: str = setting(
+        "none",
+        "data_parallel: on JAX, batches are divided among all devices of this process.",
+        choices=("none", "data_parallel"),
+    )
     schedule_epochs: int | None = None
 
     def __post_init__(self):

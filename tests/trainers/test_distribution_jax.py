@@ -135,3 +135,53 @@ def test_a_model_is_not_divided_among_one_device(trainer, corpus, tmp_path):
     assert result.returncode != 0
     assert "--strategy=model_parallel needs several devices. Received: 1 device" in result.stderr
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+IMAGES = (
+    *(
+        "--epochs=2",
+        "--finetune_epochs=1",
+        "--batch_size=300",
+        "--width=0.2",
+        "--warmup_epochs=0",
+        "--noexport",
+    ),
+    *("--task_steps=4", "--switcher_steps=2"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["switcher", "rigl"])
+def test_image_classifiers_on_four_devices(trainer, method, tmp_path):
+    """The last batch of an epoch, of 94 images, is filled up with two."""
+    command = trainer("image_classifier").command
+    for name, devices, flags in (("one", 1, ()), ("four", 4, ("--strategy=data_parallel",))):
+        done = subprocess.run(
+            command(tmp_path / name, *IMAGES, f"--method={method}", *flags),
+            env=environment(devices),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        assert done.returncode == 0, done.stderr
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "four")]
+    assert results[1] == pytest.approx(results[0], rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.backends("jax")
+def test_image_classifiers_have_one_process(trainer, tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_DISTRIBUTION_NUM_PROCESSES", "2")
+    result = trainer("image_classifier").run(tmp_path / "run", *IMAGES, "--strategy=data_parallel")
+    assert result.returncode == 1
+    assert (
+        "KERAS_DISTRIBUTION_NUM_PROCESSES must be left out: image classifiers are trained by one"
+        in result.stderr
+    )
+
+
+def test_image_classifiers_are_divided_on_jax(trainer, tmp_path):
+    result = trainer("image_classifier").run(tmp_path / "run", *IMAGES, "--strategy=data_parallel")
+    assert result.returncode == 1
+    assert "--strategy=data_parallel needs Keras's backend 'jax'" in result.stderr
+    assert not (tmp_path / "run" / "config.json").exists()

@@ -121,3 +121,12 @@ def test_a_resumed_run_sees_the_same_images():
     batches = shuffled_batches(IMAGES, LABELS, 20, 3, 2, "crop_flip")
     for index in (2, 0, 1, 0):
         assert equal(batches[index], whole[2][index])
+
+
+def test_a_pass_that_goes_on_and_batches_that_are_filled_up():
+    images, labels = np.arange(23).reshape(-1, 1, 1, 1), np.arange(23)
+    whole = shuffled_batches(images, labels, 8, seed=3, epoch=2)
+    rest = shuffled_batches(images, labels, 8, seed=3, epoch=2, first=1, multiple=4)
+    assert (len(whole), len(rest)) == (3, 2)
+    np.testing.assert_array_equal(rest[0][1], whole[1][1])
+    np.testing.assert_array_equal(rest[1][1], [*whole[2][1], whole[0][1][0]])

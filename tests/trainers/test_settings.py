@@ -60,6 +60,7 @@ FLAGS = {
             "ramp": 0.4,
             "seed": 0,
             "sparsity": 0.9,
+            "strategy": "none",
             "switcher_learning_rate": 0.001,
             "switcher_steps": 4,
             "task_steps": 40,
