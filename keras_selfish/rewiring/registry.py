@@ -85,7 +85,9 @@ METHODS: dict[str, Method] = {
     ),
     "set": Method("half of the small weights dropped are positive, half negative", "methods:SET"),
     "dsr": Method("one threshold for all matrices, those that keep most grow most", "methods:DSR"),
-    "snfs": Method("growth follows the momentum, and so does the matrix that grows", "methods:SNFS"),
+    "snfs": Method(
+        "growth follows the momentum, and so does the matrix that grows: small ones fill up", "methods:SNFS"
+    ),
     "rigl": Method("growth follows the gradient, until a fraction of training", "methods:RigL"),
     "gse": Method("growth follows the gradient within a random subset", "methods:GSE"),
     "gmp": Method(
@@ -96,7 +98,7 @@ METHODS: dict[str, Method] = {
         least_steps=2,
     ),
     "snip": Method(
-        "what the loss is least sensitive to is dropped once, before the first step",
+        "what the loss is least sensitive to is dropped once, before the first step, but for embeddings",
         "pruning:SNIP",
         begins_sparse=False,
         options=(),
