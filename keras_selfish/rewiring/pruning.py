@@ -154,16 +154,16 @@ class SNIP(MaskCallback):
 
     Embeddings keep the connections that they have, unless a decoder is tied to them: tokens that are in no
     batch have no gradient, and those that are rare hardly any, over however many batches it is taken, so that
-    nearly all of them would lose all their connections. No published network that was pruned so has one.
+    nearly all of them would lose all their connections. No network of the paper has an embedding.
 
     Args:
         gradient_data: The training data: one batch, a `PyDataset`, a `tf.data.Dataset`, or a function from
             the step to a batch. A larger batch gives a better estimate.
         drop: The rule that scores; `"sensitivity"` by default.
         seed: Integer seed.
-        batches: Number of batches of which the mean gradient is taken. Default: as many as the rule needs,
-            for `"sensitivity"` one, as published; de Jorge et al. 2020 take several.
-        embeddings: Whether embeddings are pruned like all other weights. Default False.
+        gradient_batches: Number of batches of which the mean gradient is taken. Default: as many as the rule
+            needs, for `"sensitivity"` one, as published; de Jorge et al. 2020 take several.
+        prune_embeddings: Whether embeddings are pruned like all other weights. Default False.
 
     Raises:
         ValueError: when training begins, for what `Rewiring` refuses too, a model that is not built, or one
@@ -180,16 +180,16 @@ class SNIP(MaskCallback):
         gradient_data: GradientData | None = None,
         drop: DropRule = "sensitivity",
         seed: int = 0,
-        batches: int | None = None,
-        embeddings: bool = False,
+        gradient_batches: int | None = None,
+        prune_embeddings: bool = False,
     ) -> None:
         super().__init__(gradient_data, seed)
-        checks.integer("batches", batches, at_least=1, others=(None,))
+        checks.integer("gradient_batches", gradient_batches, at_least=1, others=(None,))
         self.drop = rules.resolve("drop", drop, rules.DROP_RULES)
-        self.embeddings = embeddings
+        self.prune_embeddings = prune_embeddings
         self._gradient_batches = rules.batches_needed(self.drop)
-        if self._gradient_batches and batches is not None:
-            self._gradient_batches = batches
+        if self._gradient_batches and gradient_batches is not None:
+            self._gradient_batches = gradient_batches
         self.check_gradient_data(self._gradient_batches)
 
     def is_due(self, last: int, step: int) -> bool:
@@ -216,7 +216,7 @@ class SNIP(MaskCallback):
 
     def _prunes(self, masked_weight):
         """Whether a weight is pruned at all."""
-        return masked_weight.weight.trainable and (self.embeddings or not masked_weight.looked_up)
+        return masked_weight.weight.trainable and (self.prune_embeddings or not masked_weight.looked_up)
 
     def _ranks(self, masked_weight):
         """Whether the connections of a weight compete with those of others."""
@@ -226,8 +226,8 @@ class SNIP(MaskCallback):
         super()._check_model()
         if not any(map(self._prunes, masks.masked_weights(self.model))):
             raise ValueError(
-                "`embeddings` must be True where no other trainable weights are masked. "
-                f"Received: embeddings=False for the model {self.model.name!r}"
+                "`prune_embeddings` must be True where no other trainable weights are masked. "
+                f"Received: prune_embeddings=False for the model {self.model.name!r}"
             )
 
     def _pruned(self, matrix, count):

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
     Callback = TypeVar("Callback", bound=type[MaskCallback])
 
-__all__ = ["METHODS", "REWIRING_OPTIONS", "Method", "register"]
+__all__ = ["METHODS", "PRUNING_OPTIONS", "REWIRING_OPTIONS", "Method", "register"]
 
 # What a trainer can tell `Rewiring`.
 REWIRING_OPTIONS = ("pruning_rate", "schedule", "rewiring_steps", "reset_regrown", "redistribution")
+# What it can tell `SNIP`.
+PRUNING_OPTIONS = ("gradient_batches", "prune_embeddings")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +103,7 @@ METHODS: dict[str, Method] = {
         "what the loss is least sensitive to is dropped once, before the first step, but for embeddings",
         "pruning:SNIP",
         begins_sparse=False,
-        options=(),
+        options=PRUNING_OPTIONS,
     ),
 }
 _OURS = frozenset(METHODS)

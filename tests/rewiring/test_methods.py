@@ -416,7 +416,7 @@ def test_snip_of_embeddings_over_several_batches(batches):
             gradients[1] += np.outer(table[token], error)
     scores = [np.abs(table * gradients[0]), np.abs(kernel * gradients[1])]
     limit = np.sort(np.concatenate([each.reshape(-1) for each in scores]))[-count]
-    snip = SNIP(gradient_data=data, batches=batches, embeddings=True)
+    snip = SNIP(gradient_data=data, gradient_batches=batches, prune_embeddings=True)
     model.fit(TOKENS, TARGETS, verbose=0, callbacks=[snip])
     for mask, each in zip(masks_of(model), scores, strict=True):
         np.testing.assert_array_equal(mask, each >= limit)
@@ -437,17 +437,21 @@ def test_snip_leaves_alone_what_is_not_trained():
     model = token_model()
     model.layers[-1].trainable = False
     before = masks_of(model)
-    snip = SNIP(gradient_data=(TOKENS, TARGETS), embeddings=True)
+    snip = SNIP(gradient_data=(TOKENS, TARGETS), prune_embeddings=True)
     model.compile(keras.optimizers.SGD(0.0), model.loss, run_eagerly=True)
     model.fit(TOKENS, TARGETS, verbose=0, callbacks=[snip])
     np.testing.assert_array_equal(masks_of(model)[1], before[1])
-    with pytest.raises(ValueError, match=r"`embeddings` must be True .* Received: embeddings=False for the"):
+    with pytest.raises(
+        ValueError, match=r"`prune_embeddings` must be True .* Received: prune_embeddings=False"
+    ):
         model.fit(TOKENS, TARGETS, verbose=0, callbacks=[SNIP(gradient_data=(TOKENS, TARGETS))])
 
 
 def test_snip_over_no_batch_is_refused():
-    with pytest.raises(ValueError, match=r"`batches` must be .* positive integer. Received: batches=0"):
-        SNIP(gradient_data=(TOKENS, TARGETS), batches=0)
+    with pytest.raises(
+        ValueError, match=r"`gradient_batches` must be .* positive integer. Received: gradient_batches=0"
+    ):
+        SNIP(gradient_data=(TOKENS, TARGETS), gradient_batches=0)
 
 
 def test_snip_with_a_pattern():
