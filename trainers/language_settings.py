@@ -36,8 +36,8 @@ class MethodSettings:
     )
     redistribution: str | None = setting(
         None,
-        "By what the matrices share the connections that are grown, none: each gets back as many as it has "
-        "lost; by default as --method says.",
+        "By what the matrices share the connections that are grown; none gives each as many as it has lost. "
+        "By default as --method says.",
         choices=sorted(REDISTRIBUTION_RULES),
     )
     rewiring_steps: int | None = setting(

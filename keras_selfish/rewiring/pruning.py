@@ -148,9 +148,10 @@ def _gradual(sparsity, end_step):
 class SNIP(MaskCallback):
     """Single-shot pruning, before the first step, of the weights that change the loss least.
 
-    All masks are opened and the gradient of one batch is taken. Of all masked weights together as many
-    connections stay as the masks had, those with the largest |weight * gradient|; after that no mask changes.
-    A weight keeps at least one. Weights with an n-of-m pattern keep their n largest in each group of m.
+    All masks are opened and the gradient of one batch is taken, without dropout. Of all masked weights
+    together as many connections stay as the masks had, those with the largest |weight * gradient|; after that
+    no mask changes. A weight keeps at least one. Weights with an n-of-m pattern keep their n largest in each
+    group of m.
 
     Embeddings keep the connections that they have, unless a decoder is tied to them: tokens that are in no
     batch have no gradient, and those that are rare hardly any, over however many batches it is taken, so that
@@ -174,6 +175,7 @@ class SNIP(MaskCallback):
     """
 
     needs_built_model = True
+    gradients_in_training = False  # as in the published code
 
     def __init__(
         self,

@@ -100,7 +100,7 @@ METHODS: dict[str, Method] = {
         least_steps=2,
     ),
     "snip": Method(
-        "what the loss is least sensitive to is dropped once, before the first step, but for embeddings",
+        "what the loss is least sensitive to is dropped once, before the first step; embeddings stay",
         "pruning:SNIP",
         begins_sparse=False,
         options=PRUNING_OPTIONS,

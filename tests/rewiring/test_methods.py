@@ -341,6 +341,7 @@ def test_snip_keeps_what_the_loss_is_most_sensitive_to():
         [
             keras.Input((6,)),
             SparseDense(8, sparsity=0.6, mask_seed=0),
+            keras.layers.Dropout(0.5),
             SparseDense(3, sparsity=0.6, mask_seed=1),
         ]
     )
