@@ -1,5 +1,7 @@
 """Every method in `model.fit`: counts exact, weights zero outside the mask, the same again when resumed."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -212,6 +214,24 @@ def test_the_shares_of_snfs_are_of_the_momentum_of_the_optimizer(optimizer):
             averages = averages / (np.sqrt(squares[0]) + 1e-8) if squares else averages
         share = np.abs(averages[matrix.mask]).mean()
         assert rules.mean_momentum(matrix) == pytest.approx(share, rel=1e-5)
+
+
+@pytest.mark.backends("tensorflow")
+def test_snfs_on_replicas(two_replicas):
+    """The shares are of momenta that replicas have in common: the masks are those of one device."""
+    inputs, targets = GENERATOR.normal(size=(8, 6)), GENERATOR.normal(size=(8, 9))
+    found = []
+    for scope in (contextlib.nullcontext(), two_replicas.scope()):
+        keras.utils.set_random_seed(0)
+        with scope:
+            layers = [SparseDense(units, sparsity=0.5, mask_seed=units) for units in (8, 9)]
+            model = keras.Sequential([keras.Input((6,)), *layers])
+            model.compile(keras.optimizers.Adam(0.05), "mse")
+        snfs = METHODS["snfs"].callback(gradient_data=(inputs, targets), frequency=2)
+        model.fit(inputs, targets, epochs=5, batch_size=8, shuffle=False, verbose=0, callbacks=[snfs])
+        found.append(masks_of(model))
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("redistribution", [None, "none"])
