@@ -39,6 +39,7 @@ __all__ = [
     "masked_weights",
     "n_of_m_mask",
     "nonzero_mask",
+    "open_mask",
     "random_mask",
 ]
 
@@ -63,6 +64,8 @@ class MaskedWeight:
             (input, unit) of the weight; `(1, 1)` for single weights.
         n_of_m: `(n, m)` where exactly n of each m consecutive input weights of a unit exist, else None.
         initializer: The `keras.initializers.Initializer` of the weight before it is masked.
+        looked_up: Whether rows of the weight are looked up and no product reads it, as in an embedding that
+            is not tied: the gradient of a batch is zero in all the rows of tokens that are not in it.
     """
 
     weight: keras.Variable
@@ -73,6 +76,7 @@ class MaskedWeight:
     block_shape: tuple[int, int] = (1, 1)
     n_of_m: tuple[int, int] | None = None
     initializer: keras.initializers.Initializer = None  # all layers give one
+    looked_up: bool = False
 
     def __post_init__(self):
         _living.add(self)
@@ -597,15 +601,20 @@ def densify(model: keras.Layer) -> None:
     [32]
     """
     for weight in masked_weights(model):
-        mask = _to_numpy(weight.mask)
-        if not mask.all():
-            others = weight.unpruned
-            if others is None:
-                others = weight.initializer(weight.shape, weight.weight.dtype)
-            values = np.where(mask, _to_numpy(weight.weight), _to_numpy(others))
-            weight.mask.assign(np.ones_like(mask))
-            weight.weight.assign(values)
-        weight.unpruned = None
+        open_mask(weight)
+
+
+def open_mask(weight: MaskedWeight) -> None:
+    """Lets every connection of one masked weight exist, as `densify` does for a model."""
+    mask = _to_numpy(weight.mask)
+    if not mask.all():
+        others = weight.unpruned
+        if others is None:
+            others = weight.initializer(weight.shape, weight.weight.dtype)
+        values = np.where(mask, _to_numpy(weight.weight), _to_numpy(others))
+        weight.mask.assign(np.ones_like(mask))
+        weight.weight.assign(values)
+    weight.unpruned = None
 
 
 def redraw_masks(

@@ -153,6 +153,8 @@ def make_callbacks(settings, workdir, train, checkpoint, workers):
         schedule=settings.schedule,
         reset_regrown=settings.reset_regrown,
         redistribution=settings.redistribution,
+        gradient_batches=settings.gradient_batches,
+        prune_embeddings=settings.prune_embeddings,
     )
     if settings.averaging:
         callbacks.append(

@@ -9,7 +9,7 @@ from keras_selfish import masks
 from keras_selfish.models.architecture import Architecture
 from keras_selfish.models.memory import check_memory
 from keras_selfish.models.presets import PRESETS, Training, preset
-from keras_selfish.rewiring.registry import METHODS, REWIRING_OPTIONS
+from keras_selfish.rewiring.registry import METHODS, PRUNING_OPTIONS, REWIRING_OPTIONS
 from keras_selfish.rewiring.rules import REDISTRIBUTION_RULES
 from keras_selfish.rewiring.schedules import SCHEDULES
 from keras_selfish.settings import check_settings, setting
@@ -36,7 +36,8 @@ class MethodSettings:
     )
     redistribution: str | None = setting(
         None,
-        "By what the matrices share the connections that are grown; by default as --method says.",
+        "By what the matrices share the connections that are grown; none gives each as many as it has lost. "
+        "By default as --method says.",
         choices=sorted(REDISTRIBUTION_RULES),
     )
     rewiring_steps: int | None = setting(
@@ -47,6 +48,16 @@ class MethodSettings:
     )
     reset_regrown: bool | None = setting(
         None, "Whether a weight dropped and regrown at once restarts at zero; by default as --method says."
+    )
+    gradient_batches: int | None = setting(
+        None,
+        "Batches that the gradient of --method=snip is taken over; one by default, as published.",
+        at_least=1,
+    )
+    prune_embeddings: bool | None = setting(
+        None,
+        "Whether --method=snip prunes embeddings, too: words that are in none of its batches then lose all "
+        "their connections. By default embeddings keep those that were drawn.",
     )
 
 
@@ -141,7 +152,7 @@ def _check(found):
     """Refuses settings that say nothing to each other, or the opposite."""
     check_memory(found.architecture, name="--{}")
     check_distribution(found.architecture.distribution, found.method, METHODS)
-    given = {option: getattr(FLAGS, option) for option in REWIRING_OPTIONS}
+    given = {option: getattr(FLAGS, option) for option in (*REWIRING_OPTIONS, *PRUNING_OPTIONS)}
     check_options(given, found.method, METHODS[found.method])
     sparsity, pattern = FLAGS.sparsity, found.architecture.n_of_m
     if found.method != "dense" and not found.architecture.sparsity:

@@ -32,7 +32,7 @@ def check_options(given, name, method):
     """
     for option, value in given.items():
         if value is not None and option not in method.options:
-            takes = ", ".join(f"--{one}" for one in method.options) or "none such"
+            takes = ", ".join(f"--{one}" for one in method.options if one in given) or "none such"
             raise ValueError(
                 f"--{option} must be left out with --method={name}, which takes {takes}. "
                 f"Received: --{option}={value}"

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 class _SparseEmbeddingBase(SparseLayer):
     masked_names: Sequence[str] = ("embeddings",)
 
+    @property
+    def looked_up_names(self) -> Sequence[str]:
+        """The embeddings, unless a decoder reads them, too."""
+        return () if getattr(self, "tie_weights", False) else ("embeddings",)
+
     def __init__(
         self,
         input_dim: int,

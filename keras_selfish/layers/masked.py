@@ -58,6 +58,8 @@ class SparseLayer(_Base):
     # That each masked weight concatenates, and their widths if they differ.
     gates: tuple[str, ...] = ()
     gate_sizes: tuple[int, ...] = ()
+    # Those of which rows are looked up, and which no product reads.
+    looked_up_names: Sequence[str] = ()
     # What `strip` puts in place of it: see `sparse_form_of`; or the same layer at sparsity 0.
     plain_class: type[keras.Layer] | None = None
     strips_to_itself = False
@@ -170,6 +172,7 @@ class SparseLayer(_Base):
             block_shape=self.block_shape,
             n_of_m=self.n_of_m,
             initializer=initializer,
+            looked_up=name in self.looked_up_names,
         )
         # Likewise, and SavedModels find it so.
         setattr(self, f"_{name}_unsettled", masked_weight.unsettled_flag)

@@ -1,4 +1,4 @@
-"""Optimizer state of connections that were dropped or grown."""
+"""Optimizer state of single connections: that of dropped or grown ones is reset, their momentum is read."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ import weakref
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_selfish.keras_internals import trained_variables
-from keras_selfish.optimizers.wrappers import holders
-from keras_selfish.variables import fill
+from keras_selfish.optimizers.wrappers import holders, leaves
+from keras_selfish.variables import fill, to_numpy
 
-__all__ = ["check_elementwise", "reset_state"]
+__all__ = ["check_elementwise", "momentum_of", "reset_state"]
 
 # Optimizers that mix the entries of a matrix: a reset at single positions means nothing there.
 _NOT_ELEMENTWISE = (keras.optimizers.Muon, keras.optimizers.Adafactor)
+
+# Whose slot "momentum" is one of gradients, and whose update divides it by the root of the slot "velocity".
+_WITH_MOMENTUM = (keras.optimizers.SGD, keras.optimizers.Adam, keras.optimizers.Nadam)
+_DIVIDING = (keras.optimizers.Adam, keras.optimizers.Nadam)
 
 _PROBE_SHAPE = (2, 3)
 
@@ -49,8 +54,34 @@ def reset_state(optimizer, masked_weight, dropped, grown):
             leaf.reset_slots(variable, dropped, grown)
             continue
         changed = ops.logical_or(dropped, grown)
-        for slot, initial in _slots(leaf, variable):
+        for slot, initial in _slots(leaf, variable).values():
             fill(slot, changed, initial)
+
+
+def momentum_of(optimizer, variable):
+    """The momentum that an optimizer has of a variable; of Adam, divided by the root of its mean square.
+
+    Args:
+        optimizer: The `keras.optimizers.Optimizer` of the model.
+        variable: A `keras.Variable` that it trains.
+
+    Returns:
+        A NumPy array, up to a factor that all variables share; None for an optimizer other than SGD with
+        momentum, Adam (AdamW) and Nadam, before its first step, and within a `MultiOptimizer`, whose
+        optimizers have factors of their own.
+    """
+    (leaf, *others) = leaves(optimizer)
+    if others or not isinstance(leaf, _WITH_MOMENTUM) or not leaf.built:
+        return None
+    if not int(ops.convert_to_numpy(leaf.iterations)):
+        return None
+    slots = {name: slot for name, (slot, _) in _slots(leaf, variable).items()}
+    if "momentum" not in slots:
+        return None
+    momentum = to_numpy(slots["momentum"])
+    if isinstance(leaf, _DIVIDING):
+        momentum = momentum / (np.sqrt(to_numpy(slots["velocity"])) + 1e-8)
+    return momentum
 
 
 def check_elementwise(optimizer):
@@ -70,7 +101,7 @@ def check_elementwise(optimizer):
 
 
 def _slots(optimizer, variable):
-    """Pairs of (slot, initial value) that an optimizer keeps for a variable."""
+    """What an optimizer keeps for a variable, a dict from the name of a slot to (slot, initial value)."""
     prefix = _slot_prefix(variable.path)
     # Keras lets slots have one name, as those of variables of one path; they come in the variables' order.
     alike = [
@@ -79,7 +110,7 @@ def _slots(optimizer, variable):
         if _slot_prefix(one.path) == prefix and tuple(one.shape) == tuple(variable.shape)
     ]
     place = next((index for index, one in enumerate(alike) if one is variable), 0)
-    pairs = []
+    pairs = {}
     for suffix, initial in _initial_slot_values(optimizer).items():
         found = [slot for slot in optimizer.variables if slot.name == prefix + suffix]
         found = [slot for slot in found if tuple(slot.shape) == tuple(variable.shape)]
@@ -89,7 +120,7 @@ def _slots(optimizer, variable):
                 f"weight {variable.path!r}. Received: {type(optimizer).__name__} with {len(found)} for "
                 f"{len(alike)}; give the layers of the model unique names"
             )
-        pairs.append((found[place], initial))
+        pairs[suffix] = (found[place], initial)
     return pairs
 
 

@@ -63,16 +63,16 @@ def common_threshold(scores, count):
     return counts
 
 
-def share_out(total, shares, floors, ceilings):
+def share_out(total, shares, floors, ceilings, overflow="shares"):
     """Divides a number among matrices in proportion to their shares.
-
-    Overflow goes to the remaining matrices in proportion to their shares; once those are full, to free space.
 
     Args:
         total: Whole number, between the sums of the floors and of the ceilings.
         shares: A number of zero or more for each matrix.
         floors: The least that each matrix gets.
         ceilings: The most that each matrix gets.
+        overflow: How the others divide what a matrix cannot take: `"shares"` (default), in proportion to
+            their shares, and to free space where they have none; `"equal"`, in equal parts.
 
     Returns:
         A list of integers that add up to `total`.
@@ -84,6 +84,10 @@ def share_out(total, shares, floors, ceilings):
 
     >>> share_out(20, shares=[1.0, 3.0], floors=[0, 0], ceilings=[100, 5])
     [15, 5]
+    >>> share_out(20, shares=[1.0, 1.0, 6.0], floors=[0, 0, 0], ceilings=[100, 100, 5])
+    [8, 7, 5]
+    >>> share_out(20, shares=[1.0, 3.0, 6.0], floors=[0, 0, 0], ceilings=[100, 100, 4], overflow="equal")
+    [6, 10, 4]
     """
     shares = np.array(shares, float)
     floors, ceilings = np.asarray(floors, np.int64), np.asarray(ceilings, np.int64)
@@ -96,7 +100,8 @@ def share_out(total, shares, floors, ceilings):
         )
     shares[shares < np.finfo(float).tiny] = 0.0  # such numbers are not exact
     room = ceilings - floors
-    exact = _filled(total - floors.sum(), shares, room)
+    fill = _filled_equally if overflow == "equal" else _filled
+    exact = fill(total - floors.sum(), shares, room)
     counts = np.minimum(np.floor(exact + 1e-9).astype(np.int64), room)
     for index in np.argsort(counts - exact, kind="stable"):
         if counts.sum() + floors.sum() == total:
@@ -115,6 +120,20 @@ def _filled(total, shares, room):
         rest /= rest.max() or 1.0  # shares may be so small or large that their sum is no number
         left = total - room[full].sum()
         exact = np.where(full, room, left * (rest / (rest.sum() or 1.0)))
+        over = (exact > room) & ~full
+        if not over.any():
+            return exact
+        full |= over
+
+
+def _filled_equally(total, shares, room):
+    """As `_filled`, but each takes an equal part of what others have no room for, besides its own."""
+    full = np.zeros(len(shares), bool)
+    scaled = shares / (shares.max() or 1.0)  # shares may be so small or large that their sum is no number
+    own = total * (scaled / (scaled.sum() or 1.0))
+    while True:
+        left = total - room[full].sum() - own[~full].sum()
+        exact = np.where(full, room, own + left / max(np.count_nonzero(~full), 1))
         over = (exact > room) & ~full
         if not over.any():
             return exact

@@ -28,7 +28,7 @@ GradientData: TypeAlias = "Iterable[Any] | keras.utils.PyDataset | Callable[[int
 
 
 @of_backend
-def make_gradients(model):
+def make_gradients(model, training):
     """A function from a batch and a list of variables to the gradients of the loss, arrays or tensors."""
     raise NotImplementedError(
         f"Gradients of connections that do not exist need Keras on TensorFlow, JAX or PyTorch, not {BACKEND}."
@@ -48,12 +48,14 @@ class DenseGradients:
         data: What the model is trained on: one batch as a tuple `(x, y)` or `(x, y, sample_weight)`; a
             `keras.utils.PyDataset` or other sequence of batches; an iterable of them such as a
             `tf.data.Dataset`, whose first ones serve; or a function from the training step to a batch.
+        training: Whether the loss is that of training (default), with dropout and statistics of the batch,
+            or of inference.
 
     Raises:
         ValueError: if `data` is none of these.
     """
 
-    def __init__(self, data: GradientData) -> None:
+    def __init__(self, data: GradientData, training: bool = True) -> None:
         is_sequence = hasattr(data, "__getitem__") and hasattr(data, "__len__")
         of_batches = callable(data) or is_sequence or hasattr(data, "__iter__")
         if not of_batches or isinstance(data, (str, bytes, dict)) or hasattr(data, "shape"):
@@ -61,6 +63,7 @@ class DenseGradients:
         if isinstance(data, list) and not all(isinstance(batch, tuple) for batch in data):
             raise _not_data(data)
         self.data = data
+        self.training = training
         self._model: keras.Model | None = None
         self._gradients: Any = None
 
@@ -79,7 +82,7 @@ class DenseGradients:
             A list of arrays or tensors of the weights' shapes.
         """
         if self._model is not model:
-            self._model, self._gradients = model, make_gradients(model)
+            self._model, self._gradients = model, make_gradients(model, self.training)
         variables = [masked_weight.weight for masked_weight in weights]
         total: Any = None
         count = 0

@@ -5,15 +5,15 @@ import keras
 from keras import tree
 
 
-def make_gradients(model):
+def make_gradients(model, training):
     """A function from a batch and a list of variables to the gradients of the loss, left on the device."""
 
     def loss(values, variables, others, x, y, sample_weight):
         mapping = [*zip(variables, values, strict=True), *others]
         with keras.StatelessScope(state_mapping=mapping):
-            predictions = model(x, training=True)
+            predictions = model(x, training=training)
             return model.compute_loss(
-                x=x, y=y, y_pred=predictions, sample_weight=sample_weight, training=True
+                x=x, y=y, y_pred=predictions, sample_weight=sample_weight, training=training
             )
 
     compiled = {}

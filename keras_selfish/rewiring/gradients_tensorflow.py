@@ -5,16 +5,16 @@ import tensorflow as tf
 from keras_selfish.keras_internals import raw_value
 
 
-def make_gradients(model):
+def make_gradients(model, training):
     """A function from a batch and a list of variables to the gradients of the loss, left on the device."""
     strategy = model.distribute_strategy
 
     @tf.function(reduce_retracing=True)
     def gradients(x, y, sample_weight, variables):
         with tf.GradientTape() as tape:
-            predictions = model(x, training=True)
+            predictions = model(x, training=training)
             loss = model.compute_loss(
-                x=x, y=y, y_pred=predictions, sample_weight=sample_weight, training=True
+                x=x, y=y, y_pred=predictions, sample_weight=sample_weight, training=training
             )
         found = tape.gradient(loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         return [tf.cast(tf.convert_to_tensor(gradient), tf.float32) for gradient in found]

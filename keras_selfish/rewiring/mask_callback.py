@@ -49,11 +49,15 @@ class MaskCallback(keras.callbacks.Callback):
     starts_dense = False
     # Methods that change masks before the first step cannot wait for a first batch to build the model.
     needs_built_model = False
+    # Gradients are those of the loss in training, with its dropout, or else in inference.
+    gradients_in_training = True
 
     def __init__(self, gradient_data: GradientData | None = None, seed: int = 0) -> None:
         super().__init__()
         masks.check_seed(seed)
-        self.gradients = None if gradient_data is None else DenseGradients(gradient_data)
+        self.gradients = None
+        if gradient_data is not None:
+            self.gradients = DenseGradients(gradient_data, self.gradients_in_training)
         self.seed = seed
         self._forget_training()
 

@@ -89,6 +89,12 @@ class DSR(Rewiring):
 class SNFS(Rewiring):
     """Sparse networks from scratch: growth and its division among the weights follow the momentum.
 
+    A weight's share of what is grown is the *mean* magnitude of its connections' momentum, whatever its size
+    (see `rules.mean_momentum`). In a language model that share is large for recurrent kernels, which are
+    small and fill up, and small for an embedding, most of whose rows are in few batches. With
+    `redistribution="none"` every weight keeps its number of connections, as in the code of Evci et al. 2020,
+    which compares RigL with this method.
+
     Args:
         pruning_rate: Initial fraction of the connections that are rewired.
         **kwargs: See `Rewiring`; `gradient_data` is needed.

@@ -71,7 +71,7 @@ def choose_changes(
     if shares is not None:
         if getattr(redistribution, "after_dropping", False):
             shares = [redistribution(_without(m, blocks)) for m, blocks in zip(matrices, kept, strict=True)]
-        gained = _gained(kept, sum(lost), shares)
+        gained = _gained(kept, sum(lost), shares, getattr(redistribution, "overflow", "shares"))
 
     def complete(matrix, kept, lost, gained):
         if lost == gained == 0:
@@ -116,7 +116,7 @@ def _without(matrix, kept):
     return dataclasses.replace(matrix, mask=mask, weight=np.where(mask, matrix.weight, 0))
 
 
-def _gained(kept, total, shares):
+def _gained(kept, total, shares, overflow):
     """Number of blocks to grow in each matrix by its share, from one connection to 99% of its free places.
 
     As in the published code; where that leaves too little room, all free places count.
@@ -125,7 +125,7 @@ def _gained(kept, total, shares):
     floors = [int(count == 0) for count in left]
     free = [blocks.size - count for blocks, count in zip(kept, left, strict=True)]
     ceilings = [max(floor, int(FULL * places)) for floor, places in zip(floors, free, strict=True)]
-    return share_out(total, shares, floors, ceilings if sum(ceilings) >= total else free)
+    return share_out(total, shares, floors, ceilings if sum(ceilings) >= total else free, overflow)
 
 
 def check_equal_blocks(matrices):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import keras
 import numpy as np
 
-from keras_selfish import masks
+from keras_selfish import checks, masks
 from keras_selfish.rewiring import rules
 from keras_selfish.rewiring.budget import target_count
 from keras_selfish.rewiring.mask_callback import MaskCallback
@@ -148,53 +148,93 @@ def _gradual(sparsity, end_step):
 class SNIP(MaskCallback):
     """Single-shot pruning, before the first step, of the weights that change the loss least.
 
-    All masks are opened and the gradient of one batch is taken. Of all masked weights together as many
-    connections stay as the masks had, those with the largest |weight * gradient|; after that no mask changes.
-    A weight keeps at least one. Weights with an n-of-m pattern keep their n largest in each group of m.
+    All masks are opened and the gradient of one batch is taken, without dropout. Of all masked weights
+    together as many connections stay as the masks had, those with the largest |weight * gradient|; after that
+    no mask changes. A weight keeps at least one. Weights with an n-of-m pattern keep their n largest in each
+    group of m.
+
+    Embeddings keep the connections that they have, unless a decoder is tied to them: tokens that are in no
+    batch have no gradient, and those that are rare hardly any, over however many batches it is taken, so that
+    nearly all of them would lose all their connections. No network of the paper has an embedding.
 
     Args:
         gradient_data: The training data: one batch, a `PyDataset`, a `tf.data.Dataset`, or a function from
             the step to a batch. A larger batch gives a better estimate.
         drop: The rule that scores; `"sensitivity"` by default.
         seed: Integer seed.
+        gradient_batches: Number of batches of which the mean gradient is taken. Default: as many as the rule
+            needs, for `"sensitivity"` one, as published; de Jorge et al. 2020 take several.
+        prune_embeddings: Whether embeddings are pruned like all other weights. Default False.
 
     Raises:
-        ValueError: when training begins, for what `Rewiring` refuses too, or a model that is not built.
+        ValueError: when training begins, for what `Rewiring` refuses too, a model that is not built, or one
+            in which embeddings alone are masked.
 
     Reference: Lee et al. 2019, "SNIP: single-shot network pruning based on connection sensitivity",
-    arXiv 1810.02340, algorithm 1.
+    arXiv 1810.02340, algorithm 1; de Jorge et al. 2020, arXiv 2006.09081 (several batches).
     """
 
     needs_built_model = True
+    gradients_in_training = False  # as in the published code
 
     def __init__(
-        self, gradient_data: GradientData | None = None, drop: DropRule = "sensitivity", seed: int = 0
+        self,
+        gradient_data: GradientData | None = None,
+        drop: DropRule = "sensitivity",
+        seed: int = 0,
+        gradient_batches: int | None = None,
+        prune_embeddings: bool = False,
     ) -> None:
         super().__init__(gradient_data, seed)
+        checks.integer("gradient_batches", gradient_batches, at_least=1, others=(None,))
         self.drop = rules.resolve("drop", drop, rules.DROP_RULES)
+        self.prune_embeddings = prune_embeddings
         self._gradient_batches = rules.batches_needed(self.drop)
+        if self._gradient_batches and gradient_batches is not None:
+            self._gradient_batches = gradient_batches
         self.check_gradient_data(self._gradient_batches)
 
     def is_due(self, last: int, step: int) -> bool:
         return step == 0 and last < 0
 
     def update(self, step: int) -> None:
-        weights = [w for w in masks.masked_weights(self.model) if w.weight.trainable and not w.n_of_m]
-        count = sum(weight.active // math.prod(weight.block_shape) for weight in weights)
-        masks.densify(self.model)
+        weights = masks.masked_weights(self.model)
+        count = sum(w.active // math.prod(w.block_shape) for w in weights if self._ranks(w))
+        for weight in weights:
+            if self._prunes(weight):
+                masks.open_mask(weight)
+            weight.unpruned = None
         self.align()
 
         def choose(matrices, each):
-            free = [matrix for matrix in matrices if not matrix.masked_weight.n_of_m]
-            check_equal_blocks(free)
-            total = sum(active_blocks(matrix).size for matrix in free)
-            lost = iter(lost_together(free, each, total - count, self.drop))
-            counts = [None if matrix.masked_weight.n_of_m else next(lost) for matrix in matrices]
+            ranked = [matrix for matrix in matrices if self._ranks(matrix.masked_weight)]
+            check_equal_blocks(ranked)
+            total = sum(active_blocks(matrix).size for matrix in ranked)
+            lost = iter(lost_together(ranked, each, total - count, self.drop))
+            counts = [next(lost) if self._ranks(matrix.masked_weight) else None for matrix in matrices]
             return each(self._pruned, matrices, counts)
 
         self.change(step, choose, self._gradient_batches)
 
+    def _prunes(self, masked_weight):
+        """Whether a weight is pruned at all."""
+        return masked_weight.weight.trainable and (self.prune_embeddings or not masked_weight.looked_up)
+
+    def _ranks(self, masked_weight):
+        """Whether the connections of a weight compete with those of others."""
+        return self._prunes(masked_weight) and not masked_weight.n_of_m
+
+    def _check_model(self):
+        super()._check_model()
+        if not any(map(self._prunes, masks.masked_weights(self.model))):
+            raise ValueError(
+                "`prune_embeddings` must be True where no other trainable weights are masked. "
+                f"Received: prune_embeddings=False for the model {self.model.name!r}"
+            )
+
     def _pruned(self, matrix, count):
+        if not self._prunes(matrix.masked_weight):
+            return None
         nothing = np.zeros_like(active_blocks(matrix))
         if count is not None:
             return make_change(matrix, ~choose_dropped(matrix, count, self.drop), nothing)

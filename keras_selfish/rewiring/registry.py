@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
     Callback = TypeVar("Callback", bound=type[MaskCallback])
 
-__all__ = ["METHODS", "REWIRING_OPTIONS", "Method", "register"]
+__all__ = ["METHODS", "PRUNING_OPTIONS", "REWIRING_OPTIONS", "Method", "register"]
 
 # What a trainer can tell `Rewiring`.
 REWIRING_OPTIONS = ("pruning_rate", "schedule", "rewiring_steps", "reset_regrown", "redistribution")
+# What it can tell `SNIP`.
+PRUNING_OPTIONS = ("gradient_batches", "prune_embeddings")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +87,9 @@ METHODS: dict[str, Method] = {
     ),
     "set": Method("half of the small weights dropped are positive, half negative", "methods:SET"),
     "dsr": Method("one threshold for all matrices, those that keep most grow most", "methods:DSR"),
-    "snfs": Method("growth follows the momentum, and so does the matrix that grows", "methods:SNFS"),
+    "snfs": Method(
+        "growth follows the momentum, and so does the matrix that grows: small ones fill up", "methods:SNFS"
+    ),
     "rigl": Method("growth follows the gradient, until a fraction of training", "methods:RigL"),
     "gse": Method("growth follows the gradient within a random subset", "methods:GSE"),
     "gmp": Method(
@@ -96,10 +100,10 @@ METHODS: dict[str, Method] = {
         least_steps=2,
     ),
     "snip": Method(
-        "what the loss is least sensitive to is dropped once, before the first step",
+        "what the loss is least sensitive to is dropped once, before the first step; embeddings stay",
         "pruning:SNIP",
         begins_sparse=False,
-        options=(),
+        options=PRUNING_OPTIONS,
     ),
 }
 _OURS = frozenset(METHODS)

@@ -58,8 +58,9 @@ class Rewiring(MaskCallback):
             with the smallest scores of all weights together, so that one threshold holds everywhere.
         grow: Which connections are grown: `"random"`, uniformly; `"gradient"`; `"momentum"`; `"guided"`; or a
             grow rule.
-        redistribution: Which weight gets the connections that are grown: None (default) for the one that
-            lost them; `"nonzeros"`, `"magnitude"`, `"momentum"` or a redistribution rule for a share of all.
+        redistribution: Which weight gets the connections that are grown: None (default) or `"none"` for the
+            one that lost them; `"nonzeros"`, `"magnitude"`, `"momentum"` or a redistribution rule for a share
+            of all.
         gradient_data: The training data, if a rule needs gradients of connections that do not exist: one
             batch, a `PyDataset`, a `tf.data.Dataset`, or a function from the step to a batch.
         reset_regrown: What happens to a connection that is dropped and grown again in the same rewiring. By

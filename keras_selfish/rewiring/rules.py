@@ -80,6 +80,15 @@ def after_dropping(rule: _Rule) -> _Rule:
     return rule
 
 
+def overflow_in_equal_parts(rule: _Rule) -> _Rule:
+    """Marks a redistribution rule by which the others divide what a matrix has no room for in equal parts.
+
+    Without it they divide it in proportion to their shares.
+    """
+    rule.overflow = "equal"  # type: ignore[attr-defined]
+    return rule
+
+
 def needs_gradients(batches: int) -> Callable[[_Rule], _Rule]:
     """Marks a rule that reads `matrix.gradient`, the mean gradient over this number of batches."""
 
@@ -118,7 +127,9 @@ DropRule: TypeAlias = (
 GrowRule: TypeAlias = (
     Literal["random", "gradient", "momentum", "guided"] | Callable[[Matrix], npt.NDArray[Any] | None]
 )
-RedistributionRule: TypeAlias = Literal["magnitude", "nonzeros", "momentum"] | Callable[[Matrix], float]
+RedistributionRule: TypeAlias = (
+    Literal["none", "magnitude", "nonzeros", "momentum"] | Callable[[Matrix], float]
+)
 
 
 # Which are dropped.
@@ -211,20 +222,36 @@ def nonzeros(matrix: Matrix) -> float:
     return float(np.count_nonzero(matrix.mask))
 
 
+@overflow_in_equal_parts
 def mean_magnitude(matrix: Matrix) -> float:
     """Divides growth by the mean magnitude of the connections before dropping."""
     return float(np.abs(matrix.weight).sum(where=matrix.mask) / max(np.count_nonzero(matrix.mask), 1))
 
 
+@overflow_in_equal_parts
 @needs_gradients(batches=10)
 def mean_momentum(matrix: Matrix) -> float:
-    """Divides growth by the mean magnitude of the connections' `momentum` before dropping.
+    """Divides growth by the mean magnitude of the connections' momentum before dropping.
+
+    As published, it is the optimizer's: that of SGD, and of Adam divided by the root of its mean square. With
+    an optimizer that has none, or several optimizers, whose momenta do not compare, it is `momentum`.
+
+    A mean does not grow with the matrix: of matrices that learn alike, the small ones fill up.
 
     Reference: Dettmers and Zettlemoyer 2019, arXiv 1907.04840, section 3.
     """
-    return float(np.abs(matrix.gradient).sum(where=matrix.mask) / max(np.count_nonzero(matrix.mask), 1))
+    from keras_selfish.optimizers.slot_reset import momentum_of  # which loads Keras
+
+    values = momentum_of(matrix.optimizer, matrix.masked_weight.weight) if matrix.optimizer else None
+    values = matrix.gradient if values is None else values
+    return float(np.abs(values).sum(where=matrix.mask) / max(np.count_nonzero(matrix.mask), 1))
 
 
 DROP_RULES = {"magnitude": magnitude, "magnitude_by_sign": magnitude_by_sign, "sensitivity": sensitivity}
 GROW_RULES = {"random": random, "gradient": gradient, "momentum": momentum, "guided": guided}
-REDISTRIBUTION_RULES = {"magnitude": mean_magnitude, "nonzeros": nonzeros, "momentum": mean_momentum}
+REDISTRIBUTION_RULES = {
+    "none": None,
+    "magnitude": mean_magnitude,
+    "nonzeros": nonzeros,
+    "momentum": mean_momentum,
+}

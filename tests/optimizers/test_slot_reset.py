@@ -8,7 +8,7 @@ from keras import ops
 from keras_selfish.layers import SparseDense
 from keras_selfish.masks import masked_weights
 from keras_selfish.optimizers import SNTASGD
-from keras_selfish.optimizers.slot_reset import reset_state
+from keras_selfish.optimizers.slot_reset import momentum_of, reset_state
 from keras_selfish.rewiring import Rewiring
 
 optimizers = keras.optimizers
@@ -318,3 +318,49 @@ def test_paths_that_begin_alike_are_told_apart():
         momentum = slots_of(model.optimizer, weight.weight)["momentum"]
         assert not momentum[changed].any()
         assert momentum[~changed].any()
+
+
+def linear_model(optimizer):
+    model = keras.Sequential([keras.Input((6,)), SparseDense(8, sparsity=0.5, mask_seed=1, use_bias=False)])
+    compile_model(model, optimizer)
+    return model
+
+
+@pytest.mark.backends("tensorflow", "jax")
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("name", ["momentum", "adam"])
+def test_momentum_against_a_loop(name, scaled):
+    """That of PyTorch's optimizers, as Sparse Momentum reads it: of SGD up to a factor, of Adam divided."""
+    optimizer = optimizers.SGD(0.05, momentum=0.9) if name == "momentum" else optimizers.Adam(0.05)
+    model = linear_model(optimizers.LossScaleOptimizer(optimizer, initial_scale=8.0) if scaled else optimizer)
+    kernel = masked_weights(model)[0].weight
+    mask = ops.convert_to_numpy(masked_weights(model)[0].mask)
+    assert momentum_of(model.optimizer, kernel) is None  # before the first step
+    momentum, square = np.zeros((6, 8)), np.zeros((6, 8))
+    for step in range(3):
+        inputs, targets = np.random.default_rng(step).normal(size=(2, 4, 8))
+        inputs = inputs[:, :6]
+        error = inputs @ ops.convert_to_numpy(kernel) - targets
+        gradient = np.where(mask, inputs.T @ error * 2 / error.size, 0.0)
+        momentum = 0.9 * momentum + (gradient if name == "momentum" else 0.1 * gradient)
+        square = 0.999 * square + 0.001 * gradient**2
+        model.train_on_batch(inputs, targets)
+    expected = -0.05 * momentum if name == "momentum" else momentum / (np.sqrt(square) + 1e-8)
+    np.testing.assert_allclose(momentum_of(model.optimizer, kernel), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "rmsprop", "adamax", "ours"])
+def test_an_optimizer_without_momentum_of_gradients(name):
+    model = sparse_model(SNTASGD(0.05) if name == "ours" else ELEMENTWISE[name][0]())
+    train(model)
+    assert momentum_of(model.optimizer, masked_weights(model)[0].weight) is None
+
+
+def test_momenta_of_several_optimizers_do_not_compare(since_keras):
+    since_keras("3.15")
+    kernels, rest = optimizers.SGD(0.05, momentum=0.9), optimizers.SGD(0.5, momentum=0.9)
+    model = sparse_model(
+        optimizers.MultiOptimizer(lambda v: kernels if "dense_0" in v.path else rest), layers=2
+    )
+    train(model)
+    assert momentum_of(model.optimizer, masked_weights(model)[0].weight) is None

@@ -29,6 +29,24 @@ def test_share_out_by_hand(total, shares, floors, ceilings, expected):
     assert share_out(total, shares, floors, ceilings) == expected
 
 
+@pytest.mark.parametrize(
+    ("total", "shares", "floors", "ceilings", "expected"),
+    [
+        (10, [3, 1], [0, 0], [10, 10], [8, 2]),  # nothing overflows
+        (20, [1, 3, 6], [0, 0, 0], [100, 100, 4], [6, 10, 4]),  # 2 and 6, and of 8 that overflow 4 each
+        (20, [1, 3, 6], [0, 0, 0], [5, 100, 4], [5, 11, 4]),  # the first fills up with what overflowed
+        (20, [0, 0, 1], [0, 0, 0], [100, 100, 4], [8, 8, 4]),
+        (21, [0, 1, 3], [2, 0, 0], [100, 100, 3], [8, 10, 3]),  # 19: 4.75 and 14.25, of which 11.25 overflow
+        (6, [0, 0], [0, 0], [5, 5], [3, 3]),  # without shares
+        (9, [1e-300, 2e-300], [0, 0], [9, 9], [3, 6]),
+        (9, [1e308, 1e308], [0, 0], [2, 9], [2, 7]),
+        (7, [0, 1], [0, 0], [3, 4], [3, 4]),
+    ],
+)
+def test_share_out_of_what_overflows_in_equal_parts(total, shares, floors, ceilings, expected):
+    assert share_out(total, shares, floors, ceilings, overflow="equal") == expected
+
+
 @given(st.data())
 def test_share_out_is_exact_and_within_bounds(data):
     number = data.draw(st.integers(1, 6))
@@ -37,7 +55,7 @@ def test_share_out_is_exact_and_within_bounds(data):
     shares = data.draw(st.lists(st.floats(0, 1e9), min_size=number, max_size=number))
     ceilings = [low + more for low, more in zip(floors, room, strict=True)]
     total = data.draw(st.integers(sum(floors), sum(ceilings)))
-    counts = share_out(total, shares, floors, ceilings)
+    counts = share_out(total, shares, floors, ceilings, data.draw(st.sampled_from(["shares", "equal"])))
     assert sum(counts) == total
     assert all(low <= n <= high for low, n, high in zip(floors, counts, ceilings, strict=True))
     # Where there is room left, a larger share never gets less (beyond rounding and floors). Those without a

@@ -52,6 +52,18 @@ def test_sample_weights_count():
     np.testing.assert_allclose(gradient, expected(model, INPUTS, TARGETS, weights), rtol=1e-5, atol=1e-7)
 
 
+def test_in_inference_there_is_no_dropout():
+    layers = [keras.Input((6,)), keras.layers.Dropout(0.9), SparseDense(8, sparsity=0.6, mask_seed=0)]
+    model = keras.Sequential(layers)
+    model.compile("sgd", "mse")
+    found = [
+        DenseGradients((INPUTS, TARGETS), training)(model, masked_weights(model), step=0, batches=1)[0]
+        for training in (False, True)
+    ]
+    np.testing.assert_allclose(found[0], expected(model, INPUTS, TARGETS), rtol=1e-5, atol=1e-7)
+    assert np.abs(ops.convert_to_numpy(found[1]) - ops.convert_to_numpy(found[0])).max() > 1e-3
+
+
 class Batches(keras.utils.PyDataset):
     def __len__(self):
         return 2

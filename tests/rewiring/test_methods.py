@@ -1,15 +1,17 @@
 """Every method in `model.fit`: counts exact, weights zero outside the mask, the same again when resumed."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
 from keras_selfish import masks
-from keras_selfish.layers import SparseDense, SparseEmbedding, SparseLSTM
+from keras_selfish.layers import SparseDense, SparseEmbedding, SparseLSTM, SparseReversibleEmbedding
 from keras_selfish.masks import masked_weights
 from keras_selfish.optimizers import SNTASGD
-from keras_selfish.rewiring import GMP, METHODS, SNIP, PolynomialDecay, Rewiring, register
+from keras_selfish.rewiring import GMP, METHODS, SNIP, PolynomialDecay, Rewiring, register, rules
 from keras_selfish.rewiring.gradients import DenseGradients
 
 on_jax = pytest.mark.backends("tensorflow", "jax")
@@ -145,7 +147,7 @@ def test_a_pattern_with_a_method_that_moves_connections_elsewhere_is_refused(nam
 @pytest.mark.parametrize("name", [*REWIRING, "gmp", "snip"])
 def test_with_blocks(name, reused):
     model = reused(sequence_model, block_shape=(4, 1))
-    if name in ("dsr", "snfs", "snip"):  # the embedding has single weights
+    if name in ("dsr", "snfs"):  # the embedding has single weights
         with pytest.raises(ValueError, match=r"same size in all layers .* blocks of \[1, 4\] weights"):
             fit(model, callback(name))
         return
@@ -194,6 +196,50 @@ def test_rigl_grows_where_the_gradient_is_largest_and_stops():
         weight = np.where(mask, weight, 0)
     np.testing.assert_array_equal(ops.convert_to_numpy(masked_weight.mask), mask)
     np.testing.assert_array_equal(ops.convert_to_numpy(masked_weight.weight), weight)
+
+
+@on_jax
+@pytest.mark.parametrize("optimizer", ["adam", "momentum", "sgd"])
+def test_the_shares_of_snfs_are_of_the_momentum_of_the_optimizer(optimizer):
+    model = token_model()
+    rates = {"adam": keras.optimizers.Adam(0.1), "momentum": keras.optimizers.SGD(0.1, momentum=0.9)}
+    model.compile(rates.get(optimizer, keras.optimizers.SGD(0.1)), model.loss, run_eagerly=model.run_eagerly)
+    snfs = METHODS["snfs"].callback(frequency=99, gradient_data=(TOKENS, TARGETS))
+    model.fit(TOKENS, TARGETS, batch_size=4, shuffle=False, verbose=0, callbacks=[snfs])
+    for matrix in snfs.matrices(step=4, gradient_batches=1):
+        averages = matrix.gradient
+        if optimizer != "sgd":
+            slots = [v for v in model.optimizer.variables if tuple(v.shape) == matrix.mask.shape]
+            averages, *squares = (ops.convert_to_numpy(v) for v in slots)
+            averages = averages / (np.sqrt(squares[0]) + 1e-8) if squares else averages
+        share = np.abs(averages[matrix.mask]).mean()
+        assert rules.mean_momentum(matrix) == pytest.approx(share, rel=1e-5)
+
+
+@pytest.mark.backends("tensorflow")
+def test_snfs_on_replicas(two_replicas):
+    """The shares are of momenta that replicas have in common: the masks are those of one device."""
+    inputs, targets = GENERATOR.normal(size=(8, 6)), GENERATOR.normal(size=(8, 9))
+    found = []
+    for scope in (contextlib.nullcontext(), two_replicas.scope()):
+        keras.utils.set_random_seed(0)
+        with scope:
+            layers = [SparseDense(units, sparsity=0.5, mask_seed=units) for units in (8, 9)]
+            model = keras.Sequential([keras.Input((6,)), *layers])
+            model.compile(keras.optimizers.Adam(0.05), "mse")
+        snfs = METHODS["snfs"].callback(gradient_data=(inputs, targets), frequency=2)
+        model.fit(inputs, targets, epochs=5, batch_size=8, shuffle=False, verbose=0, callbacks=[snfs])
+        found.append(masks_of(model))
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("redistribution", [None, "none"])
+def test_snfs_without_redistribution_keeps_the_number_of_each_matrix(redistribution, reused):
+    model = reused(sequence_model)
+    before = [mask.sum() for mask in masks_of(model)]
+    fit(model, callback("snfs", redistribution=redistribution), epochs=2)
+    assert [mask.sum() for mask in masks_of(model)] == before
 
 
 @on_jax
@@ -315,6 +361,7 @@ def test_snip_keeps_what_the_loss_is_most_sensitive_to():
         [
             keras.Input((6,)),
             SparseDense(8, sparsity=0.6, mask_seed=0),
+            keras.layers.Dropout(0.5),
             SparseDense(3, sparsity=0.6, mask_seed=1),
         ]
     )
@@ -331,6 +378,101 @@ def test_snip_keeps_what_the_loss_is_most_sensitive_to():
     for masked_weight, each in zip(masked_weights(model), scores, strict=True):
         np.testing.assert_array_equal(ops.convert_to_numpy(masked_weight.mask), each >= limit)
     assert history["sparsity"] == pytest.approx([1 - count / 72] * 2)
+
+
+class TokenBatches(keras.utils.PyDataset):
+    """Two batches of tokens that have a part of the vocabulary of 12 each."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return TOKENS[:8] % 3 + 3 * index, TARGETS[:8]
+
+
+def token_model(tied=False):
+    """Logits that are linear in an embedding."""
+    tokens = keras.Input((None,), dtype="int32")
+    if tied:
+        embedding = SparseReversibleEmbedding(12, 6, sparsity=0.5, mask_seed=1)
+        model = keras.Model(tokens, embedding(embedding(tokens), reverse=True))
+    else:
+        embedding = SparseEmbedding(12, 6, sparsity=0.5, mask_seed=1)
+        model = keras.Model(tokens, SparseDense(8, sparsity=0.5, mask_seed=2)(embedding(tokens)))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.0), loss, run_eagerly=keras.backend.backend() == "tensorflow")
+    return model
+
+
+def masks_of(model):
+    return [ops.convert_to_numpy(masked_weight.mask).copy() for masked_weight in masked_weights(model)]
+
+
+def test_snip_leaves_tokens_that_are_in_no_batch_their_connections():
+    model = token_model()
+    (table, kernel), values = masks_of(model), ops.convert_to_numpy(model.weights[0]).copy()
+    model.fit(TOKENS, TARGETS, verbose=0, callbacks=[SNIP(gradient_data=TokenBatches())])
+    after = masks_of(model)
+    np.testing.assert_array_equal(after[0], table)
+    np.testing.assert_array_equal(ops.convert_to_numpy(model.weights[0]), values)
+    assert after[1].sum() == kernel.sum()
+    assert (after[1] != kernel).any()
+    assert masked_weights(model)[0].unpruned is None
+
+
+@on_jax
+@pytest.mark.parametrize("batches", [1, 2])
+def test_snip_of_embeddings_over_several_batches(batches):
+    """A loop over tokens: the rows of those that are in no batch lose everything."""
+    model, data = token_model(), TokenBatches()
+    count = sum(mask.sum() for mask in masks_of(model))
+    table, kernel = opened(model)
+    gradients = [np.zeros_like(table), np.zeros_like(kernel)]
+    for index in range(batches):
+        tokens, targets = (part.reshape(-1) for part in data[index])
+        for token, target in zip(tokens, targets, strict=True):
+            odds = np.exp(table[token] @ kernel)
+            error = odds / odds.sum() - (np.arange(8) == target)
+            gradients[0][token] += kernel @ error
+            gradients[1] += np.outer(table[token], error)
+    scores = [np.abs(table * gradients[0]), np.abs(kernel * gradients[1])]
+    limit = np.sort(np.concatenate([each.reshape(-1) for each in scores]))[-count]
+    snip = SNIP(gradient_data=data, gradient_batches=batches, prune_embeddings=True)
+    model.fit(TOKENS, TARGETS, verbose=0, callbacks=[snip])
+    for mask, each in zip(masks_of(model), scores, strict=True):
+        np.testing.assert_array_equal(mask, each >= limit)
+    assert not masks_of(model)[0][3 * batches :].any()
+
+
+def test_snip_prunes_an_embedding_that_a_decoder_is_tied_to():
+    model = token_model(tied=True)
+    (before,) = masks_of(model)
+    model.fit(TOKENS % 3, TOKENS, verbose=0, callbacks=[SNIP(gradient_data=(TOKENS % 3, TOKENS))])
+    (after,) = masks_of(model)
+    assert (after != before).any()
+    assert after.sum() == before.sum()
+    assert after.any(axis=1).sum() > 6  # not only the tokens that are looked up
+
+
+def test_snip_leaves_alone_what_is_not_trained():
+    model = token_model()
+    model.layers[-1].trainable = False
+    before = masks_of(model)
+    snip = SNIP(gradient_data=(TOKENS, TARGETS), prune_embeddings=True)
+    model.compile(keras.optimizers.SGD(0.0), model.loss, run_eagerly=True)
+    model.fit(TOKENS, TARGETS, verbose=0, callbacks=[snip])
+    np.testing.assert_array_equal(masks_of(model)[1], before[1])
+    with pytest.raises(
+        ValueError, match=r"`prune_embeddings` must be True .* Received: prune_embeddings=False"
+    ):
+        model.fit(TOKENS, TARGETS, verbose=0, callbacks=[SNIP(gradient_data=(TOKENS, TARGETS))])
+
+
+def test_snip_over_no_batch_is_refused():
+    with pytest.raises(
+        ValueError, match=r"`gradient_batches` must be .* positive integer. Received: gradient_batches=0"
+    ):
+        SNIP(gradient_data=(TOKENS, TARGETS), gradient_batches=0)
 
 
 def test_snip_with_a_pattern():

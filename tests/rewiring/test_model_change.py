@@ -1,10 +1,12 @@
 """A rewiring of a whole model: golden choices, exact counts after hundreds of rewirings, patterns kept."""
 
+import dataclasses
+import math
 import types
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from keras_selfish import masks
@@ -88,6 +90,70 @@ def test_only_what_is_to_grow_most_of_what_is_nearly_dense_loses_less():
         reset_regrown=True,
     )
     assert alone.grown.sum() == 45
+
+
+def published_numbers(active, sizes, means, rate):
+    """How many go from and come to each matrix by Sparse Momentum, whose total is right to a rounding."""
+    shares = np.array(means) / sum(means)
+    lost = []
+    for count, size, share in zip(active, sizes, shares, strict=True):
+        nearly_dense = 1 - count / size < 0.2 and share > 1 / len(sizes)
+        lost.append(math.ceil((min(rate, 1 - count / size) if nearly_dense else rate) * count))
+    free = [size - count + gone for count, size, gone in zip(active, sizes, lost, strict=True)]
+    gained = [math.ceil(share * sum(lost)) for share in shares]
+    part = 0.0
+    for _ in range(1000):
+        over = 0.0
+        for index, places in enumerate(free):
+            wanted = gained[index] + part
+            gained[index] = min(wanted, 0.99 * places)
+            over += wanted - gained[index]
+        part = over / len(sizes)
+    return lost, [math.floor(number) for number in gained]
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_sparse_momentum_as_published(data):
+    """The numbers are those of a loop, as are the connections, of small matrices with large momenta."""
+    matrices = []
+    for index in range(data.draw(st.integers(2, 5))):
+        rows, columns = data.draw(st.integers(5, 12)), data.draw(st.integers(5, 40))
+        count = max(1, int(data.draw(st.floats(0.05, 0.9)) * rows * columns))
+        drawn = matrix(
+            np.random.default_rng(index).normal(size=(rows, columns)),
+            masks.random_mask((rows, columns), count, index),
+            seed=index,
+        )
+        scale = 10.0 ** data.draw(st.integers(-3, 1))
+        matrices.append(dataclasses.replace(drawn, gradient=scale * drawn.gradient))
+    rate = data.draw(st.sampled_from([0.1, 0.5]))
+    changes = choose_changes(
+        matrices,
+        rate=rate,
+        drop=rules.magnitude,
+        grow=rules.momentum,
+        redistribution=rules.mean_momentum,
+        reset_regrown=True,
+    )
+    active = [np.count_nonzero(each.mask) for each in matrices]
+    means = [np.abs(each.gradient[each.mask]).mean() for each in matrices]
+    lost, gained = published_numbers(active, [each.mask.size for each in matrices], means, rate)
+    rounding = len(matrices) + 1
+    assume(sum(gained) >= sum(lost) - rounding)  # else 99% of the free places are too few
+    grown = [0 if change is None else int(change.grown.sum()) for change in changes]
+    np.testing.assert_allclose(grown, gained, atol=rounding)
+    for each, change, gone, come in zip(matrices, changes, lost, grown, strict=True):
+        if change is None:
+            continue
+        kept = each.mask.copy().reshape(-1)
+        existing = np.flatnonzero(kept)
+        kept[existing[np.argsort(np.abs(each.weight.reshape(-1)[existing]))[:gone]]] = False
+        free = np.flatnonzero(~kept)
+        places = free[np.argsort(-np.abs(each.gradient.reshape(-1)[free]))[:come]]
+        np.testing.assert_array_equal(np.flatnonzero(change.grown), np.sort(places))
+        kept[places] = True
+        np.testing.assert_array_equal(change.mask.reshape(-1), kept)
 
 
 def test_half_of_each_sign_goes():

@@ -579,7 +579,7 @@ def test_statistics_between_rewirings_are_not_measured_again(monkeypatch, model)
         ),
         (
             {"redistribution": "equal"},
-            "`redistribution` must be one of magnitude, nonzeros, momentum, or a function. "
+            "`redistribution` must be one of none, magnitude, nonzeros, momentum, or a function. "
             "Received: redistribution='equal'",
         ),
         ({"drop_scope": "gate"}, "`drop_scope` must be one of matrix, model. Received: drop_scope='gate'"),

@@ -26,9 +26,9 @@ FLAGS = {
     "language_model": (
         "ar ar_before_dropout averaged_rate batch_size bias_vectors block_shape bptt cache_dir cell "
         "cell_options clip_norm_of clipnorm data_dir dataset decoder_bias distribution dropout "
-        "embedding_dropout embedding_units epochs evaluation_columns experts hidden_dropout "
+        "embedding_dropout embedding_units epochs evaluation_columns experts gradient_batches hidden_dropout "
         "input_dropout kernel_limit latent_dropout layers learning_rate locked n_of_m "
-        "output_dropout patience pruning_rate random_lengths redistribution reset_regrown "
+        "output_dropout patience prune_embeddings pruning_rate random_lengths redistribution reset_regrown "
         "restart_epochs rewiring_steps schedule sparsity tar tied time_limit units weight_decay workdir",
         {
             "averaging": True,
@@ -171,7 +171,7 @@ def test_the_digits_get_more_and_smaller_steps(settings):
 
 
 GIVEN = {"sparsity": 0.5, "pruning_rate": None, "total_steps": 1000, "data": [], "seed": 0}
-WITH_OPTIONS = [name for name, method in METHODS.items() if method.options]
+WITH_OPTIONS = [name for name, method in METHODS.items() if "pruning_rate" in method.options]
 
 
 def callback(method, **options):
@@ -193,6 +193,34 @@ def test_what_is_given_replaces_a_default(name):
     assert (made.pruning_rate, made.frequency, made.reset_regrown) == (0.6, 7, False)
     assert made.schedule(0, 1000) == pytest.approx(0.6)
     assert made.schedule(500, 1000) == pytest.approx((0.6 + made.schedule(1000, 1000)) / 2)
+
+
+def test_the_options_of_snip():
+    made = callback("snip", gradient_batches=3, prune_embeddings=True, schedule=None)
+    assert (made._gradient_batches, made.prune_embeddings) == (3, True)
+    published = callback("snip", gradient_batches=None, prune_embeddings=None)
+    assert (published._gradient_batches, published.prune_embeddings) == (1, False)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--method=set", "--gradient_batches=3"), "--gradient_batches must be left out with --method=set"),
+        (("--method=gmp", "--noprune_embeddings"), "--prune_embeddings must be left out with --method=gmp"),
+        (
+            ("--method=snip", "--redistribution=none"),
+            "takes --gradient_batches, --prune_embeddings. Received",
+        ),
+    ],
+)
+def test_options_of_other_methods_are_refused(flags, message, settings):
+    with pytest.raises(ValueError, match=message):
+        settings("language_model", *flags)
+
+
+def test_redistribution_may_be_none(settings):
+    found = settings("language_model", "--method=snfs", "--redistribution=none")
+    assert callback("snfs", redistribution=found.redistribution).redistribution is None
 
 
 def test_a_run_of_gradual_pruning_is_done_after_three_quarters():
