@@ -54,6 +54,9 @@ for steps in 200 500 3000; do
     add better better_each_${steps}_steps $short --rewiring_steps=$steps
 done
 add better better_guided $short --method=gse
+add better better_gradient_growth $short --grow=gradient
+add better better_magnitude_and_gradient $short --drop=magnitude_and_gradient
+add better better_sensitivity $short --drop=sensitivity
 add better better_reset_regrown $short --reset_regrown
 add better better_bfloat16 $short --precision=mixed_bfloat16
 

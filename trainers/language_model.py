@@ -152,6 +152,8 @@ def make_callbacks(settings, workdir, train, checkpoint, workers):
         frequency=settings.rewiring_steps,
         schedule=settings.schedule,
         reset_regrown=settings.reset_regrown,
+        drop=settings.drop,
+        grow=settings.grow,
         redistribution=settings.redistribution,
         gradient_batches=settings.gradient_batches,
         prune_embeddings=settings.prune_embeddings,

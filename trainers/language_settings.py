@@ -10,7 +10,7 @@ from keras_selfish.models.architecture import Architecture
 from keras_selfish.models.memory import check_memory
 from keras_selfish.models.presets import PRESETS, Training, preset
 from keras_selfish.rewiring.registry import METHODS, PRUNING_OPTIONS, REWIRING_OPTIONS
-from keras_selfish.rewiring.rules import REDISTRIBUTION_RULES
+from keras_selfish.rewiring.rules import DROP_RULES, GROW_RULES, REDISTRIBUTION_RULES
 from keras_selfish.rewiring.schedules import SCHEDULES
 from keras_selfish.settings import check_settings, setting
 from trainers import settings
@@ -33,6 +33,12 @@ class MethodSettings:
         "selfish",
         lambda: f"How connections change in training.\n{summaries(METHODS)}",
         choices=METHODS,
+    )
+    drop: str | None = setting(
+        None, "Which connections are dropped; by default as --method says.", choices=sorted(DROP_RULES)
+    )
+    grow: str | None = setting(
+        None, "Which connections are grown; by default as --method says.", choices=sorted(GROW_RULES)
     )
     redistribution: str | None = setting(
         None,

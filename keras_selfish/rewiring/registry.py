@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "PRUNING_OPTIONS", "REWIRING_OPTIONS", "Method", "register"]
 
 # What a trainer can tell `Rewiring`.
-REWIRING_OPTIONS = ("pruning_rate", "schedule", "rewiring_steps", "reset_regrown", "redistribution")
+REWIRING_OPTIONS = (
+    *("pruning_rate", "schedule", "rewiring_steps", "reset_regrown", "drop", "grow", "redistribution"),
+)
 # What it can tell `SNIP`.
 PRUNING_OPTIONS = ("gradient_batches", "prune_embeddings")
 

@@ -53,7 +53,7 @@ class Rewiring(MaskCallback):
         total_steps: Length of the training in steps. Default: epochs times the steps of an epoch.
         stop_fraction: Fraction of `total_steps` at which the schedule and rewiring end, in (0, 1].
         drop: Which connections are dropped: `"magnitude"`, the smallest weights; `"magnitude_by_sign"`;
-            `"sensitivity"`; or a drop rule (see `rules`).
+            `"magnitude_and_gradient"`; `"sensitivity"`; or a drop rule (see `rules`).
         drop_scope: `"matrix"` (default) to rewire the same fraction of each weight; `"model"` to drop those
             with the smallest scores of all weights together, so that one threshold holds everywhere.
         grow: Which connections are grown: `"random"`, uniformly; `"gradient"`; `"momentum"`; `"guided"`; or a

@@ -39,6 +39,7 @@ __all__ = [
     "gradient",
     "guided",
     "magnitude",
+    "magnitude_and_gradient",
     "magnitude_by_sign",
     "mean_magnitude",
     "mean_momentum",
@@ -121,7 +122,7 @@ def resolve(name, value, known):
 
 # Each a name, or a function of a `Matrix`. Scores may be several arrays, which share the count.
 DropRule: TypeAlias = (
-    Literal["magnitude", "magnitude_by_sign", "sensitivity"]
+    Literal["magnitude", "magnitude_by_sign", "magnitude_and_gradient", "sensitivity"]
     | Callable[[Matrix], npt.NDArray[Any] | list[npt.NDArray[Any]]]
 )
 GrowRule: TypeAlias = (
@@ -153,6 +154,19 @@ def magnitude_by_sign(matrix: Matrix) -> list[npt.NDArray[Any]]:
     positive = masks.block_sums(matrix.weight, block_shape) > 0.0
     scores = masks.block_norms(matrix.weight, block_shape)
     return [np.where(positive, scores, np.inf), np.where(positive, np.inf, scores)]
+
+
+@needs_gradients(batches=1)
+def magnitude_and_gradient(matrix: Matrix) -> npt.NDArray[Any]:
+    """Drops weights that are small and that the loss does not ask to change.
+
+    The score is the sum of a weight's magnitude and of its gradient's, each as a multiple of its mean over
+    the connections of the matrix, since the scale of gradients says nothing beside that of weights.
+    """
+    parts = [np.abs(matrix.weight), np.abs(matrix.gradient)]
+    count = max(np.count_nonzero(matrix.mask), 1)
+    means = [part.sum(where=matrix.mask) / count for part in parts]
+    return sum(part / mean if mean else part for part, mean in zip(parts, means, strict=True))
 
 
 @needs_gradients(batches=1)
@@ -247,7 +261,12 @@ def mean_momentum(matrix: Matrix) -> float:
     return float(np.abs(values).sum(where=matrix.mask) / max(np.count_nonzero(matrix.mask), 1))
 
 
-DROP_RULES = {"magnitude": magnitude, "magnitude_by_sign": magnitude_by_sign, "sensitivity": sensitivity}
+DROP_RULES = {
+    "magnitude": magnitude,
+    "magnitude_by_sign": magnitude_by_sign,
+    "magnitude_and_gradient": magnitude_and_gradient,
+    "sensitivity": sensitivity,
+}
 GROW_RULES = {"random": random, "gradient": gradient, "momentum": momentum, "guided": guided}
 REDISTRIBUTION_RULES = {
     "none": None,

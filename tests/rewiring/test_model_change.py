@@ -187,7 +187,7 @@ def test_where_one_sign_is_rare_the_other_gives_the_rest():
     np.testing.assert_array_equal(change.dropped, table("xxx.x. ......"))
 
 
-DROPS = [rules.magnitude, rules.magnitude_by_sign, rules.sensitivity]
+DROPS = [*rules.DROP_RULES.values()]
 GROWS = [rules.random, rules.gradient, rules.guided]
 REDISTRIBUTIONS = [None, rules.nonzeros, rules.mean_magnitude, rules.mean_momentum]
 

@@ -556,8 +556,8 @@ def test_statistics_between_rewirings_are_not_measured_again(monkeypatch, model)
         ),
         (
             {"drop": 3},
-            "`drop` must be one of magnitude, magnitude_by_sign, sensitivity, or a function. "
-            "Received: drop=3",
+            "`drop` must be one of magnitude, magnitude_by_sign, magnitude_and_gradient, sensitivity, or a "
+            "function. Received: drop=3",
         ),
         (
             {"grow": "most"},

@@ -44,6 +44,21 @@ def test_sensitivity():
     np.testing.assert_allclose(rules.sensitivity(matrix()), [[0.5, 0.2, 0, 0], [0.02, 0, 0.15, 0]], rtol=1e-6)
 
 
+def test_magnitude_and_gradient():
+    """The connections have a mean magnitude of 0.4 and gradients of 0.72 on average."""
+    scores = rules.magnitude_and_gradient(matrix())
+    expected = [
+        0.5 / 0.4 + 1 / 0.72,
+        0.1 / 0.4 + 2 / 0.72,
+        0.2 / 0.4 + 0.1 / 0.72,
+        0.9 / 0.4,
+        0.3 / 0.4 + 0.5 / 0.72,
+    ]
+    np.testing.assert_allclose(scores[MASK], expected, rtol=1e-6)
+    without = rules.magnitude_and_gradient(matrix(weight=np.zeros_like(WEIGHT)))
+    np.testing.assert_allclose(without, np.abs(GRADIENT) / 0.72, rtol=1e-6)
+
+
 @pytest.mark.parametrize("rule", [rules.gradient, rules.momentum])
 def test_growth_by_gradient(rule):
     np.testing.assert_array_equal(rule(matrix()), np.abs(GRADIENT))

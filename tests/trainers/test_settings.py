@@ -8,6 +8,7 @@ import pytest
 
 from keras_selfish.models.presets import PRESETS
 from keras_selfish.optimizers import NonMonotonicAveraging
+from keras_selfish.rewiring import rules
 from keras_selfish.rewiring.registry import METHODS
 from trainers import program
 from trainers.callbacks import LanguageModelRecorder, ProgressBar, RemainingTime, StopOnNaN
@@ -25,9 +26,9 @@ def settings(trainer):
 FLAGS = {
     "language_model": (
         "ar ar_before_dropout averaged_rate batch_size bias_vectors block_shape bptt cache_dir cell "
-        "cell_options clip_norm_of clipnorm data_dir dataset decoder_bias distribution dropout "
-        "embedding_dropout embedding_units epochs evaluation_columns experts gradient_batches hidden_dropout "
-        "input_dropout kernel_limit latent_dropout layers learning_rate locked n_of_m "
+        "cell_options clip_norm_of clipnorm data_dir dataset decoder_bias distribution drop dropout "
+        "embedding_dropout embedding_units epochs evaluation_columns experts gradient_batches grow "
+        "hidden_dropout input_dropout kernel_limit latent_dropout layers learning_rate locked n_of_m "
         "output_dropout patience prune_embeddings pruning_rate random_lengths redistribution reset_regrown "
         "restart_epochs rewiring_steps schedule sparsity tar tied time_limit units weight_decay workdir",
         {
@@ -216,6 +217,12 @@ def test_the_options_of_snip():
 def test_options_of_other_methods_are_refused(flags, message, settings):
     with pytest.raises(ValueError, match=message):
         settings("language_model", *flags)
+
+
+def test_rules_may_be_another_methods(settings):
+    found = settings("language_model", "--drop=magnitude_and_gradient", "--grow=gradient")
+    made = callback("selfish", drop=found.drop, grow=found.grow)
+    assert (made.drop, made.grow) == (rules.magnitude_and_gradient, rules.gradient)
 
 
 def test_redistribution_may_be_none(settings):
