@@ -53,7 +53,7 @@ TIMES = ("seconds", "tokens_per_second")
 TOO_EARLY = {"TERM": (-signal.SIGTERM,), "INT": (-signal.SIGINT, 1)}
 STATUS = {"KILL": -signal.SIGKILL, "TERM": 143, "INT": 130}
 
-Kill = collections.namedtuple("Kill", "kind run signal seconds epochs_done status as_promised")
+Kill = collections.namedtuple("Kill", "kind run signal seconds done status as_promised")
 
 
 def main():
@@ -129,7 +129,7 @@ def kill_until_done(name, folder, corpus, options, rng, duration, done):
             process.wait(60)
             kills.append(
                 Kill(
-                    *(name, folder.name, number, round(seconds, 2), epochs_done(folder), process.returncode),
+                    *(name, folder.name, number, round(seconds, 2), done_in(folder), process.returncode),
                     as_promised(number, process.returncode, log),
                 )
             )
@@ -172,9 +172,13 @@ def as_promised(number, status, log):
     return status == STATUS[number] and "Traceback" not in text and lines == (number != "KILL")
 
 
-def epochs_done(folder):
-    state = folder / "checkpoint.json"
-    return json.loads(state.read_text())["epochs_done"] if state.exists() else 0
+def done_in(folder):
+    """The epochs of a run's checkpoint, and the steps of the next one if there are any: "3+12"."""
+    path = folder / "checkpoint.json"
+    state = json.loads(path.read_text()) if path.exists() else {"epochs_done": 0}
+    return "+".join(
+        str(number) for number in (state["epochs_done"], state.get("steps_done")) if number is not None
+    )
 
 
 def state_of(folder):
@@ -213,15 +217,15 @@ def digest(content):
 
 
 def print_table(kills, runs):
-    print("| kind | signal | kills | as promised | after epochs |")
+    print("| kind | signal | kills | as promised | after epochs (+ steps) |")
     print("| --- | --- | --- | --- | --- |")
     groups = collections.defaultdict(list)
     for kill in kills:
         groups[kill.kind, kill.signal].append(kill)
     for (kind, number), group in groups.items():
         kept = sum(kill.as_promised for kill in group)
-        epochs = " ".join(str(kill.epochs_done) for kill in group)
-        print(f"| {kind} | {number} | {len(group)} | {kept} | {epochs} |")
+        done = " ".join(kill.done for kill in group)
+        print(f"| {kind} | {number} | {len(group)} | {kept} | {done} |")
     for run in runs:
         differ = f"differ in {', '.join(run['differ'])}" if run["differ"] else "the same files"
         print(f"{run['run']}: {run['kills']} kills, {differ}")
