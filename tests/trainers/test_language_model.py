@@ -341,7 +341,7 @@ def test_a_full_disk_is_one_sentence(tmp_path):
         (("--units=8,0",), "`units` must be a list of positive integers"),
         (("--units=many",), "--units must be a whole number or several"),
         (("--cell_options=[1]",), "--cell_options must be a JSON object"),
-        (("--cell=gru",), "gru"),
+        (("--cell=mlp",), "gru"),
         (("--pruning_rate=1.5",), "Received: --pruning_rate=1.5"),
         (("--batch_size=100000",), "batch_size=100000"),
         (
