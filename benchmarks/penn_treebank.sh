@@ -126,7 +126,7 @@ make_run() {
         grep -qs '"schedule_epochs": 12\b' "$runs_dir/$1/config.json" || train "$1" ${flags[$1]} --epochs=12
         train "$1" ${flags[$1]} --epochs=16
         ;;
-    *) train "$1" ${flags[$1]} ;;
+    *) [ -e "$runs_dir/$1/results.json" ] || train "$1" ${flags[$1]} ;;
     esac
 }
 
