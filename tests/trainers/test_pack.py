@@ -29,7 +29,7 @@ FLAGS = (
     *("--dataset=text", "--units=16", "--layers=1", "--batch_size=4", "--bptt=10", "--sparsity=0.5"),
     *("--learning_rate=5", "--noexport"),
 )
-PART_SIZE = 30_000  # bytes
+PART_SIZE = 12_000  # bytes
 SMALL_PARTS = f"--part_size={PART_SIZE / 2**20}"
 
 
@@ -198,7 +198,7 @@ def test_each_file_of_a_run_is_carried_or_made_again(run, trainer):
     """A new one must be decided about."""
     made_again = {"tensorboard", "saved_model", "text_model", "report.html"}
     names = {path.name for path in run.iterdir()} - made_again
-    assert names == {"checkpoint-00002.npz", *OTHER_NAMES}
+    assert names | {"history.png"} == {"checkpoint-00002.npz", *OTHER_NAMES}  # drawn where matplotlib is
 
 
 def test_a_package_is_smaller_than_the_run(run, packed):
@@ -387,8 +387,8 @@ def test_a_part_that_is_not_as_it_was_is_named(copy, run, pack, unpack, tmp_path
     part = copy / "part-0002"
     whole = part.read_bytes()
     changes = {
-        "is damaged: it has 1000 bytes of 30000": whole[:1000],
-        "is damaged: it has 0 bytes of 30000": b"",
+        f"is damaged: it has 1000 bytes of {PART_SIZE}": whole[:1000],
+        f"is damaged: it has 0 bytes of {PART_SIZE}": b"",
         "is damaged;": whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:],
         "is part 1 of the package, or damaged": (copy / "part-0001").read_bytes(),
         "is of another package, or damaged": (other / "part-0002").read_bytes(),
