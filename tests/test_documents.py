@@ -1,6 +1,7 @@
 """The Python in the documents runs as it stands there."""
 
 import ast
+import csv
 import importlib
 import json
 import operator
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 import keras_selfish
+from benchmarks import run_table
 from keras_selfish.data import Vocabulary
 from keras_selfish.masks import masked_weights
 from keras_selfish.models import RECURRENT_LAYERS, presets
@@ -424,3 +426,21 @@ def test_the_tutorial_runs(tmp_path):
     assert c > 0.4 > 0.3 > f
     assert float(re.search(r"^([\d.]+) MB", result.stdout, re.MULTILINE)[1]) < 0.5
     assert {"history.png", "model.tflite", "plain.keras"} <= {path.name for path in tmp_path.iterdir()}
+
+
+MADE_TABLE = re.compile(r"<!-- run_table docs/(\S+) --table (\w+) -->\n((?:\|.*\n)+)")
+
+
+def test_tables_of_runs_are_made_from_what_is_kept_of_them():
+    found = MADE_TABLE.findall((DOCUMENTS / "results.md").read_text(encoding="utf-8"))
+    assert found
+    for folder, kind, table in found:
+        kept = run_table.rows_of(DOCUMENTS / folder)
+        assert table == run_table.TABLES[kind](kept) + "\n", f"make the {kind} table of {folder} again"
+        for name, row in kept.items():
+            epochs = list(
+                csv.DictReader((DOCUMENTS / folder / f"{name}.csv").open(newline="", encoding="utf-8"))
+            )
+            best = min(epochs, key=lambda epoch: float(epoch["val_perplexity"]))
+            assert (len(epochs), best["epoch"]) == (int(row["epochs"]), row["best_epoch"]), name
+            assert float(best["val_perplexity"]) == pytest.approx(float(row["validation"]), rel=1e-4), name
