@@ -108,8 +108,13 @@ class Lowering:
             outputs = function(*args, **kwargs)
         except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
             raise self.refusal("Python code that does more than `keras.ops` with its inputs") from error
-        traced = keras.Function(symbols, outputs)
-        return keras.tree.pack_sequence_as(outputs, self.function(traced, values))
+        # What is handed on as it is: Keras before 3.14 makes no function of it.
+        handed_on = {id(symbol): value for symbol, value in zip(symbols, values, strict=True)}
+        flat = keras.tree.flatten(outputs)
+        computed = [one for one in flat if id(one) not in handed_on]
+        written = iter(self.function(keras.Function(symbols, computed), values) if computed else ())
+        found = [handed_on[id(one)] if id(one) in handed_on else next(written) for one in flat]
+        return keras.tree.pack_sequence_as(outputs, found)
 
     def output(self, value, shape, taken=()):
         """The tensor of an output, in a shape of the same size, and other than those `taken` already."""

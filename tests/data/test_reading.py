@@ -378,15 +378,16 @@ def resident(array):
 @pytest.mark.parametrize("make", [Windows, RandomWindows])
 def test_a_pass_over_mapped_ids_holds_little_of_them(tmp_path, monkeypatch, make):
     monkeypatch.setattr("keras_selfish.data.windows._RESIDENT", 1 << 18)
-    np.zeros(1 << 23, np.uint16).tofile(tmp_path / "ids")
+    np.zeros(1 << 25, np.uint16).tofile(tmp_path / "ids")
     mapped = np.memmap(tmp_path / "ids", np.uint16, "r")
     assert mapped.sum() == 0
-    assert resident(mapped) == 2 << 23
+    assert resident(mapped) == 2 << 25
     release(mapped[5:])
     assert resident(mapped) == 0
     found = [resident(mapped) for index, _ in enumerate(make(mapped, 4, 5000)) if index % 40 == 7]
     assert len(found) > 8
-    assert 0 < max(found) < 4 << 20
+    # Of each of four columns the kernel may have two pages of 2 MiB there, where it makes such of files.
+    assert 0 < max(found) <= 16 << 20
 
 
 GROWTH = """

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from keras import ops
 
 from keras_selfish import LanguageModel, Perplexity, TokenCrossEntropy, strip
+from keras_selfish.keras_internals import track_layer
 from keras_selfish.layers import (
     ActivationRegularization,
     LockedDropout,
@@ -303,6 +304,7 @@ class PenalisedLanguageModel(LanguageModel):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.penalty = ActivationRegularization(ar=5.0)
+        track_layer(self, self.penalty)
 
     def call(self, inputs, training=False, mask=None):
         return self.penalty(super().call(inputs, training=training), training=training)
