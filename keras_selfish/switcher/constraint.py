@@ -49,6 +49,15 @@ def together(counts):
     return Count(size, *(ops.sum(ops.stack(parts)) for parts in sums))
 
 
+def value_of(variable):
+    """The present value of a variable.
+
+    `ops.convert_to_tensor` returns on TensorFlow the variable itself, which is read anew wherever it is used:
+    the gradient would see what was assigned after the forward pass, and not always in this order.
+    """
+    return ops.copy(ops.convert_to_tensor(variable))
+
+
 def count(logits, threshold, width):
     """The sums of a `Count` but its size, as a tuple of scalars without gradient.
 
@@ -119,7 +128,7 @@ class SparsityConstraint(keras.layers.Layer):
         """Present target for the fraction of open connections, a scalar tensor."""
         if not self.ramp_steps:
             return 1.0 - self.target_sparsity
-        left = 1.0 - ops.minimum(ops.convert_to_tensor(self.steps) / float(self.ramp_steps), 1.0)
+        left = 1.0 - ops.minimum(value_of(self.steps) / float(self.ramp_steps), 1.0)
         return 1.0 - self.target_sparsity * (1.0 - left**3)
 
     def update(self, counted: Count, advance: bool) -> None:
@@ -129,14 +138,14 @@ class SparsityConstraint(keras.layers.Layer):
             counted: The `Count` of all switched connections at the present threshold and width.
             advance: Whether this was a step of the switcher, which the approach to the target is counted in.
         """
-        threshold, width = ops.convert_to_tensor(self.threshold), ops.convert_to_tensor(self.width)
+        threshold, width = value_of(self.threshold), value_of(self.width)
         is_open = counted.is_open / counted.size
         wanted = self.density_wanted()
-        excess, last_excess = is_open - wanted, ops.convert_to_tensor(self.last_open) - wanted
+        excess, last_excess = is_open - wanted, value_of(self.last_open) - wanted
         slope = ops.maximum(counted.near / counted.size, LEAST_SLOPE / width)
         newton = ops.clip(excess / slope, -LARGEST_STEP * width, LARGEST_STEP * width)
         crossed = excess * last_excess < 0.0
-        back = ops.convert_to_tensor(self.last_threshold) - threshold
+        back = value_of(self.last_threshold) - threshold
         step = ops.where(crossed, back * excess / ops.where(crossed, excess - last_excess, 1.0), newton)
         mean = counted.total / counted.size
         deviation = ops.sqrt(ops.maximum(counted.squares / counted.size - mean**2, 0.0))
@@ -145,7 +154,7 @@ class SparsityConstraint(keras.layers.Layer):
         self.threshold.assign(threshold + step)
         self.width.assign(WIDTH * deviation + 1e-3)
         if advance:
-            self.steps.assign(ops.convert_to_tensor(self.steps) + 1.0)
+            self.steps.assign(value_of(self.steps) + 1.0)
 
     def place(self, logits: Sequence[Tensor], sizes: Sequence[float]) -> None:
         """Puts the threshold where the fraction open is as near to the one wanted as whole units allow.

@@ -5,7 +5,7 @@ import threading
 import keras
 from keras import ops
 
-from keras_selfish.switcher.constraint import Count, count, together
+from keras_selfish.switcher.constraint import Count, count, together, value_of
 from keras_selfish.switcher.estimators import binary, uniform_noise
 from keras_selfish.switcher.network import two_uses
 
@@ -107,4 +107,4 @@ class Switching:
     def _threshold_and_width(self):
         if self.constraint is None:
             return 0.0, 1.0
-        return ops.convert_to_tensor(self.constraint.threshold), ops.convert_to_tensor(self.constraint.width)
+        return value_of(self.constraint.threshold), value_of(self.constraint.width)

@@ -317,3 +317,36 @@ def test_two_replicas_do_what_one_device_does(two_replicas):
         assert (first != values([one.mask])[0]).mean() < 0.02
     first, second = (value.numpy() for value in models[1].constraint.threshold.value.values)
     assert first == second == pytest.approx(float(models[0].constraint.threshold), abs=1e-2)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_the_gradient_sees_the_threshold_of_the_forward_pass(graph):
+    """Which the constraint has moved by then."""
+    tf = pytest.importorskip("tensorflow")
+    layer = SwitchedDense(3, kernel_initializer=keras.initializers.GlorotUniform(seed=1))
+    constraint = SparsityConstraint(0.5, ramp_steps=0)
+    model = SwitchedModel(
+        keras.Sequential([keras.Input((12,)), layer]),
+        **{"task_steps": 1, "switcher_steps": 1, "warmup_steps": 0, "target_sparsity": constraint},
+    )
+    rate = 0.5
+    model.compile(
+        "sgd", "mse", switcher_optimizer=keras.optimizers.SGD(rate), run_eagerly=not graph, jit_compile=False
+    )
+    wanted = GENERATOR.normal(size=(48, 3)).astype("float32")
+    parameters = {name: tf.identity(value) for name, value in model.switcher.parameters().items()}
+    threshold, width = (ops.convert_to_numpy(one) for one in (constraint.threshold, constraint.width))
+    with tf.GradientTape() as tape:
+        tape.watch(parameters)
+        kernel, _, _ = model.switcher.switched(layer.masked_weight.weight, threshold, width, None, parameters)
+        loss = tf.reduce_mean(tf.square(X @ kernel + layer.bias - wanted))
+    gradients = tape.gradient(loss, parameters)
+    model.train_on_batch(X, wanted)
+    assert abs(constraint.threshold - threshold) > 0.1
+    largest = 0.0
+    for name, value in model.switcher.parameters().items():
+        expected = 0.0 if gradients[name] is None else rate * ops.convert_to_numpy(gradients[name])
+        moved = ops.convert_to_numpy(parameters[name]) - ops.convert_to_numpy(value)
+        np.testing.assert_allclose(moved, expected, rtol=1e-3, atol=1e-7, err_msg=name)
+        largest = max(largest, np.abs(expected).max())
+    assert largest > 1e-4
