@@ -97,8 +97,9 @@ def published_numbers(active, sizes, means, rate):
     shares = np.array(means) / sum(means)
     lost = []
     for count, size, share in zip(active, sizes, shares, strict=True):
-        nearly_dense = 1 - count / size < 0.2 and share > 1 / len(sizes)
-        lost.append(math.ceil((min(rate, 1 - count / size) if nearly_dense else rate) * count))
+        zeros = (size - count) / size
+        nearly_dense = zeros < 0.2 and share > 1 / len(sizes)
+        lost.append(math.ceil((min(rate, zeros) if nearly_dense else rate) * count))
     free = [size - count + gone for count, size, gone in zip(active, sizes, lost, strict=True)]
     gained = [math.ceil(share * sum(lost)) for share in shares]
     part = 0.0
