@@ -126,6 +126,23 @@ def trainer():
     return named
 
 
+@pytest.fixture(scope="session")
+def largest_file():
+    """A context, for a number of bytes, in which no file of this process can grow over it."""
+
+    @contextlib.contextmanager
+    def limited(size):
+        resource = pytest.importorskip("resource")
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     """A little English: part of the text that Python carries."""

@@ -1,7 +1,6 @@
 """Signals, a second process, a disk that is full: one line, and the last checkpoint whole."""
 
 import concurrent.futures
-import contextlib
 import json
 import os
 import pathlib
@@ -224,19 +223,7 @@ def test_a_trainer_that_is_interrupted_goes_on_where_it_stopped(trainer, corpus,
         assert f"the checkpoint after {workdir.place} is kept" in lines[-1]
 
 
-@contextlib.contextmanager
-def largest_file(size):
-    """A context in which no file of this process can grow over a number of bytes."""
-    resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_trainer_whose_files_find_no_room(trainer, corpus, tmp_path):
+def test_a_trainer_whose_files_find_no_room(largest_file, trainer, corpus, tmp_path):
     """As the limit rises, another file is the first that does not fit."""
     run = trainer("language_model").run
     flags = (f"--data_dir={corpus}", *FLAGS)
@@ -262,7 +249,7 @@ def test_a_trainer_whose_files_find_no_room(trainer, corpus, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_a_file_that_does_not_fit_leaves_the_one_before(tmp_path):
+def test_a_file_that_does_not_fit_leaves_the_one_before(largest_file, tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"before")
     with largest_file(1000), pytest.raises(WriteError, match="file could not be written: File too large"):

@@ -1,6 +1,5 @@
 """Runs that travel: packed and unpacked they are what they were, and nothing else is taken for them."""
 
-import contextlib
 import hashlib
 import io
 import json
@@ -560,19 +559,7 @@ def test_a_damaged_manifest_is_refused(copy):
 # Disks that are full
 
 
-@contextlib.contextmanager
-def largest_file(size):
-    """A context in which no file of this process can grow over a number of bytes."""
-    resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_without_room_nothing_is_left(run, packed, pack, unpack, tmp_path):
+def test_without_room_nothing_is_left(largest_file, run, packed, pack, unpack, tmp_path):
     target = tmp_path / "target"
     for size, name in ((1000, "part-0001"), (3000, "manifest.json")):
         with largest_file(size):
