@@ -5,6 +5,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from keras_selfish.export.reading_tensorflow import require
+from keras_selfish.ordering import after
 
 
 class Option(NamedTuple):
@@ -60,9 +61,9 @@ def for_each(texts, name, value, holds, rule):
         tf.reduce_min(flat),
         tf.reduce_max(flat),
     )
-    with tf.control_dependencies([one_each, within]):
-        # Not a broadcast, which refuses shapes before the sentence above can.
-        return tf.gather(flat, tf.minimum(tf.range(rows), tf.size(flat) - 1))
+    flat = after(flat, one_each, within)
+    # Not a broadcast, which refuses shapes before the sentence above can.
+    return tf.gather(flat, tf.minimum(tf.range(rows), tf.size(flat) - 1))
 
 
 def continuation(reader, tokens, lengths, never, *, length, temperature, top_k, top_p, seed):

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_selfish.export.packed_matrix import is_worth_packing, pack
+from keras_selfish.ordering import after
 
 # The bits of each byte, the highest one first.
 BITS = np.unpackbits(np.arange(256, dtype="uint8")[:, None], axis=1).astype(bool)
@@ -168,20 +169,20 @@ class PackedFile:
             condition=tf.equal(fingerprint, self.fingerprint),
             data=[message, self.asset.asset_path, "Received:", tf.strings.length(content), "bytes"],
         )
+        content = after(content, check)
         start, parts = 0, []
-        with tf.control_dependencies([check]):
-            for array, dtype in (
-                (self.packed.values, DTYPES[self.packed.form]),
-                (self.packed.scales, tf.float32),
-                (self.packed.mask, tf.uint8),
-            ):
-                if array is None:
-                    parts.append(None)
-                    continue
-                place = tf.constant(start, tf.int64), tf.constant(array.nbytes, tf.int64)
-                part = tf.io.decode_raw(tf.strings.substr(content, *place), dtype)
-                parts.append(tf.reshape(part, array.shape) if array.ndim > 1 else part)
-                start += array.nbytes
+        for array, dtype in (
+            (self.packed.values, DTYPES[self.packed.form]),
+            (self.packed.scales, tf.float32),
+            (self.packed.mask, tf.uint8),
+        ):
+            if array is None:
+                parts.append(None)
+                continue
+            place = tf.constant(start, tf.int64), tf.constant(array.nbytes, tf.int64)
+            part = tf.io.decode_raw(tf.strings.substr(content, *place), dtype)
+            parts.append(tf.reshape(part, array.shape) if array.ndim > 1 else part)
+            start += array.nbytes
         return parts
 
 

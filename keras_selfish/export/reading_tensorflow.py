@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from keras_selfish.ordering import after
+
 # Time steps whose logits are held at a time, so that a text may be of any length.
 WINDOW = 64
 # Fewer are not worth a window of their own, though rows that are at their end are then read on.
@@ -175,8 +177,7 @@ def checked_ids(tokens, vocabulary_size, lengths=None):
         smallest,
         largest,
     )
-    with tf.control_dependencies([are_ids]):
-        return tf.cast(tf.where(is_token, tokens, 0), tf.int32)
+    return tf.cast(tf.where(is_token, after(tokens, are_ids), 0), tf.int32)
 
 
 def checked_lengths(lengths, tokens):
@@ -197,8 +198,7 @@ def checked_lengths(lengths, tokens):
         smallest,
         largest,
     )
-    with tf.control_dependencies([one_each, inside]):
-        return tf.identity(lengths)
+    return after(lengths, one_each, inside)
 
 
 def require(condition, message, *values):
@@ -210,6 +210,6 @@ def require(condition, message, *values):
         *values: Tensors ().
 
     Returns:
-        The operation. Nothing waits for it unless it is told to: stateless operations run when they can.
+        The operation. Nothing waits for it but what is computed from a tensor that comes `after` it.
     """
     return tf.debugging.Assert(condition, [tf.strings.format(message, values)])

@@ -13,6 +13,7 @@ from keras_selfish.export.reading_tensorflow import (
     negative_sum,
     require,
 )
+from keras_selfish.ordering import after
 
 INTEGERS = (tf.int64, tf.int32)
 
@@ -138,8 +139,7 @@ def _step(reader):
         columns = tf.shape(tokens)[1]
         some = require(columns > 0, "`tokens` must have at least one column. Received: {}", columns)
         fitting = [_same_rows(tokens, name, state) for name, state in states.items()]
-        with tf.control_dependencies([some, *fitting]):
-            tokens = checked_ids(tokens, reader.vocabulary_size)
+        tokens = checked_ids(after(tokens, some, *fitting), reader.vocabulary_size)
         states = {name: _of_open_shape(state) for name, state in states.items()}
         logits, states = reader.run(_of_open_shape(tokens), states)
         return {"logits": logits[:, -1], **states}

@@ -272,6 +272,33 @@ def test_step_refuses_states_of_another_batch(rows, served):
             served.step(tokens, **others)
 
 
+@pytest.mark.parametrize("signature", ["score", "score_lengths", "step", "generate"])
+def test_the_model_waits_for_the_checks(signature, served, with_text):
+    """Or a busy machine may answer with the error of an operation that ran before the sentence."""
+    model = served if signature in served.signatures else tf.saved_model.load(with_text)
+    some = 0
+    for function in model.signatures[signature].graph.as_graph_def().library.function:
+        nodes = {node.name: node for node in function.node_def}
+        checks = {name for name, node in nodes.items() if node.op == "Assert"}
+        readers = [node for node in function.node_def if node.op in ("StatefulPartitionedCall", "While")]
+        if checks and readers:
+            assert checks <= before(readers, nodes)
+            some += 1
+    assert some
+
+
+def before(last, nodes):
+    """Names of what a graph runs before all of some nodes, other than through constants, which may not."""
+    found, left = set(), list(last)
+    while left:
+        for name in left.pop().input:
+            name = name.removeprefix("^").partition(":")[0]
+            if name in nodes and name not in found and nodes[name].op != "Const":
+                found.add(name)
+                left.append(nodes[name])
+    return found
+
+
 def test_signatures_have_dynamic_sizes_and_a_default(served):
     signatures = served.signatures
     assert set(signatures) == {"score", "score_lengths", "step", "initial_state", "serving_default"}
