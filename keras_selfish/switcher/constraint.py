@@ -10,6 +10,7 @@ import keras
 from keras import ops
 
 from keras_selfish import checks, masks
+from keras_selfish.ordering import after
 from keras_selfish.typing import Config, OpenShape, Tensor
 
 if TYPE_CHECKING:
@@ -37,6 +38,22 @@ class Count(typing.NamedTuple):
     near: Tensor
     total: Tensor
     squares: Tensor
+
+
+class Position(typing.NamedTuple):
+    """Where a constraint's threshold is, in scalars.
+
+    Args:
+        threshold: The threshold on the logits.
+        width: Width over which logits near the threshold are counted.
+        last_threshold: Where the threshold was before.
+        last_open: Fraction of the connections that was open there.
+    """
+
+    threshold: Tensor
+    width: Tensor
+    last_threshold: Tensor
+    last_open: Tensor
 
 
 def together(counts):
@@ -138,23 +155,50 @@ class SparsityConstraint(keras.layers.Layer):
             counted: The `Count` of all switched connections at the present threshold and width.
             advance: Whether this was a step of the switcher, which the approach to the target is counted in.
         """
-        threshold, width = value_of(self.threshold), value_of(self.width)
+        self.move_to(self.moved(self.position(), counted), advance)
+
+    def position(self) -> Position:
+        """The present `Position`."""
+        return Position(*map(value_of, self._variables_of_position()))
+
+    def _variables_of_position(self):
+        return self.threshold, self.width, self.last_threshold, self.last_open
+
+    def moved(self, position: Position, counted: Count) -> Position:
+        """The `Position` after a step; no variable is assigned.
+
+        Args:
+            position: The `Position` before it.
+            counted: The `Count` of all switched connections there.
+        """
+        threshold, width, last_threshold, last_open = position
         is_open = counted.is_open / counted.size
         wanted = self.density_wanted()
-        excess, last_excess = is_open - wanted, value_of(self.last_open) - wanted
+        excess, last_excess = is_open - wanted, last_open - wanted
         slope = ops.maximum(counted.near / counted.size, LEAST_SLOPE / width)
         newton = ops.clip(excess / slope, -LARGEST_STEP * width, LARGEST_STEP * width)
         crossed = excess * last_excess < 0.0
-        back = value_of(self.last_threshold) - threshold
+        back = last_threshold - threshold
         step = ops.where(crossed, back * excess / ops.where(crossed, excess - last_excess, 1.0), newton)
         mean = counted.total / counted.size
         deviation = ops.sqrt(ops.maximum(counted.squares / counted.size - mean**2, 0.0))
-        self.last_threshold.assign(threshold)
-        self.last_open.assign(is_open)
-        self.threshold.assign(threshold + step)
-        self.width.assign(WIDTH * deviation + 1e-3)
+        return Position(threshold + step, WIDTH * deviation + 1e-3, threshold, is_open)
+
+    def move_to(self, position: Position, advance: bool) -> None:
+        """Assigns a `Position`, as `moved` returns it.
+
+        The threshold is computed from all that was read of the position before, and every assignment waits
+        for it. TensorFlow has assignments wait for what was read before them, but forgets this where it
+        simplifies graphs with custom gradients: a width assigned here was at times the one counted with.
+
+        Args:
+            position: A `Position`.
+            advance: Whether this was a step of the switcher, which the approach to the target is counted in.
+        """
+        for variable, value in zip(self._variables_of_position(), position, strict=True):
+            variable.assign(after(value, position.threshold))
         if advance:
-            self.steps.assign(value_of(self.steps) + 1.0)
+            self.steps.assign(after(value_of(self.steps) + 1.0, position.threshold))
 
     def place(self, logits: Sequence[Tensor], sizes: Sequence[float]) -> None:
         """Puts the threshold where the fraction open is as near to the one wanted as whole units allow.

@@ -64,10 +64,11 @@ class Switching:
         if self.switcher.granularity == "neuron":  # units are few: they can be sorted, and their number jumps
             logits = [self.switcher.units(kernel)[0] for kernel in kernels]
             return self.constraint.place(logits, [kernel.shape[0] for kernel in kernels])
+        position = self.constraint.position()
         for _ in range(NEWTON_STEPS):
-            state = self._threshold_and_width()
-            counts = [self.switcher.count(kernel, *state) for kernel in kernels]
-            self.constraint.update(together(counts), advance=False)
+            counts = [self.switcher.count(kernel, position.threshold, position.width) for kernel in kernels]
+            position = self.constraint.moved(position, together(counts))
+        self.constraint.move_to(position, advance=False)
 
     def end(self):
         """Passes the counts of a switcher's step to the constraint."""
