@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-# Of the loops within a step, which are not unrolled where a matrix is read in several tiles, only that of two.
+# Tiles of 32 weights: the first matrix is read in two, by a loop.
 PROGRAM = """
 import keras, numpy as np
 from keras_selfish import SwitchedDense, SwitchedModel, SwitcherNetwork
