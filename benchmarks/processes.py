@@ -13,6 +13,8 @@ import statistics
 import subprocess
 import sys
 
+from trainers.records import processor
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SHOWN_LINES = 15
 
@@ -98,19 +100,10 @@ def machine():
         if importlib.util.find_spec(name) is not None
     ]
     return (
-        f"{os.cpu_count()} cores, {', '.join([_processor(), *_gpus()])}, load {load:.1f} at the start, "
+        f"{os.cpu_count()} cores, {', '.join([processor(), *_gpus()])}, load {load:.1f} at the start, "
         f"Python {platform.python_version()}, Keras {keras.__version__} on {keras.backend.backend()}, "
         f"{', '.join(libraries)}"
     )
-
-
-def _processor():
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _gpus():

@@ -34,6 +34,14 @@ def lazy_attributes(package: str, sources: Mapping[str, str]) -> Callable[[str],
     return __getattr__
 
 
+def class_of(package: str, source: Any) -> Any:
+    """What a table names: `"module:Class"` of a package, loaded when it is asked for, or the class itself."""
+    if not isinstance(source, str):
+        return source
+    module, _, name = source.partition(":")
+    return getattr(importlib.import_module(f"{package}.{module}"), name)
+
+
 def load_with_keras(package: str, sources: Mapping[str, str]) -> None:
     """Loads all that a package names, now if Keras is imported already, else when it will be.
 

@@ -86,7 +86,7 @@ def environment():
         "backend": backend,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "accelerators": _accelerators(backend),
     }
@@ -99,7 +99,8 @@ def _version(package):
         return "unknown"
 
 
-def _processor():
+def processor():
+    """The name of the processor."""
     if CPU_INFO.exists():
         for line in CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines():
             name, _, value = line.partition(":")

@@ -6,11 +6,11 @@ Importing this module loads neither Keras nor a backend.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from keras_selfish import checks
+from keras_selfish._lazy import class_of
 
 if TYPE_CHECKING:
     import keras
@@ -42,10 +42,7 @@ class RecurrentLayer:
     @property
     def layer(self) -> Any:
         """The layer class."""
-        if not isinstance(self.source, str):
-            return self.source
-        module, _, name = self.source.partition(":")
-        return getattr(importlib.import_module(f"keras_selfish.layers.{module}"), name)
+        return class_of("keras_selfish.layers", self.source)
 
 
 def _gates(gates, biases=1):

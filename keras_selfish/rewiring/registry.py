@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from keras_selfish import checks
+from keras_selfish._lazy import class_of
 
 if TYPE_CHECKING:
     from keras_selfish.rewiring.gradients import GradientData
@@ -48,10 +48,7 @@ class Method:
     @property
     def callback(self) -> type[MaskCallback] | None:
         """The callback class, or None."""
-        if not isinstance(self.source, str):
-            return self.source
-        module, _, name = self.source.partition(":")
-        return getattr(importlib.import_module(f"{__package__}.{module}"), name)
+        return class_of(__package__, self.source)
 
     def for_run(
         self, *, sparsity: float, total_steps: int, data: GradientData, seed: int, **options: Any
