@@ -1,4 +1,4 @@
-"""Forty ways to break the package, one line each: what `tools/mutate.py` puts in, and what should notice."""
+"""Ways to break the package, one line each: what `tools/mutate.py` puts in, and what should notice."""
 
 import collections
 
@@ -12,8 +12,8 @@ MUTANTS = [
     Mutant("masks.py", "/ block_sizes\n    # 0.33", "/ block_sizes + 0.5\n    # 0.33", "test_masks.py"),
     Mutant(
         "layers/masked.py",
-        "return ops.where(initial_mask, initializer(shape, dtype=dtype), ops.zeros((), dtype))",
-        "return initializer(shape, dtype=dtype)",
+        "return ops.where(self.mask, self.initializer(shape, dtype=dtype), ops.zeros((), dtype))",
+        "return self.initializer(shape, dtype=dtype)",
         "layers/test_masked.py layers/test_sparse_layers.py",
     ),
     Mutant(
@@ -56,7 +56,7 @@ MUTANTS = [
     ),
     Mutant(
         "rewiring/matrix_change.py",
-        "fill(masked_weight.weight, change.mask <= change.grown, 0.0)",
+        "fill(masked_weight.weight, change.empty, 0.0)",
         "fill(masked_weight.weight, ~change.mask, 0.0)",
         "rewiring",
     ),
@@ -191,7 +191,7 @@ MUTANTS = [
     ),
     Mutant(
         "data/windows.py",
-        '"first": tf.fill([self.batch_size], tf.cast(tf.equal(index, 0), tf.int32)),',
+        '"first": tf.fill([self.batch_size], tf.cast(is_first, tf.int32)),',
         '"first": tf.fill([self.batch_size], 0),',
         "data models",
     ),
@@ -204,10 +204,16 @@ MUTANTS = [
     # Export
     Mutant("export/strip.py", "value = ops.where(mask, value, ops.zeros((), value.dtype))", "pass", "export"),
     Mutant(
-        "export/serving_tensorflow.py",
-        "return start + WINDOW, tf.concat([log_probabilities, -losses], 1), states",
-        "return start + WINDOW, tf.concat([log_probabilities, -losses], 1), initial_state(batch_size)",
+        "export/reading_tensorflow.py",
+        "return start + size, fold(folded, start, logits), states",
+        "return start + size, fold(folded, start, logits), {n: tf.zeros_like(s) for n, s in states.items()}",
         "export",
+    ),
+    Mutant(
+        "export/serving_tensorflow.py",
+        "tokens = checked_ids(after(tokens, some, *fitting), reader.vocabulary_size)",
+        "tokens = checked_ids(tokens, reader.vocabulary_size)",
+        "export/test_saved_model.py",
     ),
     # Switcher
     Mutant(
@@ -221,6 +227,12 @@ MUTANTS = [
         "step = ops.where(crossed, back * excess / ops.where(crossed, excess - last_excess, 1.0), newton)",
         "step = newton",
         "switcher",
+    ),
+    Mutant(
+        "switcher/constraint.py",
+        "variable.assign(after(value, position.threshold))",
+        "variable.assign(value)",
+        "switcher/test_order_of_assignments.py",
     ),
     Mutant(
         "switcher/neurons.py",
