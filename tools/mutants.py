@@ -210,9 +210,9 @@ MUTANTS = [
         "export",
     ),
     Mutant(
-        "export/serving_tensorflow.py",
-        "tokens = checked_ids(after(tokens, some, *fitting), reader.vocabulary_size)",
-        "tokens = checked_ids(tokens, reader.vocabulary_size)",
+        "export/reading_tensorflow.py",
+        "tf.where(is_token, after(tokens, are_ids), 0)",
+        "tf.where(is_token, tokens, 0)",
         "export/test_saved_model.py",
     ),
     # Switcher
