@@ -84,8 +84,9 @@ def test_fit_reads_in_order_and_refuses_to_shuffle():
         return ops.convert_to_numpy(recorder.seen)[: int(recorder.count)].tolist()
 
     assert seen_in_fit(shuffle=False) == 2 * [0, 4, 8, 12, 16]
+    assert seen_in_fit(shuffle=False, steps_per_epoch=2) == [0, 4, 8, 12]
     random.seed(3)  # Keras shuffles with Python's random numbers
-    # The backend tells of the error in one of its own, from where it reads.
+    # The backend tells of the error in one of its own, from where it reads. On Keras 3.12 and JAX the model
+    # has lost its variables then.
     with pytest.raises(Exception, match="pass `shuffle=False` to `fit`"):
         seen_in_fit()
-    assert seen_in_fit(shuffle=False, steps_per_epoch=2) == [0, 4, 8, 12]

@@ -133,7 +133,13 @@ def compiled_on_jax(function):
 
 
 def in_float64():
-    return jax.enable_x64(True) if BACKEND == "jax" else contextlib.nullcontext()
+    if BACKEND != "jax":
+        return contextlib.nullcontext()
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    from jax.experimental import enable_x64  # its place before JAX 0.8
+
+    return enable_x64()
 
 
 # The published equations. All arrays may have further dimensions in front.
