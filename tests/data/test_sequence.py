@@ -69,7 +69,7 @@ class Recorder(keras.layers.Layer):
 
 
 @pytest.mark.backends("tensorflow", "jax", "torch")
-def test_fit_reads_in_order_and_refuses_to_shuffle():
+def test_fit_reads_in_order_and_refuses_to_shuffle(since_keras):
     recorder = Recorder()
     inputs = {
         "tokens": keras.Input((None,), batch_size=2, dtype="int32"),
@@ -84,9 +84,10 @@ def test_fit_reads_in_order_and_refuses_to_shuffle():
         return ops.convert_to_numpy(recorder.seen)[: int(recorder.count)].tolist()
 
     assert seen_in_fit(shuffle=False) == 2 * [0, 4, 8, 12, 16]
-    assert seen_in_fit(shuffle=False, steps_per_epoch=2) == [0, 4, 8, 12]
     random.seed(3)  # Keras shuffles with Python's random numbers
-    # The backend tells of the error in one of its own, from where it reads. On Keras 3.12 and JAX the model
-    # has lost its variables then.
+    # The backend tells of the error in one of its own, from where it reads.
     with pytest.raises(Exception, match="pass `shuffle=False` to `fit`"):
         seen_in_fit()
+    if keras.backend.backend() == "jax":
+        since_keras("3.15")  # before, a model on JAX has lost its variables after an error in `fit`
+    assert seen_in_fit(shuffle=False, steps_per_epoch=2) == [0, 4, 8, 12]

@@ -1,5 +1,6 @@
 import concurrent.futures
 import json
+import operator
 import os
 import pathlib
 import re
@@ -277,7 +278,8 @@ def test_the_model_waits_for_the_checks(signature, served, with_text):
     """Or a busy machine may answer with the error of an operation that ran before the sentence."""
     model = served if signature in served.signatures else tf.saved_model.load(with_text)
     some = 0
-    for function in model.signatures[signature].graph.as_graph_def().library.function:
+    definition = model.signatures[signature].graph.as_graph_def()
+    for function in operator.attrgetter("library.function")(definition):
         nodes = {node.name: node for node in function.node_def}
         checks = {name for name, node in nodes.items() if node.op == "Assert"}
         readers = [node for node in function.node_def if node.op in ("StatefulPartitionedCall", "While")]
