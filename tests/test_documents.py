@@ -444,3 +444,114 @@ def test_tables_of_runs_are_made_from_what_is_kept_of_them():
             best = min(epochs, key=lambda epoch: float(epoch["val_perplexity"]))
             assert (len(epochs), best["epoch"]) == (int(row["epochs"]), row["best_epoch"]), name
             assert float(best["val_perplexity"]) == pytest.approx(float(row["validation"]), rel=1e-4), name
+
+
+HISTORIES = sorted(path for path in (DOCUMENTS / "runs").rglob("*.csv"))
+
+
+def tables(name):
+    """The tables of a document: lists of rows, the head first, each a list of cells."""
+    text = (DOCUMENTS / name).read_text(encoding="utf-8")
+    found = re.findall(r"^((?:\|.*\n)+)", text, re.MULTILINE)
+    return [
+        [[cell.strip(" *") for cell in line.strip("|\n").split("|")] for line in lines if "---" not in line]
+        for lines in (table.splitlines() for table in found)
+    ]
+
+
+def perplexities_of(path):
+    """The validation perplexity of each epoch of a history, a dict; empty for a file of something else."""
+    with path.open(newline="", encoding="utf-8") as file:
+        epochs = [row for row in csv.DictReader(file) if row.get("val_perplexity")]
+    return {int(row["epoch"]): float(row["val_perplexity"]) for row in epochs}
+
+
+def test_perplexities_after_each_epoch_are_those_of_a_history():
+    histories = [history for history in map(perplexities_of, HISTORIES) if history]
+    compared = 0
+    for (head, *epochs), *rows in tables("results.md"):
+        if head != "validation perplexity after epoch":
+            continue
+        epochs = [int(epoch) for epoch in epochs if epoch.isdigit()]
+        for label, *cells in rows:
+            if label.startswith("published code"):  # another program, whose histories are not ours
+                continue
+            shown = {epoch: cell for epoch, cell in zip(epochs, cells, strict=False) if cell}
+            assert any(
+                shown.keys() <= history.keys()
+                and all(
+                    f"{history[epoch]:.{len(cell.partition('.')[2])}f}" == cell
+                    for epoch, cell in shown.items()
+                )
+                for history in histories
+            ), f"no history in docs/runs has the row {label!r}"
+            compared += 1
+    assert compared >= 20
+
+
+def rows_under(*head):
+    """The rows of the one table of results.md whose head begins with these cells."""
+    (found,) = (rows for first, *rows in tables("results.md") if first[: len(head)] == list(head))
+    return found
+
+
+def test_the_table_of_blocks_of_16_is_that_of_its_runs():
+    kept = run_table.rows_of(DOCUMENTS / "runs" / "front")
+    names = [
+        "single_90",
+        "blocks_4_90",
+        "blocks_16_all_90",
+        "blocks_16_90",
+        "rigl_16_90",
+        None,
+        "blocks_16_67",
+    ]
+    rows = rows_under("sparsity", "run", "validation", "test", "validation after 4, 7, 10 epochs")
+    assert set(filter(None, names)) <= kept.keys()
+    for name, (sparsity, _, validation, test, after) in zip(names, rows, strict=False):
+        if name is None:
+            continue
+        row = kept[name]
+        history = perplexities_of(DOCUMENTS / "runs" / "front" / f"{name}.csv")
+        assert float(sparsity) == pytest.approx(float(row["sparsity"]), abs=1e-3)
+        assert (validation, test) == (f"{float(row['validation']):.1f}", f"{float(row['test']):.1f}")
+        assert after == ", ".join(f"{history[epoch]:.1f}" for epoch in (4, 7, 10))
+
+
+def test_the_table_of_topologies_is_that_of_its_file():
+    with (DOCUMENTS / "runs" / "seeds_128" / "topology.csv").open(newline="", encoding="utf-8") as file:
+        found = {
+            (row["first"].split(" ")[0], row["second"].split(" ")[0], row["layer"].split("/")[0]): (
+                f"{float(row['distance']):.3f}",
+                f"{float(row['in_place']):.3f}",
+            )
+            for row in csv.DictReader(file)
+        }
+    rows = rows_under("method", "test perplexity, seeds 1 and 2")
+    assert len(rows) >= 4
+    for label, _, both, layer, within in rows:
+        name = label.split()[0].lower()
+        first, second = f"{name}_1", f"{name}_2"
+        assert both == "{} ({})".format(*found[first, second, "network"])
+        assert layer == "{} ({})".format(*found[first, second, "lstm_0_carried"])
+        assert within == found[first, first, "network"][1]
+
+
+def test_the_table_of_accuracies_is_that_of_its_file():
+    with (DOCUMENTS / "runs" / "mnist.csv").open(newline="", encoding="utf-8") as file:
+        kept = {
+            (row["method"], float(row["wanted sparsity"])): f"{100 * float(row['test accuracy']):.2f}"
+            for row in csv.DictReader(file)
+            if row["network"] == "lenet_300_100"
+        }
+    names = {"gradual magnitude pruning": "gmp"}
+    compared = 0
+    for head, *rows in tables("results.md"):
+        if head[0] != "method" or not head[1].endswith("%"):
+            continue
+        for label, *cells in rows:
+            name = names.get(label, label.replace("`", "").lower())
+            for sparsity, cell in zip(head[1:], cells, strict=True):
+                assert cell == kept[name, float(sparsity[:-1]) / 100], (label, sparsity)
+                compared += 1
+    assert compared == 6 * 6 + 4 * 3

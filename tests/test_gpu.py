@@ -1,7 +1,5 @@
 """What only a GPU can show: `CUDA_VISIBLE_DEVICES=0 python -m pytest -m gpu`, with KERAS_BACKEND=jax too."""
 
-import math
-
 import keras
 import numpy as np
 import pytest
@@ -12,8 +10,9 @@ from keras_selfish.data import Windows
 from keras_selfish.layers import SparseLSTM, SparseONLSTM, SparseRHN
 from keras_selfish.masks import masked_weights
 from keras_selfish.recurrence import on_gpu
-from keras_selfish.rewiring import device_change, rules
-from keras_selfish.rewiring.matrix_change import choose_change, read_matrix
+from keras_selfish.rewiring import device_arrays, host_arrays, rules
+from keras_selfish.rewiring.matrix_change import read_matrix
+from keras_selfish.rewiring.model_change import choose_changes
 
 pytestmark = [
     pytest.mark.gpu,
@@ -84,14 +83,29 @@ def test_padded_units_give_the_gradients_of_kerass_loop(make):
         np.testing.assert_allclose(found, expected, atol=5e-3 * np.abs(expected).max())
 
 
-def test_rewiring_on_the_device_is_that_of_the_host():
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"drop": rules.magnitude_by_sign, "reset_regrown": True},
+        {"drop": rules.sensitivity},
+        {"drop_scope": "model", "redistribution": rules.nonzeros},
+    ],
+    ids=lambda options: "-".join(options) or "magnitude",
+)
+def test_rewiring_on_the_device_is_that_of_the_host(options):
     layer = SparseLSTM(300, sparsity=0.67, mask_seed=1)
     layer.build((None, None, 300))
-    for masked_weight in masked_weights(layer):
-        gradient = np.random.default_rng(2).normal(size=masked_weight.shape).astype("float32")
-        options = {"rate": 0.3, "reset_regrown": False, "rounding": math.ceil}
-        found = device_change.choose_change(masked_weight, ops.convert_to_tensor(gradient), 0, **options)
-        matrix = read_matrix(masked_weight, gradient=gradient)
-        expected = choose_change(matrix, 0.3, rules.magnitude, rules.gradient)
+    weights = masked_weights(layer)
+    gradients = [np.random.default_rng(2).normal(size=one.shape).astype("float32") for one in weights]
+    changes = []
+    for arrays in (host_arrays, device_arrays):
+        matrices = [
+            read_matrix(*pair, arrays=arrays)
+            for pair in zip(weights, [None] * len(weights), gradients, strict=True)
+        ]
+        options = {"rate": 0.3, "drop": rules.magnitude, "grow": rules.gradient, **options}
+        changes.append(choose_changes(matrices, **options))
+    for expected, found in zip(*changes, strict=True):
         np.testing.assert_array_equal(ops.convert_to_numpy(found.mask), expected.mask)
         np.testing.assert_array_equal(ops.convert_to_numpy(found.grown), expected.grown)

@@ -50,9 +50,34 @@ MUTANTS = [
     ),
     Mutant(
         "rewiring/matrix_change.py",
-        "grown = chosen if reset_regrown else after > active",
+        "grown = chosen if reset_regrown else arrays.without(after, active)",
         "grown = chosen",
         "rewiring",
+    ),
+    Mutant(
+        "rewiring/device_arrays.py",
+        "<= number - count(below)",
+        "<= number",
+        "rewiring/test_device_arrays.py",
+    ),
+    Mutant(
+        "rewiring/device_arrays.py",
+        "counts.append(below + min(left, ties))",
+        "counts.append(below + ties)",
+        "rewiring/test_device_arrays.py",
+    ),
+    Mutant(
+        "rewiring/device_arrays_jax.py",
+        "bits = jnp.where(bits == jnp.uint32(TOP), jnp.uint32(0), bits)",
+        "bits = jnp.where(bits == jnp.uint32(TOP), bits, bits)",
+        "rewiring/test_device_arrays.py",
+        "jax",
+    ),
+    Mutant(
+        "layers/products.py",
+        "added if axis == 0 else added[::-1]",
+        "added",
+        "layers/test_products.py",
     ),
     Mutant(
         "rewiring/matrix_change.py",

@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_selfish.layers.forms import sparse_form_of
 from keras_selfish.layers.masked import SparseLayer
+from keras_selfish.layers.products import is_padded, product
 from keras_selfish.typing import Tensor, TensorLike
 
 if TYPE_CHECKING:
@@ -48,10 +49,14 @@ class SparseDense(SparseLayer, keras.layers.Dense):
 
     def call(self, inputs: TensorLike, training: bool | None = None) -> Tensor:
         with self.effective_weights():
-            if not self.use_bias or self.bias.dtype not in HALF_PRECISION:
+            half = self.use_bias and self.bias.dtype in HALF_PRECISION
+            if not (half or is_padded(self.kernel)):
                 return super().call(inputs, training=training)
-            bias = ops.cast(ops.convert_to_tensor(self.bias), self.bias.dtype)
-            outputs = add_bias(ops.matmul(inputs, self.kernel), bias)
+            outputs = product(inputs, self.kernel)
+            if half:
+                outputs = add_bias(outputs, ops.cast(ops.convert_to_tensor(self.bias), self.bias.dtype))
+            elif self.use_bias:
+                outputs = ops.add(outputs, self.bias)
             return outputs if self.activation is None else self.activation(outputs)
 
 

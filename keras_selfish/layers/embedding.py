@@ -12,6 +12,7 @@ from keras_selfish.keras_internals import set_padding_mask
 from keras_selfish.layers.dropout import check_rate, drop_words
 from keras_selfish.layers.forms import sparse_form_of
 from keras_selfish.layers.masked import SparseLayer, with_masked_gradient
+from keras_selfish.layers.products import cut, is_padded, pad_factors
 from keras_selfish.typing import Config, OpenShape, Tensor, TensorLike
 
 if TYPE_CHECKING:
@@ -161,14 +162,26 @@ class SparseReversibleEmbedding(_SparseEmbeddingBase, keras.layers.ReversibleEmb
 
     def call(self, inputs: TensorLike, reverse: bool = False, training: bool = False) -> Tensor:
         drops = training and self.embedding_dropout
-        if reverse or not (self._masked or drops):
+        if reverse:
+            outputs = self._decode(inputs)
+        elif not (self._masked or drops):
             with self.effective_weights():
-                outputs = super().call(inputs, reverse=reverse)
+                outputs = super().call(inputs)
         else:
             outputs = self._look_up(inputs, training)
         if self.mask_zero and not reverse:
             set_padding_mask(outputs, ops.not_equal(inputs, 0))
         return outputs
+
+    def _decode(self, inputs):
+        """Keras's logits; where that is faster, it gets padded features and a padded matrix."""
+        name, axis = ("embeddings", 1) if self.tie_weights else ("reverse_embeddings", 0)
+        with self.effective_weights():
+            if not is_padded(matrix := getattr(self, name), axis):
+                return super().call(inputs, reverse=True)
+            inputs, padded = pad_factors(inputs, matrix, axis)
+            with self._computed_weights({**self._effective, name: padded}):
+                return cut(super().call(inputs, reverse=True), self.input_dim)
 
     def compute_mask(self, inputs: TensorLike, mask: Any = None) -> None:
         """None, as in Keras since 3.14: `call` marks padding, which knows tokens from features."""

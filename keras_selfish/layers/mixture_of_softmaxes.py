@@ -11,6 +11,7 @@ from keras_selfish import checks
 from keras_selfish.layers.dropout import check_rate
 from keras_selfish.layers.log_mixture import log_mixture
 from keras_selfish.layers.masked import SparseLayer
+from keras_selfish.layers.products import pad_features
 from keras_selfish.typing import Config, Initializer, OpenShape, Tensor, TensorLike
 
 if TYPE_CHECKING:
@@ -140,10 +141,12 @@ class MixtureOfSoftmaxes(SparseLayer, keras.layers.Layer):
                 ones = ops.ones((batch, 1, features), "float32")
                 kept = keras.random.dropout(ones, self.latent_dropout, seed=self.seed_generator)
                 latents = latents * self._cast(kept)
+            latents = ops.reshape(latents, (-1, self.experts, self.latent_units))
+            latents, decoder = pad_features(latents, self._decoder())
             outputs = log_mixture(
-                ops.reshape(latents, (-1, self.experts, self.latent_units)),
+                latents,
                 ops.reshape(log_priors, (-1, self.experts)),
-                self._decoder(),
+                decoder,
                 ops.cast(ops.convert_to_tensor(self.bias), "float32"),
             )
             return ops.reshape(outputs, (*ops.shape(inputs)[:-1], self.units))

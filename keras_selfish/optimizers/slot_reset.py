@@ -6,12 +6,11 @@ import weakref
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_selfish.keras_internals import trained_variables
 from keras_selfish.optimizers.wrappers import holders, leaves
-from keras_selfish.variables import fill, to_numpy
+from keras_selfish.variables import fill
 
 __all__ = ["check_elementwise", "momentum_of", "reset_state"]
 
@@ -66,7 +65,7 @@ def momentum_of(optimizer, variable):
         variable: A `keras.Variable` that it trains.
 
     Returns:
-        A NumPy array, up to a factor that all variables share; None for an optimizer other than SGD with
+        A tensor, up to a factor that all variables share; None for an optimizer other than SGD with
         momentum, Adam (AdamW) and Nadam, before its first step, and within a `MultiOptimizer`, whose
         optimizers have factors of their own.
     """
@@ -78,9 +77,9 @@ def momentum_of(optimizer, variable):
     slots = {name: slot for name, (slot, _) in _slots(leaf, variable).items()}
     if "momentum" not in slots:
         return None
-    momentum = to_numpy(slots["momentum"])
+    momentum = ops.convert_to_tensor(slots["momentum"])
     if isinstance(leaf, _DIVIDING):
-        momentum = momentum / (np.sqrt(to_numpy(slots["velocity"])) + 1e-8)
+        momentum = momentum / (ops.sqrt(ops.convert_to_tensor(slots["velocity"])) + 1e-8)
     return momentum
 
 

@@ -4,7 +4,7 @@ Their products go by granules: a width that is a multiple of none costs two to t
 NVIDIA H200 a training step of a language model of 2x1500 units takes 5.45 ms in bfloat16 and 7.26 ms in
 float32; with 1504 units 3.09 ms; with 1536 units, a multiple of 64, 2.79 ms and 4.09 ms. So units and
 features are padded with zeros, once per call and outside of the time loop. What is added stays zero and is
-cut off again: the numbers are the same.
+cut off again: the numbers are the same. `layers/products.py` does it for large matrices elsewhere.
 """
 
 import math

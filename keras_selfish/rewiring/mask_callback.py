@@ -6,6 +6,7 @@ import collections
 import concurrent.futures
 import os
 from collections.abc import Callable
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self
 
 import keras
@@ -14,11 +15,11 @@ from keras import ops
 
 from keras_selfish import masks
 from keras_selfish.optimizers import slot_reset, wrappers
+from keras_selfish.rewiring import device_arrays, host_arrays
 from keras_selfish.rewiring.clock import clock_of
 from keras_selfish.rewiring.gradients import DenseGradients
 from keras_selfish.rewiring.matrix_change import apply_change, read_matrix
-from keras_selfish.typing import Logs, Tensor
-from keras_selfish.variables import to_numpy
+from keras_selfish.typing import Logs
 
 if TYPE_CHECKING:
     from keras_selfish.masks import MaskedWeight
@@ -181,64 +182,57 @@ class MaskCallback(keras.callbacks.Callback):
 
     # What.
 
-    def matrices(self, step: int, gradient_batches: int = 0) -> list[Matrix]:
-        """The trainable masked weights as `rules.Matrix`, with gradients over `gradient_batches` batches."""
-        return [
-            read_matrix(
-                masked_weight,
-                getattr(self.model, "optimizer", None),
-                None if gradient is None else to_numpy(gradient),
-                generator,
-            )
-            for masked_weight, gradient, generator in self._looked_at(step, gradient_batches)
-        ]
+    def matrices(
+        self, step: int, gradient_batches: int = 0, arrays: ModuleType = host_arrays
+    ) -> list[Matrix]:
+        """The trainable masked weights as `rules.Matrix`.
 
-    def _looked_at(self, step, gradient_batches):
-        """The trainable masked weights, each with its gradient, or None, and its random generator."""
+        Args:
+            step: Training step.
+            gradient_batches: Number of batches over which the rules need gradients.
+            arrays: `host_arrays` (default) for NumPy arrays, `device_arrays` for tensors.
+        """
         weights = [(i, w) for i, w in enumerate(masks.masked_weights(self.model)) if w.weight.trainable]
-        gradients = [None] * len(weights)
-        if gradient_batches and weights:
-            self._sync()
-            gradients = self.gradients(self.model, [w for _, w in weights], step, gradient_batches)
+        gradients = self._gradients_of([weight for _, weight in weights], step, gradient_batches)
+        optimizer = getattr(self.model, "optimizer", None)
         return [
-            (masked_weight, gradient, np.random.default_rng([self.seed, step, index]))
-            for (index, masked_weight), gradient in zip(weights, gradients, strict=True)
+            read_matrix(weight, optimizer, gradient, np.random.default_rng([self.seed, step, index]), arrays)
+            for (index, weight), gradient in zip(weights, gradients, strict=True)
         ]
 
-    def change_on_device(
-        self,
-        step: int,
-        choose: Callable[[MaskedWeight, Tensor | None, np.random.Generator], Change | None],
-        gradient_batches: int = 0,
-    ) -> None:
-        """As `change`, for a function of one `MaskedWeight`, its gradient (or None) and a generator."""
-        looked_at = self._looked_at(step, gradient_batches)
-        changes = [choose(weight, gradient, generator) for weight, gradient, generator in looked_at]
-        self._apply([weight for weight, *_ in looked_at], changes)
+    def _gradients_of(self, weights, step, batches):
+        if not (batches and weights):
+            return [None] * len(weights)
+        self._sync()
+        return self.gradients(self.model, weights, step, batches)
 
     def change(
         self,
         step: int,
         choose: Callable[[list[Matrix], Callable[..., list[Any]]], list[Change | None]],
         gradient_batches: int = 0,
+        read_tensors: bool = False,
     ) -> None:
         """Chooses a `Change` (None for none) of each trainable masked weight and applies it.
 
         Args:
             step: Training step.
-            choose: A function of a list of `rules.Matrix` and a parallel `map`; nothing is changed before it
-                returns.
+            choose: A function of a list of `rules.Matrix` and a `map`, parallel on the host; nothing is
+                changed before it returns.
             gradient_batches: Number of batches over which the rules need gradients.
+            read_tensors: Whether the function and its rules read tensors as well as NumPy arrays (see
+                `rules.reads_tensors`); it gets them where the choice is better made on the device.
         """
-        matrices = self.matrices(step, gradient_batches)
-        # NumPy works outside the interpreter's lock.
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            changes = choose(matrices, lambda *arguments: list(pool.map(*arguments)))
+        on_device = read_tensors and device_arrays.serve(self.model)
+        matrices = self.matrices(step, gradient_batches, device_arrays if on_device else host_arrays)
+        if on_device:
+            changes = choose(matrices, lambda *arguments: list(map(*arguments)))
+        else:
+            # NumPy works outside the interpreter's lock.
+            with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+                changes = choose(matrices, lambda *arguments: list(pool.map(*arguments)))
         weights = [matrix.masked_weight for matrix in matrices]
         del matrices  # which are views: a weight that is looked at would not be written in place
-        self._apply(weights, changes)
-
-    def _apply(self, weights, changes):
         for masked_weight, change in zip(weights, changes, strict=True):
             if change is not None:
                 apply_change(masked_weight, change, self._clock.optimizers)

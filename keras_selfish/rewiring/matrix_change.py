@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import operator
 
 import numpy as np
 from keras import ops
 
-from keras_selfish import masks
 from keras_selfish.optimizers.slot_reset import reset_state
 from keras_selfish.optimizers.wrappers import holders
-from keras_selfish.rewiring import rules, top_k
+from keras_selfish.rewiring import host_arrays, rules
 from keras_selfish.rewiring.budget import rewired_count, share_out
 from keras_selfish.typing import TensorLike
-from keras_selfish.variables import fill, view
+from keras_selfish.variables import fill
 
 __all__ = [
     "Change",
@@ -23,6 +24,7 @@ __all__ = [
     "choose_change",
     "choose_dropped",
     "choose_grown",
+    "choose_kept",
     "drop_scores",
     "make_change",
     "not_a_number",
@@ -53,10 +55,11 @@ class Change:
         return ops.logical_or(ops.logical_not(self.mask), self.grown)
 
 
-def read_matrix(masked_weight, optimizer=None, gradient=None, generator=None):
-    """A masked weight as rules read it, a `rules.Matrix`."""
-    weight, mask = _host(masked_weight.weight), _host(masked_weight.mask)
-    return rules.Matrix(weight, mask, masked_weight, optimizer, gradient, generator)
+def read_matrix(masked_weight, optimizer=None, gradient=None, generator=None, arrays=host_arrays):
+    """A masked weight as rules read it, a `rules.Matrix` of arrays of this kind."""
+    weight, mask = arrays.read(masked_weight.weight), arrays.read(masked_weight.mask)
+    gradient = None if gradient is None else arrays.read(gradient)
+    return rules.Matrix(weight, mask, masked_weight, optimizer, gradient, generator, arrays)
 
 
 def choose_change(matrix, rate, drop, grow, reset_regrown=False, rounding=math.ceil):
@@ -77,16 +80,16 @@ def choose_change(matrix, rate, drop, grow, reset_regrown=False, rounding=math.c
         ValueError: if a connection has no score, for its weight is NaN.
     """
     active = active_blocks(matrix)
-    count = rewired_count(rate, np.count_nonzero(active), active.size, rounding=rounding)
+    count = rewired_count(rate, matrix.arrays.count(active), math.prod(active.shape), rounding=rounding)
     if count == 0:
         return None
-    kept = active > choose_dropped(matrix, count, drop)  # active and not dropped, in one pass
+    kept = choose_kept(matrix, count, drop)
     return make_change(matrix, kept, choose_grown(matrix, kept, count, grow), reset_regrown)
 
 
 def active_blocks(matrix):
     """The blocks of a matrix that exist, a boolean array."""
-    return masks.block_mask(matrix.mask, matrix.masked_weight.block_shape)
+    return matrix.arrays.block_mask(matrix.mask, matrix.masked_weight.block_shape)
 
 
 def drop_scores(matrix, drop):
@@ -109,18 +112,25 @@ def choose_dropped(matrix, count, drop):
     Raises:
         ValueError: if a connection has no score, for its weight is NaN.
     """
-    active = active_blocks(matrix)
+    arrays, active = matrix.arrays, active_blocks(matrix)
     scores = drop_scores(matrix, drop)
     try:
         if len(scores) == 1:
-            return top_k.smallest(scores[0], active, count)
+            return arrays.smallest(scores[0], active, count)
         # An infinite score is that of no candidate.
-        candidates = [active & ~np.isinf(each) for each in scores]
-        available = [np.count_nonzero(each) for each in candidates]
-        counts = share_out(count, np.ones(len(scores)), np.zeros(len(scores)), available)
-        return np.logical_or.reduce(list(map(top_k.smallest, scores, candidates, counts)))
+        candidates = [active & (abs(each) != np.inf) for each in scores]
+        counts = share_out(
+            count, np.ones(len(scores)), np.zeros(len(scores)), list(map(arrays.count, candidates))
+        )
+        chosen = list(map(arrays.smallest, scores, candidates, counts))
+        return functools.reduce(operator.or_, chosen)
     except ValueError as error:
         raise not_a_number(matrix.masked_weight) from error
+
+
+def choose_kept(matrix, count, drop):
+    """The blocks that exist and are not among the `count` to drop, see `choose_dropped`."""
+    return matrix.arrays.without(active_blocks(matrix), choose_dropped(matrix, count, drop))
 
 
 def not_a_number(masked_weight):
@@ -145,25 +155,27 @@ def choose_grown(matrix, kept, count, grow):
     Returns:
         A boolean array of blocks, none of which is in `kept`.
     """
+    arrays = matrix.arrays
     if count == 0:
-        return np.zeros(kept.shape, bool)
+        return arrays.nothing(kept)
     scores = grow(matrix)
     pattern = matrix.masked_weight.n_of_m
     if pattern is not None:
-        scores = matrix.generator.random(kept.shape, np.float32) if scores is None else scores
-        return top_k.largest_of_groups(scores, ~kept, pattern, kept)
+        scores = arrays.random_scores(kept, matrix.generator) if scores is None else scores
+        return arrays.largest_of_groups(scores, ~kept, pattern, kept)
     if scores is None:
-        return top_k.uniform(~kept, count, matrix.generator)
-    return top_k.largest(_per_block(matrix, scores), ~kept, count)
+        return arrays.uniform(~kept, count, matrix.generator)
+    return arrays.largest(_per_block(matrix, scores), ~kept, count)
 
 
 def make_change(matrix, kept, chosen, reset_regrown=False):
     """The `Change` of a matrix that keeps the blocks `kept` and grows the blocks `chosen`."""
+    arrays, block_shape = matrix.arrays, matrix.masked_weight.block_shape
     active = active_blocks(matrix)
     after = kept | chosen
-    grown = chosen if reset_regrown else after > active
-    block_shape = matrix.masked_weight.block_shape
-    return Change(*(masks.expand_blocks(blocks, block_shape) for blocks in (after, active > after, grown)))
+    grown = chosen if reset_regrown else arrays.without(after, active)
+    changed = (after, arrays.without(active, after), grown)
+    return Change(*(arrays.expand_blocks(blocks, block_shape) for blocks in changed))
 
 
 def apply_change(masked_weight, change, optimizers=()):
@@ -183,15 +195,9 @@ def apply_change(masked_weight, change, optimizers=()):
         raise
 
 
-def _host(variable):
-    """A NumPy array to read from; numbers in at least 32 bits, which NumPy sorts."""
-    array = view(variable)
-    return array if array.dtype in (bool, np.float32, np.float64) else array.astype(np.float32)
-
-
 def _per_block(matrix, scores):
     """Scores of blocks; those of weights are joined in their L2 norm."""
     block_shape = matrix.masked_weight.block_shape
-    if scores.shape != matrix.mask.shape or block_shape == (1, 1):
+    if tuple(scores.shape) != tuple(matrix.mask.shape) or block_shape == (1, 1):
         return scores
-    return masks.block_norms(scores, block_shape)
+    return matrix.arrays.block_norms(scores, block_shape)

@@ -3,15 +3,12 @@
 import dataclasses
 import math
 
-import numpy as np
-
-from keras_selfish import masks
-from keras_selfish.rewiring.budget import common_threshold, rewired_count, share_out
+from keras_selfish.rewiring.budget import rewired_count, share_out
 from keras_selfish.rewiring.matrix_change import (
     active_blocks,
     choose_change,
-    choose_dropped,
     choose_grown,
+    choose_kept,
     drop_scores,
     make_change,
     not_a_number,
@@ -56,22 +53,25 @@ def choose_changes(
         ValueError: if a connection has no score, for its weight is NaN, or blocks of different sizes would be
             exchanged.
     """
+    if not matrices:
+        return []
     if drop_scope == "matrix" and redistribution is None:
         return list(each(lambda m: choose_change(m, rate, drop, grow, reset_regrown, rounding), matrices))
     check_equal_blocks(matrices)
     shares = None if redistribution is None else list(map(redistribution, matrices))
     if drop_scope == "model":
-        active = [active_blocks(matrix) for matrix in matrices]
-        sizes = sum(map(np.count_nonzero, active)), sum(blocks.size for blocks in active)
+        sizes = map(sum, zip(*map(_sizes, matrices), strict=True))
         lost = lost_together(matrices, each, rewired_count(rate, *sizes, rounding=rounding), drop)
     else:
         lost = _lost(matrices, shares, rate, rounding)
-    kept = list(each(lambda m, count: active_blocks(m) > choose_dropped(m, count, drop), matrices, lost))
+    kept = list(each(lambda m, count: choose_kept(m, count, drop), matrices, lost))
     gained = lost
     if shares is not None:
         if getattr(redistribution, "after_dropping", False):
             shares = [redistribution(_without(m, blocks)) for m, blocks in zip(matrices, kept, strict=True)]
-        gained = _gained(kept, sum(lost), shares, getattr(redistribution, "overflow", "shares"))
+        left = [matrix.arrays.count(blocks) for matrix, blocks in zip(matrices, kept, strict=True)]
+        free = [math.prod(blocks.shape) - count for blocks, count in zip(kept, left, strict=True)]
+        gained = _gained(left, free, sum(lost), shares, getattr(redistribution, "overflow", "shares"))
 
     def complete(matrix, kept, lost, gained):
         if lost == gained == 0:
@@ -81,14 +81,19 @@ def choose_changes(
     return list(each(complete, matrices, kept, lost, gained))
 
 
+def _sizes(matrix):
+    """How many blocks of a matrix exist, and how many could."""
+    active = active_blocks(matrix)
+    return matrix.arrays.count(active), math.prod(active.shape)
+
+
 def _lost(matrices, shares, rate, rounding):
     """Number of blocks to drop from each matrix: fewer if it is nearly dense and grows more than others."""
     mean = None if shares is None else sum(shares) / len(shares)
     counts = []
     for index, matrix in enumerate(matrices):
-        active = active_blocks(matrix)
         capped = shares is not None and shares[index] > mean
-        counts.append(rewired_count(rate, np.count_nonzero(active), active.size, capped, rounding))
+        counts.append(rewired_count(rate, *_sizes(matrix), capped, rounding))
     return counts
 
 
@@ -99,31 +104,32 @@ def lost_together(matrices, each, count, drop):
         ValueError: if a connection has no score, for its weight is NaN.
     """
 
-    def scores(matrix):
+    def candidates(matrix):
         # Where several arrays share the count, an infinite score is that of no candidate.
-        lowest = np.minimum.reduce(drop_scores(matrix, drop))
-        found = lowest.reshape(-1).take(np.flatnonzero(active_blocks(matrix)))
-        if np.isnan(found).any():
+        lowest = matrix.arrays.each_smallest(drop_scores(matrix, drop))
+        found = matrix.arrays.candidates(lowest, active_blocks(matrix))
+        if matrix.arrays.has_nan(found):
             raise not_a_number(matrix.masked_weight)
         return found
 
-    return common_threshold(list(each(scores, matrices)), count)
+    if not matrices:
+        return []
+    return matrices[0].arrays.common_threshold(list(each(candidates, matrices)), count)
 
 
 def _without(matrix, kept):
     """The matrix with the kept blocks only."""
-    mask = masks.expand_blocks(kept, matrix.masked_weight.block_shape)
-    return dataclasses.replace(matrix, mask=mask, weight=np.where(mask, matrix.weight, 0))
+    mask = matrix.arrays.expand_blocks(kept, matrix.masked_weight.block_shape)
+    weight = matrix.arrays.where(mask, matrix.weight, 0.0)
+    return dataclasses.replace(matrix, mask=mask, weight=weight)
 
 
-def _gained(kept, total, shares, overflow):
+def _gained(left, free, total, shares, overflow):
     """Number of blocks to grow in each matrix by its share, from one connection to 99% of its free places.
 
     As in the published code; where that leaves too little room, all free places count.
     """
-    left = [np.count_nonzero(blocks) for blocks in kept]
     floors = [int(count == 0) for count in left]
-    free = [blocks.size - count for blocks, count in zip(kept, left, strict=True)]
     ceilings = [max(floor, int(FULL * places)) for floor, places in zip(floors, free, strict=True)]
     return share_out(total, shares, floors, ceilings if sum(ceilings) >= total else free, overflow)
 

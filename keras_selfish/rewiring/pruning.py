@@ -6,15 +6,19 @@ import math
 from typing import TYPE_CHECKING, Any, Self
 
 import keras
-import numpy as np
 
 from keras_selfish import checks, masks
 from keras_selfish.rewiring import rules
 from keras_selfish.rewiring.budget import target_count
 from keras_selfish.rewiring.mask_callback import MaskCallback
-from keras_selfish.rewiring.matrix_change import active_blocks, choose_dropped, drop_scores, make_change
+from keras_selfish.rewiring.matrix_change import (
+    active_blocks,
+    choose_dropped,
+    choose_kept,
+    drop_scores,
+    make_change,
+)
 from keras_selfish.rewiring.model_change import check_equal_blocks, lost_together
-from keras_selfish.rewiring.top_k import largest_of_groups
 
 if TYPE_CHECKING:
     from keras_selfish.masks import MaskedWeight
@@ -120,13 +124,18 @@ class GMP(MaskCallback):
 
         def choose(matrix):
             active = active_blocks(matrix)
-            count = np.count_nonzero(active) - target_count(sparsity, active.size)
+            count = matrix.arrays.count(active) - target_count(sparsity, math.prod(active.shape))
             if count <= 0:
                 return None
-            kept = active > choose_dropped(matrix, count, self.drop)
-            return make_change(matrix, kept, np.zeros_like(kept))
+            kept = choose_kept(matrix, count, self.drop)
+            return make_change(matrix, kept, matrix.arrays.nothing(kept))
 
-        self.change(step, lambda matrices, each: each(choose, matrices), self._gradient_batches)
+        self.change(
+            step,
+            lambda matrices, each: each(choose, matrices),
+            self._gradient_batches,
+            rules.read_tensors(self.drop),
+        )
 
     def check_weight(self, masked_weight: MaskedWeight) -> None:
         if masked_weight.n_of_m:
@@ -209,12 +218,12 @@ class SNIP(MaskCallback):
         def choose(matrices, each):
             ranked = [matrix for matrix in matrices if self._ranks(matrix.masked_weight)]
             check_equal_blocks(ranked)
-            total = sum(active_blocks(matrix).size for matrix in ranked)
+            total = sum(math.prod(active_blocks(matrix).shape) for matrix in ranked)
             lost = iter(lost_together(ranked, each, total - count, self.drop))
             counts = [next(lost) if self._ranks(matrix.masked_weight) else None for matrix in matrices]
             return each(self._pruned, matrices, counts)
 
-        self.change(step, choose, self._gradient_batches)
+        self.change(step, choose, self._gradient_batches, rules.read_tensors(self.drop))
 
     def _prunes(self, masked_weight):
         """Whether a weight is pruned at all."""
@@ -235,9 +244,10 @@ class SNIP(MaskCallback):
     def _pruned(self, matrix, count):
         if not self._prunes(matrix.masked_weight):
             return None
-        nothing = np.zeros_like(active_blocks(matrix))
+        arrays = matrix.arrays
+        nothing = arrays.nothing(active_blocks(matrix))
         if count is not None:
             return make_change(matrix, ~choose_dropped(matrix, count, self.drop), nothing)
-        scores = np.minimum.reduce(drop_scores(matrix, self.drop))
-        kept = largest_of_groups(scores, ~nothing, matrix.masked_weight.n_of_m, kept=nothing)
+        scores = arrays.each_smallest(drop_scores(matrix, self.drop))
+        kept = arrays.largest_of_groups(scores, ~nothing, matrix.masked_weight.n_of_m, kept=nothing)
         return make_change(matrix, kept, nothing)

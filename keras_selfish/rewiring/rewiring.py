@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_selfish import checks
 from keras_selfish.optimizers import wrappers
-from keras_selfish.rewiring import device_change, rules, schedules
+from keras_selfish.rewiring import rules, schedules
 from keras_selfish.rewiring.mask_callback import MaskCallback
 from keras_selfish.rewiring.model_change import DROP_SCOPES, choose_changes
 from keras_selfish.typing import Logs
@@ -258,15 +258,6 @@ class Rewiring(MaskCallback):
         checks.number("rate", rate, "[0, 1]")
         if rate == 0:
             return
-        if device_change.serves(self.model, self.drop, self.grow, self.drop_scope, self.redistribution):
-            options = {"rate": rate, "reset_regrown": self.reset_regrown, "rounding": self.rounding}
-            choose = functools.partial(device_change.choose_change, **options)
-            self.change_on_device(step, choose, self._gradient_batches)
-        else:
-            self._rewire_on_host(rate, step)
-        logging.vlog(1, "Step %d: rewired the fraction %.4f of the connections.", step, rate)
-
-    def _rewire_on_host(self, rate, step):
         choose = functools.partial(
             choose_changes,
             rate=rate,
@@ -277,7 +268,9 @@ class Rewiring(MaskCallback):
             reset_regrown=self.reset_regrown,
             rounding=self.rounding,
         )
-        self.change(step, choose, self._gradient_batches)
+        read_tensors = rules.read_tensors(self.drop, self.grow, self.redistribution)
+        self.change(step, choose, self._gradient_batches, read_tensors)
+        logging.vlog(1, "Step %d: rewired the fraction %.4f of the connections.", step, rate)
 
     def check_weight(self, masked_weight: MaskedWeight) -> None:
         if masked_weight.n_of_m and (self.redistribution is not None or self.drop_scope == "model"):

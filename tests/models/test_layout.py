@@ -124,11 +124,12 @@ TRAINING = """
     import jax
     import keras
     import numpy as np
-    from keras_selfish import SNTASGD, LanguageModel, Perplexity, RigL, SelfishRewiring, TokenCrossEntropy
+    from keras_selfish import DSR, SET, SNFS, RigL, SelfishRewiring
+    from keras_selfish import SNTASGD, LanguageModel, Perplexity, TokenCrossEntropy
     from keras_selfish.data import Windows
     from keras_selfish.masks import masked_weights
     from keras_selfish.models import Architecture, layout_map
-    from keras_selfish.rewiring import device_change_jax
+    from keras_selfish.rewiring import device_arrays_jax
     from keras_selfish.variables import is_divided, to_numpy
 
     out, method = sys.argv[1:3]
@@ -151,7 +152,7 @@ TRAINING = """
         model.compile(SNTASGD(1.0, global_clipnorm=0.25), TokenCrossEntropy(), metrics=[Perplexity()])
         model.optimizer.build(model.trainable_variables)
         model.optimizer.start_averaging()
-        options = {"gradient_data": windows} if method == "RigL" else {}
+        options = {"gradient_data": windows} if method in ("RigL", "SNFS") else {}
         rewiring = globals()[method](0.4, frequency=3, total_steps=100, seed=1, **options)
         history = model.fit(
             windows.batches(), validation_data=windows.batches(), epochs=3, shuffle=False, verbose=0,
@@ -178,7 +179,7 @@ TRAINING = """
     scores = keras.distribution.distribute_tensor(
         np.ones((8, 16), "float32"), keras.distribution.TensorLayout((None, "model"), layout)
     )
-    compiled = device_change_jax.smallest.lower(scores, scores > 0, 5).compile().as_text()
+    compiled = device_arrays_jax.lowest_of.lower(scores, scores > 0, 5).compile().as_text()
     assert "all-reduce" in compiled
     assert "all-gather" not in compiled and "all-to-all" not in compiled
 """
@@ -192,6 +193,9 @@ TRAINING = """
         ("SelfishRewiring", {}),
         ("RigL", {"tied": True, "block_shape": (2, 1)}),
         ("SelfishRewiring", {"experts": 2, "locked": True}),
+        ("SET", {}),
+        ("DSR", {}),
+        ("SNFS", {}),
     ],
 )
 def test_training_is_that_of_one_device(method, settings, run_python, tmp_path):
