@@ -446,7 +446,7 @@ def test_tables_of_runs_are_made_from_what_is_kept_of_them():
             assert float(best["val_perplexity"]) == pytest.approx(float(row["validation"]), rel=1e-4), name
 
 
-HISTORIES = sorted(path for path in (DOCUMENTS / "runs").rglob("*.csv"))
+HISTORIES = sorted((DOCUMENTS / "runs").rglob("*.csv"))
 
 
 def tables(name):

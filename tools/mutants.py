@@ -61,10 +61,10 @@ MUTANTS = [
         "rewiring/test_device_arrays.py",
     ),
     Mutant(
-        "rewiring/device_arrays.py",
-        "counts.append(below + min(left, ties))",
-        "counts.append(below + ties)",
-        "rewiring/test_device_arrays.py",
+        "rewiring/budget.py",
+        "counts.append(smaller + min(left, equal))",
+        "counts.append(smaller + equal)",
+        "rewiring",
     ),
     Mutant(
         "rewiring/device_arrays_jax.py",

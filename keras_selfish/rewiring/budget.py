@@ -1,6 +1,7 @@
 """Numbers of connections to drop from and to grow in each matrix: whole, with an exact total."""
 
 import math
+import operator
 
 import numpy as np
 
@@ -54,12 +55,26 @@ def common_threshold(scores, count):
     if count == 0:
         return [0] * len(scores)
     limit = np.partition(together, count - 1)[count - 1]
-    counts = [int(np.count_nonzero(each < limit)) for each in scores]
-    left = count - sum(counts)
-    for index, each in enumerate(scores):
-        ties = min(left, int(np.count_nonzero(each == limit)))
-        counts[index] += ties
-        left -= ties
+    below, ties = (
+        [int(np.count_nonzero(compare(each, limit))) for each in scores]
+        for compare in (operator.lt, operator.eq)
+    )
+    return with_first_ties(count, below, ties)
+
+
+def with_first_ties(count, below, ties):
+    """Number of scores of each matrix among the `count` smallest of all.
+
+    Args:
+        count: A whole number.
+        below: For each matrix how many of its scores are below the largest of those.
+        ties: How many equal it; those of the first matrices count.
+    """
+    left = count - sum(below)
+    counts = []
+    for smaller, equal in zip(below, ties, strict=True):
+        counts.append(smaller + min(left, equal))
+        left -= min(left, equal)
     return counts
 
 

@@ -8,6 +8,8 @@ GPU draws other numbers, as random, for the same seed. Means are rounded otherwi
 in what all weights grow may differ by one connection.
 """
 
+import functools
+
 import keras
 import numpy as np
 from keras import ops
@@ -15,31 +17,11 @@ from keras import ops
 from keras_selfish import masks
 from keras_selfish.backend import of_backend
 from keras_selfish.recurrence import on_gpu
-from keras_selfish.rewiring import top_k
+from keras_selfish.rewiring import host_arrays, top_k
+from keras_selfish.rewiring.budget import with_first_ties
 from keras_selfish.variables import is_divided, placed_like, to_numpy
 
-__all__ = [
-    "block_mask",
-    "block_norms",
-    "block_sums",
-    "candidates",
-    "common_threshold",
-    "count",
-    "each_smallest",
-    "expand_blocks",
-    "has_nan",
-    "largest",
-    "largest_of_groups",
-    "mean",
-    "nothing",
-    "random_scores",
-    "read",
-    "serve",
-    "smallest",
-    "uniform",
-    "where",
-    "without",
-]
+__all__ = [*host_arrays.__all__, "serve"]
 
 where = ops.where
 
@@ -85,10 +67,7 @@ def mean(values, among):
 
 def each_smallest(scores):
     """As in `host_arrays.py`."""
-    lowest, *others = scores
-    for other in others:
-        lowest = ops.minimum(lowest, other)
-    return lowest
+    return functools.reduce(ops.minimum, scores)
 
 
 # Blocks.
@@ -184,13 +163,8 @@ def common_threshold(chosen, number):
     number = min(number, sum(map(count, among)))
     if number == 0:
         return [0] * len(chosen)
-    counts, left = [], number
-    below_and_ties = [(int(below), int(ties)) for below, ties in around_limit(scores, among, number)]
-    left -= sum(below for below, _ in below_and_ties)
-    for below, ties in below_and_ties:
-        counts.append(below + min(left, ties))
-        left -= min(left, ties)
-    return counts
+    below, ties = zip(*around_limit(scores, among, number), strict=True)
+    return with_first_ties(number, list(map(int, below)), list(map(int, ties)))
 
 
 @of_backend

@@ -75,8 +75,8 @@ def numpy_of(change):
 @given(
     drop=st.sampled_from(list(rules.DROP_RULES.values())),
     grow=st.sampled_from(list(rules.GROW_RULES.values())),
-    shape=st.sampled_from([(4, 6), (12, 10)]),
-    block_shape=st.sampled_from([(1, 1), (1, 2), (4, 2)]),
+    shape=st.sampled_from([(4, 6), (8, 4), (12, 10)]),
+    block_shape=st.sampled_from([(1, 1), (2, 1), (1, 2), (4, 2)]),
     rate=st.sampled_from([0.05, 0.3, 0.8, 1.0]),
     reset_regrown=st.booleans(),
     seed=st.integers(0, 99),
@@ -90,6 +90,27 @@ def test_each_rule_chooses_what_it_chooses_on_the_host(
     found = choose_change(by_device[0], rate, drop, grow, reset_regrown)
     assert not isinstance(found.mask, np.ndarray)
     assert_same(found, expected)
+
+
+@settings(max_examples=20)
+@given(
+    shape=st.sampled_from([(4, 6), (8, 4), (12, 10)]),
+    block_shape=st.sampled_from([(1, 1), (2, 1), (1, 2), (4, 2)]),
+    rate=st.sampled_from([0.05, 0.3, 0.8, 1.0]),
+    reset_regrown=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_growth_by_gradient_is_that_of_the_host(shape, block_shape, rate, reset_regrown, seed):
+    by_host, by_device = on_both([masked_weight_of(shape, block_shape, seed=seed)], seed)
+    options = (rate, rules.magnitude, rules.gradient, reset_regrown)
+    assert_same(choose_change(by_device[0], *options), choose_change(by_host[0], *options))
+
+
+@pytest.mark.parametrize("block_shape", [(1, 1), (2, 1)])
+def test_on_cpus_random_growth_is_that_of_the_host(block_shape):
+    by_host, by_device = on_both([masked_weight_of((12, 10), block_shape)], seed=7)
+    expected = choose_change(by_host[0], 0.4, rules.magnitude, rules.random)
+    assert_same(choose_change(by_device[0], 0.4, rules.magnitude, rules.random), expected)
 
 
 @settings(max_examples=15)
@@ -206,6 +227,7 @@ def model_of(optimizer):
 
 
 GRADIENTS_DECIDE = (RigL, SNFS, GMP, SNIP)
+EXCHANGE = (DSR, SNFS, SNIP)  # connections, between weights
 
 
 @pytest.mark.parametrize(
@@ -224,7 +246,7 @@ def test_in_fit(method, optimizer, monkeypatch):
         monkeypatch.setattr(device_arrays, "on_gpu", lambda on_gpu=on_gpu: on_gpu)
         keras.utils.set_random_seed(0)  # what GMP and SNIP open starts from random values
         model = model_of(SNTASGD(0.1, global_clipnorm=1.0) if optimizer == "snt_asgd" else "adam")
-        total = sum(weight.active for weight in masked_weights(model))
+        counts = [weight.active for weight in masked_weights(model)]
         before = [ops.convert_to_numpy(weight.mask) for weight in masked_weights(model)]
         options = {"gradient_data": data} if method in (RigL, SNFS, GSE, SNIP) else {}
         if method is GMP:
@@ -234,7 +256,9 @@ def test_in_fit(method, optimizer, monkeypatch):
         else:
             rewiring = method(0.3, frequency=2, total_steps=100, seed=3, **options)
         model.fit(*data, batch_size=4, epochs=3, shuffle=False, verbose=0, callbacks=[rewiring])
-        assert sum(weight.active for weight in masked_weights(model)) == total
+        assert sum(weight.active for weight in masked_weights(model)) == sum(counts)
+        if method not in EXCHANGE:
+            assert [weight.active for weight in masked_weights(model)] == counts
         found = [ops.convert_to_numpy(weight.mask) for weight in masked_weights(model)]
         assert any((mask != old).any() for mask, old in zip(found, before, strict=True))
         for weight, mask in zip(masked_weights(model), found, strict=True):
@@ -283,7 +307,12 @@ def test_a_mean_is_that_of_the_host():
     found = device_arrays.mean(ops.convert_to_tensor(values), ops.convert_to_tensor(among))
     assert found == pytest.approx(host_arrays.mean(values, among), rel=1e-6)
     assert device_arrays.mean(ops.convert_to_tensor(values), ops.convert_to_tensor(among & False)) == 0.0
+
+
+def test_there_are_the_same_functions_for_arrays_and_tensors():
     assert sorted(host_arrays.__all__) == sorted(set(device_arrays.__all__) - {"serve"})
+    for arrays in (host_arrays, device_arrays):
+        assert all(callable(getattr(arrays, name, None)) for name in arrays.__all__)
 
 
 @pytest.mark.backends("jax")
