@@ -2,10 +2,13 @@
 
 import inspect
 import tempfile
+import types
+import weakref
+from collections.abc import Callable
 
 import keras
 
-from keras_selfish.keras_internals import graph_nodes, inner_layers
+from keras_selfish.keras_internals import graph_nodes, inner_layers, padding_mask_of, set_padding_mask
 
 
 def check_model(model, advice):
@@ -124,6 +127,89 @@ def as_function(model):
     return model
 
 
+def inlined(function):
+    """A `keras.Function` that calls no models but their layers, each with the masks of padded time steps.
+
+    Keras hands on masks while a model runs. The nodes of a model within another are those of its own inputs,
+    which have none, and a node that was called with an argument by name does not list the mask that it got.
+
+    Args:
+        function: A `keras.Function` or a Functional model.
+
+    Returns:
+        A `keras.Function` of the same inputs and outputs; the same one if there is nothing to change.
+    """
+    order, _ = nodes(function)
+    outputs = [tensor for node in order for tensor in node.output_tensors]
+    has_models = any(is_model(node.operation) for node in order)
+    if not has_models and all(padding_mask_of(tensor) is None for tensor in outputs):
+        return function
+    symbols = [_new_input(tensor) for tensor in function.inputs]
+    new = dict(zip(map(id, function.inputs), symbols, strict=True))
+    for tensor, symbol in zip(function.inputs, symbols, strict=True):
+        set_padding_mask(symbol, new.get(id(padding_mask_of(tensor))))
+    return keras.Function(symbols, _called(function, symbols), name=function.name)
+
+
+def _called(model, inputs):
+    """The list of what a model computes of symbolic tensors."""
+    function = as_function(model)
+    values = {id(tensor): value for tensor, value in zip(function.inputs, inputs, strict=True)}
+    for node in nodes(function)[0]:
+        args, kwargs = keras.tree.map_structure(
+            lambda value: values.get(id(value), value), (node.arguments.args, node.arguments.kwargs)
+        )
+        if is_model(node.operation):
+            outputs = _called(node.operation, keras.tree.flatten(args[0]))
+        else:
+            if isinstance(node.operation, keras.Layer):
+                kwargs = _with_masks(node.operation, args, kwargs)
+            outputs = node.operation(*args, **kwargs)
+        for tensor, value in zip(node.output_tensors, keras.tree.flatten(outputs), strict=True):
+            values[id(tensor)] = value
+    return [values[id(tensor)] for tensor in keras.tree.flatten(function.outputs)]
+
+
+def carry_masks(function, args, kwargs):
+    """Has symbolic tensors carry the masks that a function gets with them: some layers look there."""
+    given = _bound(function, args, kwargs)
+    for tensors, name in _mask_names(given):
+        masks = given.get(name)
+        if masks is not None:
+            flat = zip(keras.tree.flatten(tensors), keras.tree.flatten(masks), strict=True)
+            for tensor, mask in flat:
+                set_padding_mask(tensor, mask)
+
+
+def _with_masks(layer, args, kwargs):
+    """Names the masks that Keras would give a layer with its arguments."""
+    for tensors, name in _mask_names(_bound(layer.call, args, kwargs)):
+        if name in inspect.signature(layer.call).parameters and kwargs.get(name) is None:
+            masks = keras.tree.map_structure(padding_mask_of, tensors)
+            if any(mask is not None for mask in keras.tree.flatten(masks)):
+                kwargs = {**kwargs, name: masks}
+    return kwargs
+
+
+def _bound(function, args, kwargs):
+    """The arguments of a call by their names, without those that the function does not take."""
+    signature = inspect.signature(function)
+    known = {name: value for name, value in kwargs.items() if name in signature.parameters}
+    return signature.bind_partial(*args, **known).arguments
+
+
+def _mask_names(given):
+    """Pairs of the arguments that are symbolic tensors, and the name of the argument for their mask."""
+    tensors = {
+        name: value
+        for name, value in given.items()
+        if not name.endswith("mask")
+        and (flat := keras.tree.flatten(value))
+        and all(isinstance(one, keras.KerasTensor) for one in flat)
+    }
+    return [(value, "mask" if len(tensors) == 1 else f"{name}_mask") for name, value in tensors.items()]
+
+
 def _call(layer, *args, **kwargs):
     # A layer that does something in training only has a Keras form that is not told of it.
     if "training" not in inspect.signature(layer.call).parameters:
@@ -141,11 +227,66 @@ def _new_input(tensor, optional=()):
     )
 
 
+# Functions of living layers by the names that stand for them in configs.
+_FUNCTIONS: weakref.WeakValueDictionary[str, Callable] = weakref.WeakValueDictionary()
+
+
+def config_of(layer):
+    """The config of a layer for `from_config` in this process, which gets functions as they are.
+
+    Those that are not registered a config has by name only, or as code without the names that it uses: an
+    activation of one's own, or the function of a Lambda.
+    """
+    return _with_functions(layer, layer.get_config())
+
+
+def serialized(layer):
+    """The same with the layer's class, as it stands within the config of another layer."""
+    return _with_function(layer, keras.saving.serialize_keras_object(layer))
+
+
 def from_config(keras_class, config):
-    """A layer of a class from the config of a layer that runs in this process already."""
-    if "safe_mode" in inspect.signature(keras_class.from_config).parameters:
-        return keras_class.from_config(config, safe_mode=False)  # a Lambda
-    return keras_class.from_config(config)
+    """A layer of a class from the config of a layer that runs in this process already, see `config_of`."""
+    with keras.saving.custom_object_scope(dict(_FUNCTIONS)):
+        if "safe_mode" in inspect.signature(keras_class.from_config).parameters:
+            return keras_class.from_config(config, safe_mode=False)  # a Lambda
+        return keras_class.from_config(config)
+
+
+def _with_functions(owner, config):
+    owners = [owner, getattr(owner, "cell", None)]
+    # What a Bidirectional layer is made of, and what a Lambda calls its shape, have other names in a config.
+    others = {"layer": "forward_layer", "output_shape": "_output_shape"}
+
+    def living(key):
+        names = [key, others.get(key, key)]
+        found = [getattr(one, name, None) for one in owners for name in names if one is not None]
+        return next((value for value in found if value is not None), None)
+
+    if is_model(owner):
+        return {**config, "layers": [_in_model(owner, value) for value in config["layers"]]}
+    return {key: _with_function(living(key), value) for key, value in config.items()}
+
+
+def _in_model(model, value):
+    layers = {layer.name: layer for layer in model.layers}
+    return _with_function(layers.get(value["config"].get("name")), value)
+
+
+def _with_function(living, value):
+    """A value of a config, given what it describes."""
+    if isinstance(value, (list, tuple)) and isinstance(living, (list, tuple)) and len(value) == len(living):
+        return type(value)(map(_with_function, living, value))
+    if isinstance(living, keras.Layer) and isinstance(value, dict) and isinstance(value.get("config"), dict):
+        return {**value, "config": _with_functions(living, value["config"])}
+    if not isinstance(living, (types.FunctionType, types.BuiltinFunctionType)):
+        return value
+    is_keras_s = isinstance(value, str) and living.__module__.split(".")[0] == "keras"
+    if is_keras_s or not isinstance(value, (str, dict)):
+        return value
+    name = f"{living.__qualname__}@{id(living)}"
+    _FUNCTIONS[name] = living
+    return {"module": "builtins", "class_name": "function", "config": name, "registered_name": name}
 
 
 def copy_state(layer, copy):

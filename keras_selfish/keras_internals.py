@@ -31,6 +31,7 @@ __all__ = [
     "inner_layers",
     "layout_of",
     "own_trainable_variables",
+    "padding_mask_of",
     "raw_value",
     "set_padding_mask",
     "track_layer",
@@ -140,6 +141,14 @@ def current_call() -> Any:
     A layer learns of its own call only. `Bidirectional` reads the kernels of its layers without calling them.
     """
     return keras.src.backend.common.global_state.get_global_attribute("current_call_ctx")
+
+
+def padding_mask_of(tensor: Tensor) -> Tensor | None:
+    """The mask of padded time steps that a tensor carries to the next layer, or None.
+
+    Keras hands it to the layers that take one; what nodes of a model list as arguments has it only sometimes.
+    """
+    return keras.src.backend.get_keras_mask(tensor)
 
 
 def set_padding_mask(tensor: Tensor, mask: Tensor) -> None:

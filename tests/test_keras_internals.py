@@ -147,6 +147,9 @@ def test_a_mask_of_padding_reaches_the_next_layer():
     values = np.array([[[1.0], [0.0]]], "float32")
     outputs = Sees()(Marks()(values))
     np.testing.assert_array_equal(ops.convert_to_numpy(seen[0]), [[True, False]])
+    mask = internals.padding_mask_of(Marks()(values))
+    np.testing.assert_array_equal(ops.convert_to_numpy(mask), [[True, False]])
+    assert internals.padding_mask_of(ops.convert_to_tensor(values)) is None
     lstm = keras.layers.LSTM(2)
     expected = lstm(values * 2, mask=np.array([[True, False]]))
     np.testing.assert_array_equal(ops.convert_to_numpy(lstm(outputs)), ops.convert_to_numpy(expected))

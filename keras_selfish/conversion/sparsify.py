@@ -16,9 +16,11 @@ from keras_selfish import checks, masks
 from keras_selfish.cloning import (
     check_model,
     clone_layers,
+    config_of,
     copy_state,
     from_config,
     is_model,
+    serialized,
     shared_layers,
     with_inner,
 )
@@ -277,8 +279,8 @@ def _sparse_copies(originals, spec_of):
         # Functional models also hold operations such as `x + 1`, which are no layers.
         spec = spec_of(layer) if isinstance(layer, keras.Layer) else None
         if spec is None:
-            return from_config(type(layer), {**layer.get_config(), **shared_layers(layer, copy_of)})
-        config = {**_sparse_config(layer.get_config(), spec), **shared_layers(layer, copy_of)}
+            return from_config(type(layer), {**config_of(layer), **shared_layers(layer, copy_of)})
+        config = {**_sparse_config(config_of(layer), spec), **shared_layers(layer, copy_of)}
         if type(layer) in SPARSE_FORMS:
             return from_config(SPARSE_FORMS[type(layer)], {**config, **spec.get_config()})
         return from_config(type(layer), config)
@@ -376,8 +378,8 @@ def _sparse_config(config, spec):
     sparse_class = SPARSE_FORMS.get(class_in(config))
     if sparse_class is None:
         return config
-    layer = sparse_class.from_config({**config["config"], **spec.get_config()})
-    return {**config, **keras.saving.serialize_keras_object(layer)}
+    layer = from_config(sparse_class, {**config["config"], **spec.get_config()})
+    return {**config, **serialized(layer)}
 
 
 def _copy_weights(layer, copy):

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from keras_selfish import checks
+from keras_selfish.cloning import as_function, inlined, nodes, with_inner
 from keras_selfish.export import file
 from keras_selfish.export.checks import check_forward, checked_vocabulary, output_names
 from keras_selfish.export.metadata import metadata
@@ -222,7 +223,7 @@ def _compare(path, plain, about, quantize, is_language_model):
     from keras_selfish.litert.runner import run
 
     generator = np.random.default_rng(0)
-    given = {name: _example(generator, about, name) for name in about["inputs"]}
+    given = _examples(generator, about, plain)
     if is_language_model:
         tokens = generator.integers(0, about["outputs"]["logits"]["shape"][-1], (BATCH, STEPS), "int32")
         states = {name: value for name, value in given.items() if name != "tokens"}
@@ -252,13 +253,25 @@ def _compare(path, plain, about, quantize, is_language_model):
             )
 
 
-def _example(generator, about, name):
-    shape = [BATCH if size == "batch" else size for size in about["inputs"][name]["shape"]]
-    dtype = about["inputs"][name]["dtype"]
-    if dtype == "float32":
-        return generator.normal(size=shape).astype(dtype)
+def _examples(generator, about, plain):
+    """A dict of the inputs of a batch; padded at their begin or end where layers may mask it."""
+    function = inlined(as_function(plain))
+    embeddings = [node for node in nodes(function)[0] if isinstance(node.operation, keras.layers.Embedding)]
+    # Keras takes ids as floats, too, and does so where a Sequential model begins with an embedding.
+    embedded = {id(tensor) for node in embeddings for tensor in node.input_tensors}
+    padding = [layer.mask_value for layer in with_inner(plain) if isinstance(layer, keras.layers.Masking)]
     tables = [matrix["shape"][0] for matrix in about["matrices"] if matrix["kernel"] == "expanded"]
-    return generator.integers(0, min(tables, default=2), shape).astype(dtype)
+    examples = {}
+    for (name, described), tensor in zip(about["inputs"].items(), function.inputs, strict=True):
+        shape = [BATCH if size == "batch" else size for size in described["shape"]]
+        is_ids = described["dtype"] != "float32" or id(tensor) in embedded
+        values = (
+            generator.integers(0, min(tables, default=2), shape) if is_ids else generator.normal(size=shape)
+        )
+        if len(shape) > 1 and shape[1] > 1 and (is_ids or padding):
+            values[0, 0] = values[-1, -1] = 0 if is_ids else padding[0]
+        examples[name] = values.astype(described["dtype"])
+    return examples
 
 
 def _difference(ours, keras_s):

@@ -5,7 +5,16 @@ from __future__ import annotations
 import keras
 from keras import ops
 
-from keras_selfish.cloning import check_model, clone, copy_state, from_config, is_model, shared_layers
+from keras_selfish.cloning import (
+    check_model,
+    clone,
+    config_of,
+    copy_state,
+    from_config,
+    is_model,
+    serialized,
+    shared_layers,
+)
 from keras_selfish.export.shrink import cuts
 from keras_selfish.layers.forms import class_in, is_plain, known_to_keras, plain_form
 from keras_selfish.masks import masked_weights
@@ -66,7 +75,7 @@ def _cuts_within(model):
 
 
 def _strip_layer(layer, copy_of, cut):
-    config = _strip_config(layer.get_config())
+    config = _strip_config(config_of(layer))
     if cut is not None and cut.units is not None:
         config["units"] = len(cut.units)
     plain_class = type(layer)
@@ -88,8 +97,8 @@ def _strip_config(config):
     if plain is None:
         return config
     plain_class, plain_config = plain
-    serialized = keras.saving.serialize_keras_object(plain_class.from_config(plain_config))
-    return {**config, **serialized}  # in a Functional model beside its name and its calls
+    layer = from_config(plain_class, plain_config)
+    return {**config, **serialized(layer)}  # in a Functional model beside its name and its calls
 
 
 def _copy_weights(layer, copy, cut=None):

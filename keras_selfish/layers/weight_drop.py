@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from keras_selfish.cloning import config_of, from_config
 from keras_selfish.layers.dropout import check_rate
 from keras_selfish.layers.embedding import SparseEmbedding, SparseReversibleEmbedding
 from keras_selfish.layers.gru import SparseGRU
@@ -90,7 +91,7 @@ def _with_rate(layer, argument, rate, sparse_classes):
             "`layer` must not have weights yet, for it is made anew. "
             f"Received: layer={layer!r}, which has {len(layer.weights)}"
         )
-    config = {**layer.get_config(), argument: rate}
+    config = {**config_of(layer), argument: rate}
     if type(layer) not in sparse_forms:
-        return type(layer).from_config(config)
-    return sparse_forms[type(layer)].from_config({**config, "sparsity": 0.0})
+        return from_config(type(layer), config)
+    return from_config(sparse_forms[type(layer)], {**config, "sparsity": 0.0})

@@ -32,6 +32,8 @@ _OPTIONS = {
     "REDUCE_MAX": "ReducerOptions",
     "REDUCE_MIN": "ReducerOptions",
     "REDUCE_PROD": "ReducerOptions",
+    "REDUCE_ANY": "ReducerOptions",
+    "REDUCE_ALL": "ReducerOptions",
     "MAXIMUM": "MaximumMinimumOptions",
     "MINIMUM": "MaximumMinimumOptions",
 }
@@ -176,14 +178,15 @@ class Graph:
             operation: Its name in the schema, such as "ADD".
             inputs: List of `Tensor`, and None for an optional one that is left out.
             *shapes: The shape of each of its outputs.
-            dtype: The type of its outputs.
+            dtype: The type of its outputs, or a tuple with that of each.
             version: Its version.
             **options: Its options by their names in the schema.
 
         Returns:
             Its output, or the list of several.
         """
-        outputs = [self.tensor(shape, dtype) for shape in shapes]
+        dtypes = dtype if isinstance(dtype, tuple) else (dtype,) * len(shapes)
+        outputs = [self.tensor(*pair) for pair in zip(shapes, dtypes, strict=True)]
         operator = schema.OperatorT()
         operator.opcodeIndex = self.file.code(operation, version)
         operator.inputs = [-1 if tensor is None else tensor.index for tensor in inputs]

@@ -9,9 +9,10 @@ import collections
 import keras
 import numpy as np
 
-from keras_selfish.cloning import as_function, is_model, nodes
+from keras_selfish.cloning import as_function, carry_masks, inlined, is_model, nodes
 from keras_selfish.litert.graph import Tensor
-from keras_selfish.litert.rules import LAYERS, OPERATIONS
+from keras_selfish.litert.layer_rules import LAYERS
+from keras_selfish.litert.rules import OPERATIONS
 
 
 class Lowering:
@@ -53,7 +54,7 @@ class Lowering:
         Returns:
             The list of the values of its outputs.
         """
-        function = as_function(function)
+        function = inlined(as_function(function))
         values = {id(tensor): value for tensor, value in zip(function.inputs, inputs, strict=True)}
         order, _ = nodes(function)
         uses = collections.Counter(id(tensor) for node in order for tensor in node.input_tensors)
@@ -75,7 +76,7 @@ class Lowering:
         tensors = [value for value in keras.tree.flatten((args, kwargs)) if isinstance(value, Tensor)]
         if not tensors:  # of known values only
             return operation(*args, **kwargs)
-        if is_model(operation):
+        if is_model(operation):  # within a layer that calls it
             return self._model(operation, args)
         rule = next((LAYERS[kind] for kind in type(operation).__mro__ if kind in LAYERS), None)
         if rule is not None:
@@ -104,10 +105,12 @@ class Lowering:
             return symbols[-1]
 
         args, kwargs = keras.tree.map_structure(symbol_of, (args, kwargs))
+        carry_masks(function, args, kwargs)
         try:
             outputs = function(*args, **kwargs)
         except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
-            raise self.refusal("Python code that does more than `keras.ops` with its inputs") from error
+            what = "Python code that does more than `keras.ops` with its inputs"
+            raise self.refusal(f"{what} ({_first_sentence(error)})") from error
         # What is handed on as it is: Keras before 3.14 makes no function of it.
         handed_on = {id(symbol): value for symbol, value in zip(symbols, values, strict=True)}
         flat = keras.tree.flatten(outputs)
@@ -155,6 +158,10 @@ class Lowering:
         operator.inputs[2] = self.constant(right).index
         del self.products[left.index]
         return left
+
+
+def _first_sentence(error):
+    return str(error).strip().splitlines()[0].split(". ")[0].rstrip(".")
 
 
 def _known(value):

@@ -59,6 +59,50 @@ def attention_free_block():
     return keras.Model(x, keras.ops.clip(keras.ops.transpose(y, (0, 2, 1)), -1.0, 1.0)[:, 1:, None])
 
 
+def masked(*chosen):
+    """Layers after an embedding that takes zeros for padding."""
+    return sequential(SparseEmbedding(20, 6, mask_zero=True), *chosen, shape=(5,), dtype="int32")
+
+
+def attention():
+    """Between all pairs of steps, before a step only, and by an einsum of computed tensors."""
+    x, ids = keras.Input((5, 6), name="x"), keras.Input((5,), dtype="int32", name="ids")
+    y = layers.MultiHeadAttention(2, 4)(x, x)
+    y = layers.MultiHeadAttention(2, 4)(y, x, use_causal_mask=True)
+    y = layers.GroupQueryAttention(4, 2, 2)(y, x)
+    keys = layers.Embedding(20, 6, mask_zero=True)
+    y = layers.MultiHeadAttention(2, 4)(y, keys(ids))  # which takes the mask from the tensor that it gets
+    y = layers.MultiHeadAttention(2, 4, dropout=0.1)(y, keys(ids))
+    y = layers.Attention()([y, keys(ids)]) + layers.MultiHeadAttention(2, 4)(keys(ids), x)
+    return keras.Model([x, ids], keras.ops.einsum("bte,bse->bst", y, x))
+
+
+def choices():
+    x = keras.Input((5, 6), name="x")
+    largest, places = keras.ops.top_k(x, 2)
+    classes = keras.ops.one_hot(keras.ops.argmax(x, axis=1), 5)
+    mean, variance = keras.ops.moments(x, axes=[1])
+    spread = keras.ops.std(x, axis=1) + keras.ops.var(x, axis=1)
+    at_least = keras.ops.cast(keras.ops.any(x > 1, axis=-1) | keras.ops.all(x < 1, axis=-1), "float32")
+    least = keras.ops.argmin(x, axis=-1, keepdims=True)
+    others = [mean + variance + spread, at_least, least, keras.ops.prod(x, axis=1)]
+    return named_outputs(x, [largest, places, classes, *others])
+
+
+def activations():
+    """Each of its own, since one after another would end in a narrow range."""
+    x = keras.Input((5, 6), name="x")
+    names = ("selu", "celu", "elu", "glu", "hard_shrink", "soft_shrink", "tanh_shrink", "squareplus")
+    names += ("sparse_plus", "sparse_sigmoid", "log_sigmoid", "softsign", "softplus", "hard_sigmoid", "silu")
+    others = [keras.ops.threshold(x, 0.1, 2.0), keras.ops.log1p(keras.ops.expm1(x)), 1 / (x + 9)]
+    others += [keras.ops.elu(x, 0.5), keras.ops.reciprocal(x + 9), keras.ops.normalize(x, axis=1)]
+    return named_outputs(x, [*(getattr(keras.ops, name)(x) for name in names), *others])
+
+
+def named_outputs(x, outputs):
+    return keras.Model(x, {f"output {index:02}": output for index, output in enumerate(outputs)})
+
+
 MODELS = {
     "dense": lambda: sequential(
         SparseDense(32, sparsity=0.9, activation="relu"), layers.Dropout(0.5), SparseDense(4), shape=(16,)
@@ -79,6 +123,59 @@ MODELS = {
     "embedding": lambda: sequential(
         SparseEmbedding(20, 8, sparsity=0.8), SparseLSTM(8), layers.Dense(1), shape=(5,), dtype="int32"
     ),
+    "masked": lambda: masked(
+        layers.Dropout(0.5),
+        layers.TimeDistributed(SparseDense(4)),
+        layers.Bidirectional(SparseLSTM(4, return_sequences=True)),
+        SparseGRU(4, return_sequences=True, go_backwards=True),
+        SparseLSTM(4),
+    ),
+    "masked, all steps": lambda: masked(
+        layers.GRU(4, return_sequences=True, zero_output_for_mask=True), SparseRHN(4, return_sequences=True)
+    ),
+    "masked, cells": lambda: masked(layers.RNN(SparseLSTMCell(4)), layers.Dense(2)),
+    "masked, models within": lambda: sequential(
+        masked(layers.Dropout(0.5)),
+        sequential(SparseLSTM(4), shape=(5, 6)),
+        layers.Dense(2),
+        shape=(5,),
+        dtype="int32",
+    ),
+    "ids as floats": lambda: keras.Sequential(
+        [keras.Input((5,), name="ids"), SparseEmbedding(20, 6, mask_zero=True), SparseLSTM(4)]
+    ),
+    "masked, one step": lambda: sequential(
+        SparseEmbedding(20, 6, mask_zero=True),
+        SparseLSTM(4, return_sequences=True),
+        shape=(1,),
+        dtype="int32",
+    ),
+    "masking": lambda: sequential(
+        layers.Lambda(lambda x: keras.ops.where(x[:, :, :1] > 0, x, 0.0)),
+        layers.Masking(),
+        SparseLSTM(4, return_sequences=True),
+        layers.GlobalAveragePooling1D(),
+    ),
+    "sequences": lambda: sequential(
+        layers.Conv1D(6, 3, padding="causal", activation="relu"),
+        layers.MaxPooling1D(2),
+        layers.SeparableConv1D(4, 2, dilation_rate=2),
+        layers.Conv1D(4, 3, strides=2, padding="same"),
+        layers.AveragePooling1D(2),
+        SparseLSTM(4),
+        shape=(12, 4),
+    ),
+    "channels apart": lambda: sequential(
+        layers.DepthwiseConv2D(3, depth_multiplier=2, padding="same"),
+        layers.SeparableConv2D(4, 3),
+        layers.GroupNormalization(2),
+        layers.GlobalMaxPooling2D(),
+        layers.UnitNormalization(),
+        shape=(8, 8, 2),
+    ),
+    "attention": attention,
+    "choices": choices,
+    "activations": activations,
     "wrappers": lambda: sequential(
         layers.TimeDistributed(SparseDense(4, activation="hard_sigmoid")),
         layers.GlobalAveragePooling1D(),
@@ -102,14 +199,28 @@ MODELS = {
 }
 
 
-SHOWN_ON_JAX = ("dense", "lstm", "lstm, one step", "gru", "rhn", "on_lstm", "two_inputs")
+SHOWN_ON_JAX = (
+    "masked",
+    "masked, models within",
+    "attention",
+    "cells",
+    "dense",
+    "lstm",
+    "lstm, one step",
+    "gru",
+    "rhn",
+    "on_lstm",
+    "two_inputs",
+)
 
 
 def example(tensor, batch=3):
     generator = np.random.default_rng(5)
     shape = (batch, *tensor.shape[1:])
-    if tensor.dtype == "int32":
-        return generator.integers(0, 20, shape).astype("int32")
+    if tensor.dtype == "int32" or tensor.name == "ids":
+        ids = generator.integers(1, 20, shape)
+        ids[0, :2] = ids[1, -2:] = 0  # padding where it is masked
+        return ids.astype(tensor.dtype)
     return generator.normal(size=shape).astype("float32")
 
 
@@ -360,7 +471,16 @@ BAD = {
         {},
         "as `time_steps`",
     ),
-    "masking": (lambda: sequential(layers.Masking(), layers.LSTM(4)), {}, "time steps that are masked"),
+    "masked steps within": (
+        lambda: masked(layers.TimeDistributed(layers.Softmax())),
+        {},
+        "masked time steps in a layer that `TimeDistributed` hands them to",
+    ),
+    "images": (
+        lambda: sequential(layers.ConvLSTM2D(2, 3), shape=(2, 5, 5, 1)),
+        {},
+        "a recurrent layer over images",
+    ),
     "stateful": (
         lambda: keras.Sequential([keras.Input(batch_shape=(2, 5, 6)), layers.LSTM(4, stateful=True)]),
         {},
