@@ -85,10 +85,12 @@ def onnx(model: keras.Model, path: PathLike) -> pathlib.Path:
     if not is_language_model:
         check_forward(model, None)
     plain = strip(model.stepwise() if is_language_model else model)
+    _check_states(plain)
     _check_numbers(plain)
     plain = _with_named_outputs(plain, is_language_model)
     with file.replacing(path) as part:
         _convert(plain, part)
+        _rewrite(part)
         _check_operations(plain, part)
         _tidy(part, list(plain.output), ("batch", "time") if is_language_model else ())
         if importlib.util.find_spec("onnxruntime"):
@@ -118,6 +120,15 @@ def _is_onnx(path):
         return load(path, load_external_data=False).HasField("graph")
     except DecodeError:
         return False
+
+
+def _check_states(plain):
+    keeps = [layer.name for layer in with_inner(plain) if getattr(layer, "stateful", False)]
+    if keeps:
+        raise ValueError(
+            "`model` must not keep states from call to call: a file of ONNX has none of its own. Received: "
+            f"layer {keeps[0]!r} with stateful=True; have the model return the states and take them as inputs"
+        )
 
 
 def _check_numbers(plain):
@@ -186,12 +197,55 @@ def _quietly():
         logger.setLevel(level)
 
 
+def _rewrite(part):
+    """Writes the operations of TensorFlow that tf2onnx leaves, by those of ONNX: erfc, in GELU."""
+    from onnx import load, save
+
+    model = load(part)
+    found = [_with_erf(graph) for graph in _graphs(model.graph)]
+    if any(found):
+        save(model, part)
+
+
+def _with_erf(graph):
+    """Replaces erfc(x) by 1 - erf(x) in a graph; returns whether it was there."""
+    from onnx import helper, numpy_helper
+
+    nodes, found = [], False
+    for node in graph.node:
+        if node.op_type != "Erfc":
+            nodes.append(node)
+            continue
+        (x,), (output,) = node.input, node.output
+        one = helper.make_node(
+            "Constant", [], [f"{output}/one"], value=numpy_helper.from_array(np.float32(1))
+        )
+        erf = helper.make_node("Erf", [x], [f"{output}/erf"], name=f"{node.name}/Erf")
+        difference = [f"{output}/one", f"{output}/erf"]
+        nodes += [one, erf, helper.make_node("Sub", difference, [output], name=f"{node.name}/Sub")]
+        found = True
+    if found:
+        del graph.node[:]
+        graph.node.extend(nodes)
+    return found
+
+
+def _graphs(graph):
+    """A graph and those within its nodes, the innermost first."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in [attribute.g, *attribute.graphs]:
+                yield from _graphs(inner)
+    yield graph
+
+
 def _check_operations(plain, part):
     """Checks what tf2onnx writes without a word: operations of TensorFlow, and constants as inputs."""
     from onnx import defs, load
 
     graph = load(part).graph
-    unknown = [node for node in _nodes(graph) if not defs.has(node.op_type, node.domain)]
+    every = [node for inner in _graphs(graph) for node in inner.node]
+    unknown = [node for node in every if not defs.has(node.op_type, node.domain)]
     if unknown:
         raise ValueError(
             "`model` must consist of layers that ONNX has operations for. Received: operation "
@@ -204,15 +258,6 @@ def _check_operations(plain, part):
             "`model` must compute with its inputs, variables and constants only. Received: the tensor "
             f"{others[0]!r}, which is none of them; have its layer keep it as a NumPy array or a weight"
         )
-
-
-def _nodes(graph):
-    """The nodes of a graph and of those within it."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in [attribute.g, *attribute.graphs]:
-                yield from _nodes(inner)
 
 
 def _tidy(part, names, axes):

@@ -25,7 +25,7 @@ def saved_model(
     model: keras.Model,
     path: PathLike,
     vocabulary: Tokens | None = None,
-    packed: Literal["float32", "bfloat16", "int8"] | None = None,
+    packed: Literal["float32", "bfloat16", "int8"] | bool | None = None,
 ) -> pathlib.Path:
     """Writes a model as a SavedModel that needs TensorFlow only: no masks, no optimizer, no keras_selfish.
 
@@ -65,10 +65,10 @@ def saved_model(
         vocabulary: The tokens of a language model, a `Vocabulary` or a sequence of strings in the order of
             their ids. If given, they become the asset `vocabulary.txt`, a token a line, whose place is
             `vocabulary.asset_path` of the loaded object.
-        packed: How the SavedModel holds the sparse weights. Default None: as they are, zeros included.
+        packed: How the SavedModel holds the sparse weights. Default None (or False): as they are.
             Otherwise as a bit for each weight (or block of them) and the values that are not zero, expanded
             once when the SavedModel is loaded: loading takes longer, and what runs then is the same.
-            `"float32"` keeps the values, and so the outputs, exactly; `"bfloat16"` rounds values to 8
+            `"float32"` (or True) keeps values, and so outputs, exactly; `"bfloat16"` rounds values to 8
             significant bits; `"int8"` to 8 bits with a scale for each row or each column of the matrix.
             Weights that are not sparse, or would gain less than 10% or 24 KiB, stay as they are. Keep the
             loaded object as long as you call its functions, `signatures` included.
@@ -96,7 +96,8 @@ def saved_model(
     >>> logits = served.step([[3, 1, 4]], **states).pop("logits")
     """
     path = _checked_path(path, "saved_model")
-    checks.one_of("packed", packed, FORMS, others=(None,))
+    checks.one_of("packed", packed, FORMS, others=(None, False, True))
+    packed = "float32" if packed is True else packed or None
     is_language_model = hasattr(model, "stepwise")
     if not is_language_model:
         check_forward(model, vocabulary)

@@ -127,12 +127,17 @@ def forward_models():
     normalization = layers.Normalization(mean=[1.0, 2, 3, 4], variance=[4.0, 3, 2, 1])
     shared = SparseDense(4, name="shared")
     normalized = normalization(x)
+    yield (
+        "gelu",
+        keras.Sequential([x, SparseDense(4, activation="gelu", name="inner"), SparseDense(2, name="last")]),
+    )
     yield "twice", keras.Model(x, [shared(normalized), shared(shared(normalized))])
 
 
 NAMES = {
     "image": (["image"], ["classes"]),
     "dicts": (["tokens", "x"], ["h", "sum"]),
+    "gelu": (["x"], ["last"]),
     "twice": (["x"], ["shared_0", "shared_1"]),
 }
 
@@ -223,6 +228,11 @@ def unsupported():
         r"must compute in float32.* Received: layer '.*' with dtype='mixed_bfloat16'; make the model anew",
         LanguageModel(20, units=4, layers=1, dtype="mixed_bfloat16"),
     )
+    yield (
+        ValueError,
+        r"must not keep states from call to call.* Received: layer 'kept' with stateful=True",
+        keras.Sequential([keras.Input((3, 4), batch_size=2), layers.LSTM(2, stateful=True, name="kept")]),
+    )
     texts = keras.Input((), dtype="string", name="texts")
     yield (
         ValueError,
@@ -232,7 +242,7 @@ def unsupported():
 
 
 @needs_extra
-@pytest.mark.parametrize("index", range(5))
+@pytest.mark.parametrize("index", range(6))
 def test_what_cannot_be_exported_is_said_in_one_sentence_and_the_file_stays(index, exported, tmp_path):
     kind, message, model = list(unsupported())[index]
     path = tmp_path / "model.onnx"

@@ -153,7 +153,7 @@ def test_forward_models_are_packed_where_they_are_sparse(tmp_path):
     model = forward_model()
     features = tf.constant(np.random.default_rng(0).normal(size=(2, 5, 64)).astype("float32"))
     dense = tf.saved_model.load(saved_model(model, tmp_path / "dense"))
-    path = saved_model(model, tmp_path / "export", packed="float32").rename(tmp_path / "moved")
+    path = saved_model(model, tmp_path / "export", packed=True).rename(tmp_path / "moved")
     packed = tf.saved_model.load(path)
     np.testing.assert_array_equal(packed.serve(features), dense.serve(features))
     np.testing.assert_array_equal(keras.layers.TFSMLayer(path)(features), dense.serve(features))
@@ -262,8 +262,8 @@ def infinite_model():
     [
         (
             forward_model,
-            True,
-            "`packed` must be None or one of float32, bfloat16, int8. Received: packed=True",
+            1,
+            "`packed` must be None or False or True or one of float32, bfloat16, int8. Received: packed=1",
         ),
         (forward_model, "float16", "Received: packed='float16'"),
         (
