@@ -28,6 +28,7 @@ part() {
     part "RHN, 830 units" python -m benchmarks.cells --units=830 --cells=rhn --rounds=1 --output="$output/rhn"
     part "ON-LSTM, 1150 units" python -m benchmarks.cells --units=1150 --cells=on_lstm --rounds=1 \
         --output="$output/on_lstm"
+    part "a time step as one kernel" python -m benchmarks.fused_step --output="$output/fused_step"
     part "rewiring" python -m benchmarks.rewiring --rounds=3 --output="$output/rewiring"
     part "a short training with rewiring and averaging" python -m trainers.language_model --preset=quick \
         --epochs=6 --patience=1 --noexport --workdir="$output/quick"
