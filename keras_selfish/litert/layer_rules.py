@@ -44,6 +44,12 @@ def _softmax_layer(lowering, layer, x, mask=None):
     return lowering.call(layer.call if mask is None else masked, (x,) if mask is None else (x, mask), {})
 
 
+@_layer_rule(keras.layers.PReLU)
+def _prelu(lowering, layer, x):
+    alpha = ops.convert_to_numpy(ops.cast(layer.alpha, "float32"))
+    return lowering.call(lambda x: ops.relu(x) - ops.relu(-x) * alpha, (x,), {})
+
+
 @_layer_rule(keras.layers.Rescaling)
 def _rescaling(lowering, layer, x):
     scale, offset = (np.asarray(value, np.float32) for value in (layer.scale, layer.offset))

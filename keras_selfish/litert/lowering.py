@@ -5,6 +5,7 @@ has a rule here. Layers that look at their inputs' values, such as recurrent one
 """
 
 import collections
+import contextlib
 
 import keras
 import numpy as np
@@ -107,7 +108,8 @@ class Lowering:
         args, kwargs = keras.tree.map_structure(symbol_of, (args, kwargs))
         carry_masks(function, args, kwargs)
         try:
-            outputs = function(*args, **kwargs)
+            with _variables_leave_to_symbols():
+                outputs = function(*args, **kwargs)
         except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
             what = "Python code that does more than `keras.ops` with its inputs"
             raise self.refusal(f"{what} ({_first_sentence(error)})") from error
@@ -158,6 +160,30 @@ class Lowering:
         operator.inputs[2] = self.constant(right).index
         del self.products[left.index]
         return left
+
+
+@contextlib.contextmanager
+def _variables_leave_to_symbols():
+    """Within the block `variable * symbol` is what `symbol * variable` is: Keras refuses the first one.
+
+    For all other operands arithmetic stays as it is.
+    """
+    names = [f"__{name}__" for name in ("add", "sub", "mul", "truediv", "matmul", "pow", "floordiv", "mod")]
+    originals = {name: getattr(keras.Variable, name) for name in names}
+
+    def leaving(original):
+        def operate(variable, other):
+            return NotImplemented if isinstance(other, keras.KerasTensor) else original(variable, other)
+
+        return operate
+
+    for name, original in originals.items():
+        setattr(keras.Variable, name, leaving(original))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(keras.Variable, name, original)
 
 
 def _first_sentence(error):

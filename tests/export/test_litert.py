@@ -59,6 +59,17 @@ def attention_free_block():
     return keras.Model(x, keras.ops.clip(keras.ops.transpose(y, (0, 2, 1)), -1.0, 1.0)[:, 1:, None])
 
 
+class Scaled(layers.Layer):
+    """Computes with its weights on the left of operators."""
+
+    def build(self, input_shape):
+        self.scale = self.add_weight(shape=input_shape[-1:], initializer="uniform")
+        self.built = True
+
+    def call(self, inputs):
+        return (self.scale - inputs) / (self.scale + self.scale * inputs**2 + 2)
+
+
 def masked(*chosen):
     """Layers after an embedding that takes zeros for padding."""
     return sequential(SparseEmbedding(20, 6, mask_zero=True), *chosen, shape=(5,), dtype="int32")
@@ -176,6 +187,7 @@ MODELS = {
     "attention": attention,
     "choices": choices,
     "activations": activations,
+    "weights first": lambda: sequential(Scaled(), layers.PReLU(alpha_initializer="uniform")),
     "wrappers": lambda: sequential(
         layers.TimeDistributed(SparseDense(4, activation="hard_sigmoid")),
         layers.GlobalAveragePooling1D(),
@@ -204,6 +216,7 @@ SHOWN_ON_JAX = (
     "masked, models within",
     "attention",
     "cells",
+    "weights first",
     "dense",
     "lstm",
     "lstm, one step",
