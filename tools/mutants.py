@@ -240,6 +240,36 @@ MUTANTS = [
         "tf.where(is_token, tokens, 0)",
         "export/test_saved_model.py",
     ),
+    Mutant(
+        "litert/layer_rules.py",
+        "return output, [choose(lowering, is_real, *pair) for pair in zip(after, states, strict=True)]",
+        "return output, after",
+        "export/test_litert.py",
+    ),
+    Mutant(
+        "litert/layer_rules.py",
+        "    output = choose(lowering, is_real, output, last)\n",
+        "",
+        "export/test_litert.py",
+    ),
+    Mutant(
+        "cloning.py",
+        "                kwargs = _with_masks(node.operation, args, kwargs)\n",
+        "                pass\n",
+        "export/test_litert.py",
+    ),
+    Mutant(
+        "cloning.py",
+        "    return _with_functions(layer, layer.get_config())",
+        "    return layer.get_config()",
+        "test_cloning.py",
+    ),
+    Mutant(
+        "export/onnx.py",
+        "        _rewrite(part)\n",
+        "",
+        "export/test_onnx.py",
+    ),
     # Switcher
     Mutant(
         "switcher/alternation.py",
