@@ -6,6 +6,7 @@ each occurrence waits on disk, in one of many files by its hash, so that a singl
 counted at a time.
 """
 
+import itertools
 import zlib
 
 import numpy as np
@@ -46,7 +47,11 @@ class TokenNumbers:
         counts = np.zeros(len(self._numbers), np.int64)
         for numbers in _blocks(file):
             counts += np.bincount(numbers[numbers >= 0], minlength=len(counts))
-        kept = dict(_frequent(self._numbers, counts, min_count))
+        is_kept = counts >= min_count
+        if max_size is not None:  # the commonest, of equally common ones the earlier
+            is_kept[np.argsort(-counts, kind="stable")[max_size:]] = False
+        is_kept[[self._numbers[token] for token in (EOS, UNK) if token in self._numbers]] = True
+        kept = dict(zip(itertools.compress(self._numbers, is_kept), counts[is_kept].tolist(), strict=True))
         if self._overflow is not None:  # what waits there appeared later than all that has a number
             kept |= self._overflow.counts(max_size, min_count)
         return Vocabulary.of_counts(kept, max_size, min_count)
@@ -95,15 +100,6 @@ def _blocks(file):
         yield np.frombuffer(data, np.int32)
 
 
-def _frequent(numbers, counts, min_count):
-    """Pairs of token and count, without tokens too rare for any vocabulary."""
-    return (
-        (token, count)
-        for token, count in zip(numbers, counts.tolist(), strict=True)
-        if count >= min_count or token in (EOS, UNK)
-    )
-
-
 def _scatter(file, places, ids):
     """Puts ids in their places, in ascending order, in a file on disk; no more than a block is mapped."""
     for begin in range(0, int(places[-1]) + 1, _BLOCK):
@@ -146,8 +142,11 @@ class _Overflow:
             numbers = _Numbers()
             _, first, counts = np.unique(_mapped(numbers, tokens), return_index=True, return_counts=True)
             first = dict(zip(numbers, places[first].tolist(), strict=True))
-            for token, count in _frequent(numbers, counts, min_count):
-                (special if token in (EOS, UNK) else found).append((-count, first[token], token))
-            if max_size is not None and len(found) > 2 * max_size + MOST_TOKENS:
+            for token, count in zip(numbers, counts.tolist(), strict=True):
+                if token in (EOS, UNK):
+                    special.append((-count, first[token], token))
+                elif count >= min_count:
+                    found.append((-count, first[token], token))
+            if max_size is not None and len(found) > 2 * max_size + _BLOCK // 16:
                 found = sorted(found)[:max_size]  # the commonest, of equally common ones the earlier
         return {token: -count for count, _, token in sorted(found + special, key=lambda entry: entry[1])}
