@@ -8,7 +8,13 @@ from collections.abc import Callable
 
 import keras
 
-from keras_selfish.keras_internals import graph_nodes, inner_layers, padding_mask_of, set_padding_mask
+from keras_selfish.keras_internals import (
+    graph_nodes,
+    inner_layers,
+    padding_mask_of,
+    scoped_objects,
+    set_padding_mask,
+)
 
 
 def check_model(model, advice):
@@ -247,10 +253,19 @@ def serialized(layer):
 
 def from_config(keras_class, config):
     """A layer of a class from the config of a layer that runs in this process already, see `config_of`."""
-    with keras.saving.custom_object_scope(dict(_FUNCTIONS)):
+    with known_to_keras(_FUNCTIONS):
         if "safe_mode" in inspect.signature(keras_class.from_config).parameters:
             return keras_class.from_config(config, safe_mode=False)  # a Lambda
         return keras_class.from_config(config)
+
+
+def known_to_keras(objects):
+    """A block within which Keras finds classes and functions, those of a scope around it included.
+
+    Args:
+        objects: Mapping from the name of each to it.
+    """
+    return keras.saving.custom_object_scope({**scoped_objects(), **objects})
 
 
 def _with_functions(owner, config):

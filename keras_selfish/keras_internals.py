@@ -33,6 +33,7 @@ __all__ = [
     "own_trainable_variables",
     "padding_mask_of",
     "raw_value",
+    "scoped_objects",
     "set_padding_mask",
     "track_layer",
     "trained_variables",
@@ -149,6 +150,14 @@ def padding_mask_of(tensor: Tensor) -> Tensor | None:
     Keras hands it to the layers that take one; what nodes of a model list as arguments has it only sometimes.
     """
     return keras.src.backend.get_keras_mask(tensor)
+
+
+def scoped_objects() -> dict[str, Any]:
+    """The classes and functions of the `keras.saving.custom_object_scope` that this thread is in.
+
+    A scope within another one hides what that one holds, instead of adding to it.
+    """
+    return keras.src.backend.common.global_state.get_global_attribute("custom_objects_scope_dict", {})
 
 
 def set_padding_mask(tensor: Tensor, mask: Tensor) -> None:

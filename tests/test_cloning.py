@@ -71,6 +71,21 @@ def test_copies_call_the_same_functions(name):
     np.testing.assert_allclose(sparsify(dense, sparsity=0.0)(x), dense(x), atol=1e-6)
 
 
+class Halved(layers.Layer):
+    def call(self, inputs):
+        return inputs / 2
+
+
+def test_a_scope_around_a_copy_is_seen_within():
+    """Of a class within a wrapper, which Keras makes anew by its name, and a function as well."""
+    inner = keras.Sequential([keras.Input((6,)), Halved(), layers.Dense(6, activation=wave)])
+    model = keras.Sequential([keras.Input((5, 6)), layers.TimeDistributed(inner), SparseLSTM(4)])
+    x = np.random.default_rng(0).normal(size=(2, 5, 6)).astype("float32")
+    with keras.saving.custom_object_scope({"Halved": Halved}):
+        stripped = strip(model)
+    np.testing.assert_allclose(stripped(x), model(x), atol=1e-6)
+
+
 def test_weight_drop_keeps_an_activation():
     dropped = WeightDrop(layers.LSTM(4, activation=wave), 0.5)
     assert dropped.weight_drop == 0.5

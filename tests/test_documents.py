@@ -502,6 +502,8 @@ def test_the_table_of_blocks_of_16_is_that_of_its_runs():
         "blocks_4_90",
         "blocks_16_all_90",
         "blocks_16_90",
+        "blocks_16_90_erk",
+        "blocks_16_90_rate_50",
         "rigl_16_90",
         None,
         "blocks_16_67",

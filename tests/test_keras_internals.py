@@ -156,6 +156,16 @@ def test_a_mask_of_padding_reaches_the_next_layer():
 
 
 @every_backend
+def test_the_objects_of_a_scope():
+    assert "mine" not in internals.scoped_objects()
+    with keras.saving.custom_object_scope({"mine": keras.layers.Dense}):
+        assert internals.scoped_objects()["mine"] is keras.layers.Dense
+        with keras.saving.custom_object_scope({"others": keras.layers.Dense}):
+            assert "mine" not in internals.scoped_objects()  # else no function would be needed
+    assert "mine" not in internals.scoped_objects()
+
+
+@every_backend
 def test_a_raw_value_is_not_cast_and_not_of_a_scope():
     seen = []
 

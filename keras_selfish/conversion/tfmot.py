@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import keras
 import numpy as np
 
+from keras_selfish import cloning
 from keras_selfish.conversion.sparsify import sparsify, twin_with_masks
 from keras_selfish.mask_spec import MaskSpec
 from keras_selfish.masks import is_n_of_m
@@ -127,7 +128,7 @@ def from_tfmot(
         )
     own_classes = _checked_classes(custom_layers or {})
     by_name = {keras.saving.get_registered_name(each): each for each in own_classes.values()}
-    with keras.saving.custom_object_scope(by_name):
+    with cloning.known_to_keras(by_name):
         config = _model_config(type(model).__name__, model.get_config(), own_classes)
         plain = keras.layers.deserialize(config)
     wrappers = _wrappers(model)

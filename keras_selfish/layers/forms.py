@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import keras
 
+from keras_selfish import cloning
 from keras_selfish.layers.masked import SparseLayer
 from keras_selfish.mask_spec import MASK_ARGUMENTS
 from keras_selfish.typing import Config
@@ -142,7 +143,7 @@ def is_plain(layer_class: type[keras.Layer]) -> bool:
 def known_to_keras() -> contextlib.AbstractContextManager[Any]:
     """Within the block Keras finds all classes that are registered here, as those registered with it."""
     known = (each for each in (*SPARSE_FORMS, *PLAIN_FORMS) if not each.__module__.startswith("keras."))
-    return keras.saving.custom_object_scope({keras.saving.get_registered_name(each): each for each in known})
+    return cloning.known_to_keras({keras.saving.get_registered_name(each): each for each in known})
 
 
 def class_in(config: Any) -> type[keras.Layer] | None:
