@@ -278,7 +278,7 @@ def _with_functions(owner, config):
         found = [getattr(one, name, None) for one in owners for name in names if one is not None]
         return next((value for value in found if value is not None), None)
 
-    if is_model(owner):
+    if is_model(owner) and "layers" in config:  # a class of one's own may describe itself otherwise
         return {**config, "layers": [_in_model(owner, value) for value in config["layers"]]}
     return {key: _with_function(living(key), value) for key, value in config.items()}
 
@@ -296,7 +296,7 @@ def _with_function(living, value):
         return {**value, "config": _with_functions(living, value["config"])}
     if not isinstance(living, (types.FunctionType, types.BuiltinFunctionType)):
         return value
-    is_keras_s = isinstance(value, str) and living.__module__.split(".")[0] == "keras"
+    is_keras_s = isinstance(value, str) and str(living.__module__).split(".")[0] == "keras"
     if is_keras_s or not isinstance(value, (str, dict)):
         return value
     name = f"{living.__qualname__}@{id(living)}"

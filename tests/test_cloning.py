@@ -36,6 +36,19 @@ def block():
     return keras.Sequential([keras.Input((6,)), layers.Dense(6, activation=lambda x: ops.sin(x) * FACTOR)])
 
 
+@keras.saving.register_keras_serializable("tests_cloning")
+class Described(keras.Model):
+    """A Functional model whose config does not list its layers."""
+
+    def __init__(self, units, **kwargs):
+        inputs = keras.Input((6,))
+        super().__init__(inputs, layers.Dense(units, activation="relu")(inputs), **kwargs)
+        self.units = units
+
+    def get_config(self):
+        return {"units": self.units}
+
+
 LAYERS = {
     "a name of the program": lambda: layers.Lambda(lambda x: ops.sin(x) * FACTOR),
     "a function of the program": lambda: layers.Lambda(wave),
@@ -49,6 +62,7 @@ LAYERS = {
     "an initializer": lambda: layers.Dense(6, kernel_initializer=drawn, kernel_regularizer=lambda w: 0.0),
     "within a wrapper": lambda: layers.TimeDistributed(layers.Lambda(wave)),
     "within a model within a wrapper": lambda: layers.TimeDistributed(block()),
+    "within a model that describes itself": lambda: layers.TimeDistributed(Described(6)),
     "within cells": lambda: layers.RNN(
         [layers.LSTMCell(6, activation=wave), layers.GRUCell(6)], return_sequences=True
     ),
