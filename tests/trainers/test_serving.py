@@ -1,5 +1,6 @@
 """The programs that export, test and run what a training has made."""
 
+import contextlib
 import importlib.util
 import json
 import pathlib
@@ -231,7 +232,8 @@ def run_commands(trainer, corpus, folder):
         if name == "language_model":
             assert trainer(name).settings(*arguments).dataset == "text"
             continue
-        done = trainer(name).run(None, *arguments)
+        with contextlib.chdir(folder):  # one writes beside runs/
+            done = trainer(name).run(None, *arguments)
         assert done.returncode == 0, (line, done.stderr)
         ran.append(name)
     return ran
