@@ -325,7 +325,8 @@ def main():
     rows = measure(
         options.units, options.batch, options.time_steps, tilings, options.interpret, options.rounds
     )
-    print(machine())
+    where = machine()
+    print(where)
     print(f"{options.units} units, batch {options.batch}, {options.time_steps} time steps; us a time step\n")
     fused = sorted((row for row in rows if row["way"] == "fused"), key=lambda row: row["forward_us"])
     shown = [row for row in rows if row["way"] != "fused"] + fused
@@ -343,7 +344,7 @@ def main():
         ],
     )
     settings = {"units": options.units, "batch": options.batch, "time_steps": options.time_steps}
-    rows = [{**row, **settings, "machine": machine()} for row in rows]
+    rows = [{**row, **settings, "machine": where} for row in rows]
     write_figures(options.output, "fused_step", rows, (8, 4), drawing(rows))
 
 
@@ -352,20 +353,13 @@ def drawing(rows):
 
     def draw(figure):
         axes = figure.subplots()
-        ways = ("product", "xla", "fused")
-        best = [
-            min(row[f"{direction}_us"] or float("inf") for row in rows if row["way"] == way)
-            for direction in ("forward", "backward")
-            for way in ways
-            if any(row["way"] == way and row[f"{direction}_us"] for row in rows)
-        ]
-        names = [
-            f"{way}, {direction}"
-            for direction in ("forward", "backward")
-            for way in ways
-            if any(row["way"] == way and row[f"{direction}_us"] for row in rows)
-        ]
-        axes.barh(names, best)
+        best = {}
+        for row in rows:
+            for direction in ("forward", "backward"):
+                found, name = row[f"{direction}_us"], f"{row['way']}, {direction}"
+                if found:
+                    best[name] = min(found, best.get(name, found))
+        axes.barh(list(best), list(best.values()))
         axes.invert_yaxis()
         axes.set_xlabel("microseconds a time step")
 

@@ -279,13 +279,10 @@ def _with_functions(owner, config):
         return next((value for value in found if value is not None), None)
 
     if is_model(owner) and "layers" in config:  # a class of one's own may describe itself otherwise
-        return {**config, "layers": [_in_model(owner, value) for value in config["layers"]]}
+        layers = {layer.name: layer for layer in owner.layers}
+        values = [_with_function(layers.get(one["config"].get("name")), one) for one in config["layers"]]
+        return {**config, "layers": values}
     return {key: _with_function(living(key), value) for key, value in config.items()}
-
-
-def _in_model(model, value):
-    layers = {layer.name: layer for layer in model.layers}
-    return _with_function(layers.get(value["config"].get("name")), value)
 
 
 def _with_function(living, value):

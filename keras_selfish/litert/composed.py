@@ -36,6 +36,17 @@ def _merged(letters, sizes):
     return None if None in sizes else math.prod(sizes)
 
 
+def _softplus(x):
+    """max(x, 0) + log(1 + exp(-|x|)), which does not overflow."""
+    return ops.relu(x) + ops.log(1 + ops.exp(-ops.abs(x)))
+
+
+def scaled_elu(x, below, width=1.0):
+    """The input over 0, and `below * (exp(input / width) - 1)` under it."""
+    negative = -ops.relu(-x)
+    return ops.relu(x) + below * ops.elu(negative if width == 1.0 else negative / width)
+
+
 def _one_hot(operation, x):
     axis = operation.axis % (len(x.shape) + 1)
     shape = [1] * len(x.shape)
@@ -97,19 +108,13 @@ def _attention(operation, query, key, value, bias=None, mask=None, scale=None):
 
 COMPOSED: dict[str, Callable] = {
     "Silu": lambda _, x: x * ops.sigmoid(x),
-    # They do not overflow.
-    "Softplus": lambda _, x: ops.relu(x) + ops.log(1 + ops.exp(-ops.abs(x))),
-    "LogSigmoid": lambda _, x: -(ops.relu(-x) + ops.log(1 + ops.exp(-ops.abs(x)))),
+    "Softplus": lambda _, x: _softplus(x),
+    "LogSigmoid": lambda _, x: -_softplus(-x),
     "Logsumexp": _log_sum_exp,
     "Softsign": lambda _, x: x / (ops.abs(x) + 1),
     "HardSigmoid": lambda _, x: ops.relu6(x + 3) * (1 / 6),
-    "Elu": lambda operation, x: ops.relu(x) + operation.alpha * (ops.exp(-ops.relu(-x)) - 1),
-    "Celu": lambda operation, x: (
-        ops.relu(x) + operation.alpha * (ops.exp(-ops.relu(-x) / operation.alpha) - 1)
-    ),
-    "Selu": lambda _, x: (
-        1.0507009873554805 * (ops.relu(x) + 1.6732632423543772 * (ops.exp(-ops.relu(-x)) - 1))
-    ),
+    "Celu": lambda operation, x: scaled_elu(x, operation.alpha, operation.alpha),
+    "Selu": lambda _, x: 1.0507009873554805 * scaled_elu(x, 1.6732632423543772),
     "Glu": _gated,
     "HardShrink": lambda operation, x: ops.where(ops.abs(x) > operation.threshold, x, 0.0),
     "SoftShrink": lambda operation, x: ops.relu(x - operation.threshold) - ops.relu(-x - operation.threshold),

@@ -16,6 +16,7 @@ from keras_selfish.litert.parts import (
     in_dtype,
     join,
     reshape,
+    rules_in,
     tile,
     transpose,
     zeros_like_batch,
@@ -25,14 +26,7 @@ from keras_selfish.litert.rules import OPERATIONS
 LAYERS: dict[Any, Any] = {}
 
 
-def _layer_rule(*kinds):
-    """Enters a function as the rule of layers of these classes."""
-
-    def enter(function):
-        LAYERS.update(dict.fromkeys(kinds, function))
-        return function
-
-    return enter
+_layer_rule = rules_in(LAYERS)  # by their classes
 
 
 @_layer_rule(keras.layers.Softmax)

@@ -6,6 +6,19 @@ import numpy as np
 from keras_selfish.litert.graph import Tensor
 
 
+def rules_in(table):
+    """A decorator that enters a function into a table as the rule of what it names."""
+
+    def rule(*keys):
+        def enter(function):
+            table.update(dict.fromkeys(keys, function))
+            return function
+
+        return enter
+
+    return rule
+
+
 def strided_slice(lowering, x, parts):
     """The part of a tensor that a slice or a number for each axis names; axes of numbers stay, of size 1."""
     begins, ends, strides, shape, begin_mask, end_mask = [], [], [], [], 0, 0

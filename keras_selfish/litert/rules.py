@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_selfish.litert.composed import COMPOSED, einsum_by_product
+from keras_selfish.litert.composed import COMPOSED, einsum_by_product, scaled_elu
 from keras_selfish.litert.graph import DTYPES, Tensor
 from keras_selfish.litert.parts import (
     along_last,
@@ -28,6 +28,7 @@ from keras_selfish.litert.parts import (
     pair,
     reduce,
     reshape,
+    rules_in,
     spec,
     spec_of,
     strided_slice,
@@ -38,14 +39,7 @@ from keras_selfish.litert.parts import (
 OPERATIONS: dict[str, Any] = {}
 
 
-def _rule(*names):
-    """Enters a function as the rule of operations of these class names."""
-
-    def enter(function):
-        OPERATIONS.update(dict.fromkeys(names, function))
-        return function
-
-    return enter
+_rule = rules_in(OPERATIONS)  # by the names of their classes
 
 
 # Elementwise operations
@@ -128,6 +122,13 @@ def _relu(lowering, operation, x):
 @_rule("LeakyRelu")
 def _leaky_relu(lowering, operation, x):
     return lowering.graph.apply("LEAKY_RELU", [x], x.shape, alpha=float(operation.negative_slope))
+
+
+@_rule("Elu")
+def _elu(lowering, operation, x):
+    if operation.alpha != 1.0:
+        return lowering.call(lambda x: scaled_elu(x, operation.alpha), (x,), {})
+    return lowering.graph.apply("ELU", [x], x.shape)
 
 
 @_rule("Gelu")
