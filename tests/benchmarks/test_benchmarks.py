@@ -204,6 +204,26 @@ def test_files(tmp_path):
     assert all(row["form"] in printed for row in rows)
 
 
+@pytest.mark.slow
+def test_text_scoring(tmp_path):
+    sizes = (
+        "--dataset=python_docs",
+        "--units=8",
+        "--tokens=400",
+        "--batches=3",
+        "--batch=2",
+        "--time_steps=5",
+    )
+    printed, rows = figures("text_scoring", tmp_path, "--rounds=1", sizes=sizes)
+    names = ["evaluate", "as they come", "sorted by length", "of one length"]
+    assert [(row["texts"], row["texts_a_call"]) for row in rows] == list(zip(names, "2333", strict=True))
+    rates = [float(row["tokens_per_second"]) for row in rows]
+    assert [float(row["times_evaluate"]) for row in rows] == pytest.approx(
+        [rate / rates[0] for rate in rates]
+    )
+    assert all(name in printed for name in names)
+
+
 def test_pytorch_is_left_out_where_it_is_missing(monkeypatch, capsys):
     monkeypatch.setattr(training_step.importlib.util, "find_spec", lambda name: None)
     assert training_step.available(["keras", "torch"]) == ["keras"]

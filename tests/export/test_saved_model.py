@@ -184,6 +184,21 @@ def test_log_probabilities_are_those_of_the_next_tokens(trained, served):
     np.testing.assert_allclose(result["loss"], -np.sum(expected, 1), rtol=1e-6)
 
 
+def test_tokens_of_hardly_any_probability_have_a_log_probability(tmp_path):
+    """Of e**-250, which no float32 is, beside others."""
+    model = language_model()
+    bias = np.zeros(50)
+    bias[7], bias[9] = 250.0, -40.0
+    model.decoder.bias.assign(bias)
+    served = tf.saved_model.load(str(saved_model(model, tmp_path / "served")))
+    ids = np.array([[1, 7, 7, 2, 7, 9, 7]])
+    logits = np.asarray(model({"tokens": ids[:, :-1], "first": np.ones(1, bool)}), np.float64)[0]
+    shifted = logits - logits.max(-1, keepdims=True)
+    expected = (shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))[np.arange(6), ids[0, 1:]]
+    assert expected.min() < -200
+    np.testing.assert_allclose(served.score(ids)["log_probabilities"][0], expected, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", ["int32", "int64"])
 def test_text_is_scored_in_one_go_as_step_by_step(served, dtype):
     ids = tf.constant(tokens(300).reshape(2, 150), dtype)  # longer than two of score's windows
