@@ -233,27 +233,27 @@ def _new_input(tensor, optional=()):
     )
 
 
-# Functions of living layers by the names that stand for them in configs.
-_FUNCTIONS: weakref.WeakValueDictionary[str, Callable] = weakref.WeakValueDictionary()
+# Functions and classes of living layers by the names that stand for them in configs.
+_LIVING: weakref.WeakValueDictionary[str, Callable] = weakref.WeakValueDictionary()
 
 
 def config_of(layer):
-    """The config of a layer for `from_config` in this process, which gets functions as they are.
+    """The config of a layer for `from_config` in this process, which gets functions and classes as they are.
 
     Those that are not registered a config has by name only, or as code without the names that it uses: an
-    activation of one's own, or the function of a Lambda.
+    activation, a cell or a regularizer of one's own, or the function of a Lambda.
     """
-    return _with_functions(layer, layer.get_config())
+    return _with_living(layer, layer.get_config())
 
 
 def serialized(layer):
     """The same with the layer's class, as it stands within the config of another layer."""
-    return _with_function(layer, keras.saving.serialize_keras_object(layer))
+    return _living_value(layer, keras.saving.serialize_keras_object(layer))
 
 
 def from_config(keras_class, config):
     """A layer of a class from the config of a layer that runs in this process already, see `config_of`."""
-    with known_to_keras(_FUNCTIONS):
+    with known_to_keras(_LIVING):
         if "safe_mode" in inspect.signature(keras_class.from_config).parameters:
             return keras_class.from_config(config, safe_mode=False)  # a Lambda
         return keras_class.from_config(config)
@@ -268,7 +268,7 @@ def known_to_keras(objects):
     return keras.saving.custom_object_scope({**scoped_objects(), **objects})
 
 
-def _with_functions(owner, config):
+def _with_living(owner, config):
     owners = [owner, getattr(owner, "cell", None)]
     # What a Bidirectional layer is made of, and what a Lambda calls its shape, have other names in a config.
     others = {"layer": "forward_layer", "output_shape": "_output_shape"}
@@ -280,25 +280,40 @@ def _with_functions(owner, config):
 
     if is_model(owner) and "layers" in config:  # a class of one's own may describe itself otherwise
         layers = {layer.name: layer for layer in owner.layers}
-        values = [_with_function(layers.get(one["config"].get("name")), one) for one in config["layers"]]
+        values = [_living_value(layers.get(one["config"].get("name")), one) for one in config["layers"]]
         return {**config, "layers": values}
-    return {key: _with_function(living(key), value) for key, value in config.items()}
+    return {key: _living_value(living(key), value) for key, value in config.items()}
 
 
-def _with_function(living, value):
+def _living_value(living, value):
     """A value of a config, given what it describes."""
     if isinstance(value, (list, tuple)) and isinstance(living, (list, tuple)) and len(value) == len(living):
-        return type(value)(map(_with_function, living, value))
-    if isinstance(living, keras.Layer) and isinstance(value, dict) and isinstance(value.get("config"), dict):
-        return {**value, "config": _with_functions(living, value["config"])}
-    if not isinstance(living, (types.FunctionType, types.BuiltinFunctionType)):
+        return type(value)(map(_living_value, living, value))
+    if isinstance(living, (types.FunctionType, types.BuiltinFunctionType)):
+        is_keras_s = isinstance(value, str) and _is_keras_s(living)
+        if is_keras_s or not isinstance(value, (str, dict)):
+            return value
+        name = _name_of(living)
+        return {"module": "builtins", "class_name": "function", "config": name, "registered_name": name}
+    if not isinstance(value, dict) or not isinstance(value.get("config"), dict):
         return value
-    is_keras_s = isinstance(value, str) and str(living.__module__).split(".")[0] == "keras"
-    if is_keras_s or not isinstance(value, (str, dict)):
+    if isinstance(living, keras.Layer):
+        value = {**value, "config": _with_living(living, value["config"])}
+    kind = type(living)
+    is_found = _is_keras_s(kind) or keras.saving.get_registered_object(value.get("registered_name")) is kind
+    if is_found or value.get("class_name") != kind.__name__:
         return value
+    return {**value, "registered_name": _name_of(kind)}
+
+
+def _is_keras_s(living):
+    return str(living.__module__).split(".")[0] == "keras"
+
+
+def _name_of(living):
     name = f"{living.__qualname__}@{id(living)}"
-    _FUNCTIONS[name] = living
-    return {"module": "builtins", "class_name": "function", "config": name, "registered_name": name}
+    _LIVING[name] = living
+    return name
 
 
 def copy_state(layer, copy):

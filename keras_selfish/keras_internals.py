@@ -8,7 +8,8 @@ Keras changes what it relies on (`tests/test_keras_internals.py`). What is Tenso
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -35,6 +36,7 @@ __all__ = [
     "raw_value",
     "scoped_objects",
     "set_padding_mask",
+    "symbolic_activations",
     "track_layer",
     "trained_variables",
     "variable_index",
@@ -170,6 +172,30 @@ def set_padding_mask(tensor: Tensor, mask: Tensor) -> None:
 
 
 # Variables
+
+
+@contextlib.contextmanager
+def symbolic_activations() -> Iterator[None]:
+    """Within the block all of `keras.activations` take symbolic tensors.
+
+    Some make tensors of their inputs first, as nothing public does, and `mish` computes with the backend.
+    """
+    from keras.src import backend
+    from keras.src.activations.activations import Mish
+
+    convert, compute = backend.convert_to_tensor, Mish.static_call
+
+    def convert_to_tensor(x, *args, **kwargs):
+        return x if isinstance(x, keras.KerasTensor) else convert(x, *args, **kwargs)
+
+    def static_call(x):
+        return Mish()(x) if isinstance(x, keras.KerasTensor) else compute(x)
+
+    backend.convert_to_tensor, Mish.static_call = convert_to_tensor, staticmethod(static_call)
+    try:
+        yield
+    finally:
+        backend.convert_to_tensor, Mish.static_call = convert, staticmethod(compute)
 
 
 def raw_value(variable: Any) -> Any:

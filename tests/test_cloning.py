@@ -1,4 +1,4 @@
-"""Models whose layers call functions that no config can describe."""
+"""Models whose layers call functions, and consist of classes, that no config can describe."""
 
 import gc
 import json
@@ -36,6 +36,29 @@ def block():
     return keras.Sequential([keras.Input((6,)), layers.Dense(6, activation=lambda x: ops.sin(x) * FACTOR)])
 
 
+class Cell(layers.Layer):
+    """A recurrent cell that is not registered."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = self.state_size = units
+
+    def build(self, input_shape):
+        self.kernel = self.add_weight(shape=(input_shape[-1] + self.units, self.units))
+
+    def call(self, inputs, states):
+        output = ops.tanh(ops.concatenate([inputs, states[0]], -1) @ self.kernel)
+        return output, [output]
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+class Centred(keras.constraints.Constraint):
+    def __call__(self, weights):
+        return weights - ops.mean(weights)
+
+
 @keras.saving.register_keras_serializable("tests_cloning")
 class Described(keras.Model):
     """A Functional model whose config does not list its layers."""
@@ -47,6 +70,32 @@ class Described(keras.Model):
 
     def get_config(self):
         return {"units": self.units}
+
+
+class Halved(layers.Layer):
+    def call(self, inputs):
+        return inputs / 2
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+class Holder(layers.Layer):
+    """Shows a layer in its config under another name than it has as an attribute."""
+
+    def __init__(self, held, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = held
+
+    def call(self, inputs):
+        return self.inner(inputs)
+
+    def get_config(self):
+        return {**super().get_config(), "held": keras.saving.serialize_keras_object(self.inner)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(keras.saving.deserialize_keras_object(config.pop("held")), **config)
 
 
 LAYERS = {
@@ -65,6 +114,13 @@ LAYERS = {
     "within a model that describes itself": lambda: layers.TimeDistributed(Described(6)),
     "within cells": lambda: layers.RNN(
         [layers.LSTMCell(6, activation=wave), layers.GRUCell(6)], return_sequences=True
+    ),
+    "a cell": lambda: layers.RNN(Cell(6), return_sequences=True),
+    "a cell among others": lambda: layers.RNN([layers.GRUCell(3), Cell(6)], return_sequences=True),
+    "a layer within a wrapper": lambda: layers.TimeDistributed(Halved()),
+    "a constraint": lambda: layers.Dense(6, kernel_constraint=Centred()),
+    "a constraint of a sparse layer": lambda: SparseRHN(
+        6, kernel_constraint=Centred(), return_sequences=True
     ),
     "a sparse layer": lambda: SparseLSTM(6, activation=wave, return_sequences=True),
     "a hoisted sparse layer": lambda: SparseRHN(6, activation=wave, return_sequences=True),
@@ -85,15 +141,10 @@ def test_copies_call_the_same_functions(name):
     np.testing.assert_allclose(sparsify(dense, sparsity=0.0)(x), dense(x), atol=1e-6)
 
 
-class Halved(layers.Layer):
-    def call(self, inputs):
-        return inputs / 2
-
-
 def test_a_scope_around_a_copy_is_seen_within():
-    """Of a class within a wrapper, which Keras makes anew by its name, and a function as well."""
-    inner = keras.Sequential([keras.Input((6,)), Halved(), layers.Dense(6, activation=wave)])
-    model = keras.Sequential([keras.Input((5, 6)), layers.TimeDistributed(inner), SparseLSTM(4)])
+    """Of a class that Keras makes anew by its name, and a function as well."""
+    held = [Holder(Halved(name="halved")), layers.Dense(6, activation=wave), SparseLSTM(4)]
+    model = keras.Sequential([keras.Input((5, 6)), *held])
     x = np.random.default_rng(0).normal(size=(2, 5, 6)).astype("float32")
     with keras.saving.custom_object_scope({"Halved": Halved}):
         stripped = strip(model)

@@ -43,6 +43,24 @@ def test_layers_inside_layers():
 
 
 @every_backend
+@pytest.mark.parametrize("name", ["mish", "hard_silu", "sparsemax", "relu"])
+def test_activations_of_symbolic_tensors(name):
+    """As operations, and of numbers what they are otherwise."""
+    activation = keras.activations.get(name)
+    numbers = np.linspace(-2, 2, 6, dtype="float32").reshape(2, 3)
+    expected, x = np.asarray(activation(numbers)), keras.Input((3,))
+    with internals.symbolic_activations():
+        symbolic = activation(x)
+        inside = np.asarray(activation(numbers))
+    np.testing.assert_array_equal(inside, expected)
+    np.testing.assert_allclose(keras.Function(x, symbolic)(numbers), expected, rtol=1e-6)
+    np.testing.assert_array_equal(activation(numbers), expected)
+    if name != "relu":
+        with pytest.raises(ValueError, match="KerasTensor"):
+            activation(keras.Input((3,)))
+
+
+@every_backend
 def test_the_class_of_cells_whose_masks_are_drawn_once_per_sequence():
     class Recording(internals.DropoutRNNCell, keras.layers.Layer):
         state_size = 1

@@ -275,6 +275,8 @@ def _examples(generator, about, plain):
 
 
 def _difference(ours, keras_s):
-    """Norm of the difference, relative to that of what Keras computes."""
+    """Norm of the difference, relative to that of what Keras computes; what is no number in both is equal."""
+    is_number = ~(np.isnan(ours) & np.isnan(keras_s))
+    ours, keras_s = ours[is_number], keras_s[is_number]
     norm = float(np.linalg.norm(keras_s.astype(np.float64)))
     return float(np.linalg.norm(ours.astype(np.float64) - keras_s)) / (norm or 1.0)

@@ -3,6 +3,7 @@
 A rule is a function of the `Lowering`, the layer, and its arguments, as those of operations are.
 """
 
+import contextlib
 import inspect
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 from keras import ops
 
 from keras_selfish.backend import BACKEND
+from keras_selfish.cloning import with_inner
+from keras_selfish.keras_internals import DropoutRNNCell
 from keras_selfish.litert.parts import (
     choose,
     in_dtype,
@@ -63,8 +66,45 @@ def _normalization(lowering, layer, x):
     return OPERATIONS["Add"](lowering, layer, x, offset)
 
 
+@_layer_rule(keras.layers.Discretization)
+def _discretization(lowering, layer, x):
+    boundaries = np.asarray(layer.bin_boundaries, np.float32)
+
+    def index(x):
+        return ops.sum(ops.cast(ops.expand_dims(x, -1) >= boundaries, "int32"), axis=-1)
+
+    if layer.output_mode == "int":
+        return lowering.call(index, (x,), {})
+    encoded = _encoding(lowering, layer, layer.output_mode, len(boundaries) + 1)
+    return lowering.call(lambda x: encoded(index(x)), (x,), {})
+
+
+@_layer_rule(keras.layers.CategoryEncoding)
+def _category_encoding(lowering, layer, x, count_weights=None):
+    if count_weights is not None:
+        raise lowering.refusal("weights of categories")
+    encoded = _encoding(lowering, layer, layer.output_mode, layer.num_tokens)
+    return lowering.call(encoded, (in_dtype(lowering, x, "int32"),), {})
+
+
+def _encoding(lowering, layer, mode, count):
+    """The function that makes vectors of categories, as layers of preprocessing do."""
+    if mode not in ("one_hot", "multi_hot", "count") or layer.sparse:
+        raise lowering.refusal(f"categories as sparse tensors or in the mode {mode!r}")
+
+    def encode(ids):
+        vectors = ops.one_hot(ids, count)
+        if mode == "one_hot":
+            return ops.squeeze(vectors, -2) if len(ids.shape) > 1 and ids.shape[-1] == 1 else vectors
+        if len(ids.shape) < 2:
+            return vectors
+        return ops.max(vectors, axis=-2) if mode == "multi_hot" else ops.sum(vectors, axis=-2)
+
+    return encode
+
+
 @_layer_rule(keras.layers.TimeDistributed)
-def _time_distributed(lowering, layer, x, training=None, mask=None):
+def _time_distributed(lowering, layer, x, mask=None):
     if mask is not None and "mask" in inspect.signature(layer.layer.call).parameters:
         raise lowering.refusal("masked time steps in a layer that `TimeDistributed` hands them to")
     flat = reshape(lowering, x, (None, *x.shape[2:]))
@@ -75,7 +115,7 @@ def _time_distributed(lowering, layer, x, training=None, mask=None):
 
 
 @_layer_rule(keras.layers.Bidirectional)
-def _bidirectional(lowering, layer, x, initial_state=None, mask=None, training=None):
+def _bidirectional(lowering, layer, x, initial_state=None, mask=None):
     half = None if initial_state is None else len(initial_state) // 2
     states = (None, None) if half is None else (initial_state[:half], initial_state[half:])
     outputs, finals = [], []
@@ -104,7 +144,7 @@ def _bidirectional(lowering, layer, x, initial_state=None, mask=None, training=N
 
 
 @_layer_rule(keras.layers.RNN)
-def _recurrent(lowering, layer, x, initial_state=None, mask=None, training=None):
+def _recurrent(lowering, layer, x, initial_state=None, mask=None):
     if layer.stateful:
         raise lowering.refusal(
             "a recurrent layer that keeps its state (`stateful`); return the state instead"
@@ -151,7 +191,8 @@ def _step(lowering, layer, x, is_real, last, states):
     structured = keras.tree.pack_sequence_as(cell.state_size, states)
     if not isinstance(structured, (list, tuple)):
         structured = [structured]
-    output, after = lowering.within_path(cell.name, lambda: lowering.call(cell.call, (x, structured), {}))
+    with _without_dropout(cell):
+        output, after = lowering.within_path(cell.name, lambda: lowering.call(cell.call, (x, structured), {}))
     after = keras.tree.flatten(after)
     if is_real is None:
         return output, after
@@ -159,6 +200,21 @@ def _step(lowering, layer, x, is_real, last, states):
         last = np.float32(0)
     output = choose(lowering, is_real, output, last)
     return output, [choose(lowering, is_real, *pair) for pair in zip(after, states, strict=True)]
+
+
+@contextlib.contextmanager
+def _without_dropout(cell):
+    """Within the block a cell draws no dropout masks: some do so in inference, too, and use none."""
+    cells = [inner for inner in with_inner(cell) if isinstance(inner, DropoutRNNCell)]
+    names = ("dropout", "recurrent_dropout")
+    rates = [(inner, name, getattr(inner, name)) for inner in cells for name in names]
+    for inner, name, _ in rates:
+        setattr(inner, name, 0.0)
+    try:
+        yield
+    finally:
+        for inner, name, rate in rates:
+            setattr(inner, name, rate)
 
 
 def _loop(lowering, layer, x, mask, last, states):

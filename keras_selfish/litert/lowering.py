@@ -6,14 +6,18 @@ has a rule here. Layers that look at their inputs' values, such as recurrent one
 
 import collections
 import contextlib
+import inspect
 
 import keras
 import numpy as np
 
 from keras_selfish.cloning import as_function, carry_masks, inlined, is_model, nodes
+from keras_selfish.keras_internals import symbolic_activations
+from keras_selfish.litert import image_rules, layer_rules, rules
 from keras_selfish.litert.graph import Tensor
-from keras_selfish.litert.layer_rules import LAYERS
-from keras_selfish.litert.rules import OPERATIONS
+
+OPERATIONS = {**rules.OPERATIONS, **image_rules.OPERATIONS}
+LAYERS = {**layer_rules.LAYERS, **image_rules.LAYERS}
 
 
 class Lowering:
@@ -80,9 +84,12 @@ class Lowering:
         if is_model(operation):  # within a layer that calls it
             return self._model(operation, args)
         rule = next((LAYERS[kind] for kind in type(operation).__mro__ if kind in LAYERS), None)
+        kwargs = {key: value for key, value in kwargs.items() if key != "training"}
         if rule is not None:
             return self.within_path(operation.name, lambda: rule(self, operation, *args, **kwargs))
         if isinstance(operation, keras.Layer):
+            if "training" in inspect.signature(operation.call).parameters:
+                kwargs["training"] = False  # where the default is True, too, as in layers that augment images
             return self.within_path(operation.name, lambda: self.call(operation.call, args, kwargs))
         name = type(operation).__name__
         if name not in OPERATIONS:
@@ -108,7 +115,7 @@ class Lowering:
         args, kwargs = keras.tree.map_structure(symbol_of, (args, kwargs))
         carry_masks(function, args, kwargs)
         try:
-            with _variables_leave_to_symbols():
+            with _variables_leave_to_symbols(), symbolic_activations():
                 outputs = function(*args, **kwargs)
         except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
             what = "Python code that does more than `keras.ops` with its inputs"

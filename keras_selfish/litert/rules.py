@@ -24,8 +24,6 @@ from keras_selfish.litert.parts import (
     in_dtype,
     join,
     of_one_dtype,
-    padding_code,
-    pair,
     reduce,
     reshape,
     rules_in,
@@ -108,9 +106,12 @@ for _name in ("Equal", "NotEqual", "Greater", "GreaterEqual", "Less", "LessEqual
 @_rule("ReLU", "Relu")
 def _relu(lowering, operation, x):
     slope, most = getattr(operation, "negative_slope", 0.0), getattr(operation, "max_value", None)
-    if getattr(operation, "threshold", 0.0):
-        raise lowering.refusal("a ReLU with a threshold")
-    if slope:
+    threshold = float(getattr(operation, "threshold", 0.0))
+    if threshold:
+        outputs = lowering.call(
+            lambda x: ops.where(x >= threshold, x, float(slope) * (x - threshold)), (x,), {}
+        )
+    elif slope:
         outputs = lowering.graph.apply("LEAKY_RELU", [x], x.shape, alpha=float(slope))
     else:
         outputs = lowering.graph.apply("RELU", [x], x.shape)
@@ -319,92 +320,6 @@ def _times(lowering, left, matrix, path):
     return outputs
 
 
-@_rule("Conv")
-def _convolution(lowering, operation, x, kernel):
-    return _sliding(
-        lowering, operation, "CONV_2D", x, kernel, lambda kernel: np.transpose(kernel, (3, 0, 1, 2))
-    )
-
-
-@_rule("DepthwiseConv")
-def _depthwise_convolution(lowering, operation, x, kernel):
-    return _sliding(
-        lowering,
-        operation,
-        "DEPTHWISE_CONV_2D",
-        x,
-        kernel,
-        lambda kernel: kernel.reshape(1, *kernel.shape[:2], -1),
-        depthMultiplier=kernel.shape[-1],
-    )
-
-
-@_rule("SeparableConv")
-def _separable_convolution(lowering, operation, x, depthwise_kernel, pointwise_kernel):
-    settings = operation.strides, operation.padding, operation.data_format, operation.dilation_rate
-
-    def in_two(x):
-        x = ops.depthwise_conv(x, depthwise_kernel, *settings)
-        return ops.conv(x, pointwise_kernel, 1, "valid", operation.data_format, 1)
-
-    return lowering.call(in_two, (x,), {})
-
-
-def _sliding(lowering, operation, code, x, kernel, stored, **options):
-    """A convolution; in one dimension as in two, of which the first has one row."""
-    rank = kernel.ndim - 2
-    if operation.data_format != "channels_last" or rank not in (1, 2):
-        raise lowering.refusal("a convolution other than in one or two dimensions, channels last")
-    shape = operation.compute_output_spec(spec(x), spec(kernel)).shape
-    kernel = np.asarray(kernel, np.float32)
-    weight = lowering.graph.constant(
-        np.ascontiguousarray(stored(kernel if rank == 2 else kernel[np.newaxis]))
-    )
-    inputs = [_with_row(lowering, x), weight, lowering.constant(np.zeros(shape[-1], np.float32))]
-    (height, width), (down, right) = pair(operation.strides, rank), pair(operation.dilation_rate, rank)
-    outputs = lowering.graph.apply(
-        code,
-        inputs,
-        shape if rank == 2 else (shape[0], 1, *shape[1:]),
-        padding=padding_code(operation.padding),
-        strideH=height,
-        strideW=width,
-        dilationHFactor=down,
-        dilationWFactor=right,
-        **options,
-    )
-    return reshape(lowering, outputs, shape)
-
-
-def _pooling(code, lowering, operation, x):
-    rank = len(x.shape) - 2
-    if operation.data_format != "channels_last" or rank not in (1, 2):
-        raise lowering.refusal("a pooling other than in one or two dimensions, channels last")
-    height, width = pair(operation.pool_size, rank)
-    down, right = pair(operation.strides or operation.pool_size, rank)
-    shape = operation.compute_output_spec(spec(x)).shape
-    outputs = lowering.graph.apply(
-        code,
-        [_with_row(lowering, x)],
-        shape if rank == 2 else (shape[0], 1, *shape[1:]),
-        padding=padding_code(operation.padding),
-        filterHeight=height,
-        filterWidth=width,
-        strideH=down,
-        strideW=right,
-    )
-    return reshape(lowering, outputs, shape)
-
-
-def _with_row(lowering, x):
-    """Images as they are, sequences as images of one row."""
-    return x if len(x.shape) == 4 else reshape(lowering, x, (x.shape[0], 1, *x.shape[1:]))
-
-
-OPERATIONS["MaxPool"] = functools.partial(_pooling, "MAX_POOL_2D")
-OPERATIONS["AveragePool"] = functools.partial(_pooling, "AVERAGE_POOL_2D")
-
-
 # Shapes
 
 
@@ -421,6 +336,16 @@ def _expand_or_squeeze(lowering, operation, x):
 @_rule("Transpose")
 def _transpose_rule(lowering, operation, x):
     return transpose(lowering, x, operation.axes or tuple(reversed(range(len(x.shape)))))
+
+
+@_rule("Moveaxis")
+def _move_axes(lowering, operation, x):
+    rank = len(x.shape)
+    source, destination = axes_of(operation.source, rank), axes_of(operation.destination, rank)
+    axes = [axis for axis in range(rank) if axis not in source]
+    for place, axis in sorted(zip(destination, source, strict=True)):
+        axes.insert(place, axis)
+    return transpose(lowering, x, axes)
 
 
 @_rule("Swapaxes")

@@ -12,6 +12,8 @@ from keras_selfish import (
     LanguageModel,
     Perplexity,
     SparseConv2D,
+    SparseConv3D,
+    SparseConv3DTranspose,
     SparseDense,
     SparseEinsumDense,
     SparseEmbedding,
@@ -110,9 +112,59 @@ def activations():
     return named_outputs(x, [*(getattr(keras.ops, name)(x) for name in names), *others])
 
 
+def activations_of_layers():
+    """Of which some make tensors of their inputs first."""
+    x = keras.Input((5, 6), name="x")
+    names = ("mish", "hard_silu", "gelu", "log_softmax", "hard_tanh", "relu6", "exponential")
+    relus = [layers.ReLU(2.0, 0.1, 0.3)(x), layers.ReLU(threshold=0.2)(x), layers.LeakyReLU(0.2)(x)]
+    return named_outputs(x, [*(SparseDense(4, activation=name)(x) for name in names), *relus])
+
+
+def operations():
+    x, ops = keras.Input((5, 6), name="x"), keras.ops
+    roots = ops.sqrt(x)  # of which some are no numbers
+    outputs = [roots, ops.cast(ops.isnan(roots), "float32"), ops.nan_to_num(roots, nan=3.0)]
+    outputs += [ops.norm(x, axis=-1), ops.norm(x, axis=(1, 2), keepdims=True), ops.norm(x, 2, axis=1)]
+    outputs += [
+        ops.roll(x, 2, 1),
+        ops.roll(x, -1, -1),
+        ops.moveaxis(x, 1, 2),
+        ops.moveaxis(x, (0, 2), (1, 0)),
+    ]
+    outputs += [ops.average(x, axis=1), ops.diff(x, axis=1), ops.diff(x, n=2), ops.erf(x), ops.tan(x)]
+    outputs += [ops.tril(x), ops.triu(x, 1), ops.full_like(x, 2.0)]
+    weight = np.random.default_rng(0).normal(size=(6, 3)).astype("float32")
+    outputs += [ops.tensordot(x, weight, 1), ops.tensordot(x, weight, ((2,), (0,)))]
+    return named_outputs(x, outputs)
+
+
+def categories():
+    x, encoding = keras.Input((4,), name="x"), layers.CategoryEncoding
+    places = layers.Discretization(bin_boundaries=[-0.5, 0.5])(x)
+    outputs = [places, *(encoding(3, output_mode=mode)(places) for mode in ("multi_hot", "count"))]
+    outputs.append(layers.Discretization(bin_boundaries=[0.0], output_mode="one_hot")(x[:, :1]))
+    return named_outputs(x, [*outputs, encoding(3, output_mode="one_hot")(places)])
+
+
+class Noisy(layers.Layer):
+    """At work unless it is told not to be."""
+
+    def call(self, inputs, training=True):
+        return inputs + 100.0 if training else 2 * inputs
+
+
 def named_outputs(x, outputs):
     return keras.Model(x, {f"output {index:02}": output for index, output in enumerate(outputs)})
 
+
+# Those that take a number.
+AUGMENTATIONS = (
+    "RandomBrightness",
+    "RandomContrast",
+    "RandomRotation",
+    "RandomHue",
+    "RandomErasing",
+)
 
 MODELS = {
     "dense": lambda: sequential(
@@ -129,6 +181,11 @@ MODELS = {
         layers.Bidirectional(SparseGRU(4), merge_mode="ave"),
     ),
     "cells": lambda: sequential(layers.RNN([SparseLSTMCell(8), SparseGRUCell(4)], return_sequences=True)),
+    "dropout within cells": lambda: sequential(
+        layers.RNN([layers.SimpleRNNCell(4, dropout=0.2), layers.GRUCell(3, recurrent_dropout=0.2)]),
+        layers.Reshape((3, 1)),
+        SparseSimpleRNN(4, dropout=0.3, recurrent_dropout=0.3),
+    ),
     "rhn": lambda: sequential(SparseRHN(8, depth=3)),
     "on_lstm": lambda: sequential(SparseONLSTM(8, chunk_size=4, return_sequences=True)),
     "embedding": lambda: sequential(
@@ -184,6 +241,47 @@ MODELS = {
         layers.UnitNormalization(),
         shape=(8, 8, 2),
     ),
+    "transposed convolutions": lambda: sequential(
+        layers.Conv2DTranspose(4, 3, strides=2, padding="same", activation="relu"),
+        layers.Conv2DTranspose(3, (2, 1), strides=(1, 3)),
+        layers.Reshape((18, 45)),
+        layers.Conv1DTranspose(4, 5, strides=3, padding="same", output_padding=2),
+        layers.Conv1DTranspose(2, 3, dilation_rate=2, padding="same"),
+        layers.Conv1DTranspose(2, 2, strides=4),
+        shape=(4, 5, 2),
+    ),
+    "volumes": lambda: sequential(
+        SparseConv3D(4, (3, 2, 3), strides=(1, 2, 1), activation="relu"),
+        layers.Conv3D(2, 2, padding="same", dilation_rate=2),
+        SparseConv3DTranspose(3, (2, 3, 2), strides=2, padding="same"),
+        layers.Conv3D(3, 2, groups=3),
+        layers.Flatten(),
+        shape=(4, 5, 6, 2),
+    ),
+    "groups": lambda: sequential(
+        layers.Conv2D(6, 3, groups=2, activation="relu"),
+        layers.Conv2D(3, 2, strides=2, padding="same", groups=3, use_bias=False),
+        layers.Reshape((9, 3)),
+        layers.Conv1D(6, 3, groups=3, padding="causal", dilation_rate=2),
+        shape=(7, 8, 4),
+    ),
+    "resized": lambda: sequential(
+        layers.Resizing(9, 6),
+        layers.UpSampling2D(2, interpolation="bilinear"),
+        layers.CenterCrop(7, 8),
+        layers.Resizing(10, 4, interpolation="nearest"),
+        shape=(8, 8, 3),
+    ),
+    "augmented": lambda: sequential(
+        layers.RandomFlip(),
+        *(getattr(layers, name)(0.2) for name in AUGMENTATIONS),
+        layers.RandomZoom(0.1, 0.2),
+        Noisy(),
+        shape=(8, 8, 3),
+    ),
+    "activations of layers": activations_of_layers,
+    "operations": operations,
+    "categories": categories,
     "attention": attention,
     "choices": choices,
     "activations": activations,
@@ -217,6 +315,11 @@ SHOWN_ON_JAX = (
     "attention",
     "cells",
     "weights first",
+    "transposed convolutions",
+    "groups",
+    "resized",
+    "augmented",
+    "activations of layers",
     "dense",
     "lstm",
     "lstm, one step",

@@ -1,0 +1,268 @@
+"""What convolutions, poolings and the layers of images are in LiteRT.
+
+A rule is a function of the `Lowering`, the operation or layer, and its arguments, as in `rules` and in
+`layer_rules`.
+"""
+
+import functools
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_selfish.litert.parts import padding_code, pair, reshape, rules_in, spec
+
+OPERATIONS: dict[str, Any] = {}
+LAYERS: dict[Any, Any] = {}
+
+
+_rule = rules_in(OPERATIONS)  # by the names of their classes
+_layer_rule = rules_in(LAYERS)  # by their classes
+
+
+@_rule("Conv")
+def _convolution(lowering, operation, x, kernel):
+    if kernel.ndim == 5:
+        return _convolution_of_volumes(lowering, operation, x, kernel)
+    return _sliding(
+        lowering, operation, "CONV_2D", x, kernel, lambda kernel: np.transpose(kernel, (3, 0, 1, 2))
+    )
+
+
+@_rule("DepthwiseConv")
+def _depthwise_convolution(lowering, operation, x, kernel):
+    return _sliding(
+        lowering,
+        operation,
+        "DEPTHWISE_CONV_2D",
+        x,
+        kernel,
+        lambda kernel: kernel.reshape(1, *kernel.shape[:2], -1),
+        depthMultiplier=kernel.shape[-1],
+    )
+
+
+@_rule("SeparableConv")
+def _separable_convolution(lowering, operation, x, depthwise_kernel, pointwise_kernel):
+    settings = operation.strides, operation.padding, operation.data_format, operation.dilation_rate
+
+    def in_two(x):
+        x = ops.depthwise_conv(x, depthwise_kernel, *settings)
+        return ops.conv(x, pointwise_kernel, 1, "valid", operation.data_format, 1)
+
+    return lowering.call(in_two, (x,), {})
+
+
+def _sliding(lowering, operation, code, x, kernel, stored, **options):
+    """A convolution; in one dimension as in two, of which the first has one row."""
+    rank = kernel.ndim - 2
+    if operation.data_format != "channels_last" or rank not in (1, 2):
+        raise lowering.refusal("a convolution other than in one or two dimensions, channels last")
+    shape = operation.compute_output_spec(spec(x), spec(kernel)).shape
+    kernel = np.asarray(kernel, np.float32)
+    weight = lowering.graph.constant(
+        np.ascontiguousarray(stored(kernel if rank == 2 else kernel[np.newaxis]))
+    )
+    inputs = [_with_row(lowering, x), weight, lowering.constant(np.zeros(shape[-1], np.float32))]
+    (height, width), (down, right) = pair(operation.strides, rank), pair(operation.dilation_rate, rank)
+    outputs = lowering.graph.apply(
+        code,
+        inputs,
+        shape if rank == 2 else (shape[0], 1, *shape[1:]),
+        padding=padding_code(operation.padding),
+        strideH=height,
+        strideW=width,
+        dilationHFactor=down,
+        dilationWFactor=right,
+        **options,
+    )
+    return reshape(lowering, outputs, shape)
+
+
+def _convolution_of_volumes(lowering, operation, x, kernel):
+    if operation.data_format != "channels_last":
+        raise lowering.refusal("a convolution other than channels last")
+    strides, dilations = (
+        (value,) * 3 if isinstance(value, int) else tuple(value)
+        for value in (operation.strides, operation.dilation_rate)
+    )
+    return lowering.graph.apply(
+        "CONV_3D",
+        [x, lowering.constant(np.ascontiguousarray(kernel, np.float32))],
+        operation.compute_output_spec(spec(x), spec(kernel)).shape,
+        padding=padding_code(operation.padding),
+        strideD=strides[0],
+        strideH=strides[1],
+        strideW=strides[2],
+        dilationDFactor=dilations[0],
+        dilationHFactor=dilations[1],
+        dilationWFactor=dilations[2],
+    )
+
+
+def _pooling(code, lowering, operation, x):
+    rank = len(x.shape) - 2
+    if operation.data_format != "channels_last" or rank not in (1, 2):
+        raise lowering.refusal("a pooling other than in one or two dimensions, channels last")
+    height, width = pair(operation.pool_size, rank)
+    down, right = pair(operation.strides or operation.pool_size, rank)
+    shape = operation.compute_output_spec(spec(x)).shape
+    outputs = lowering.graph.apply(
+        code,
+        [_with_row(lowering, x)],
+        shape if rank == 2 else (shape[0], 1, *shape[1:]),
+        padding=padding_code(operation.padding),
+        filterHeight=height,
+        filterWidth=width,
+        strideH=down,
+        strideW=right,
+    )
+    return reshape(lowering, outputs, shape)
+
+
+def _with_row(lowering, x):
+    """Images as they are, sequences as images of one row."""
+    return x if len(x.shape) == 4 else reshape(lowering, x, (x.shape[0], 1, *x.shape[1:]))
+
+
+OPERATIONS["MaxPool"] = functools.partial(_pooling, "MAX_POOL_2D")
+OPERATIONS["AveragePool"] = functools.partial(_pooling, "AVERAGE_POOL_2D")
+
+
+@_rule("ConvTranspose")
+def _transposed_convolution(lowering, operation, x, kernel):
+    """A convolution of the inputs with zeros between them, with the kernel turned round."""
+    rank = kernel.ndim - 2
+    if operation.data_format != "channels_last":
+        raise lowering.refusal("a transposed convolution other than channels last")
+    sizes = operation.compute_output_spec(spec(x), spec(kernel)).shape[1:-1]
+    strides, dilations = (
+        (value,) * rank if isinstance(value, int) else tuple(value)
+        for value in (operation.strides, operation.dilation_rate)
+    )
+    turned = np.swapaxes(np.flip(np.asarray(kernel), range(rank)), -1, -2)
+
+    def spread(x):
+        for axis, (stride, dilation) in enumerate(zip(strides, dilations, strict=True), start=1):
+            reach, size = dilation * (kernel.shape[axis - 1] - 1), sizes[axis - 1]
+            x = _with_zeros_between(x, axis, stride)
+            whole = x.shape[axis] + reach
+            before = max(whole - size, 0) // 2 if operation.padding == "same" else 0
+            x = _padded(x, axis, reach - before, size + before - whole + reach)
+        return ops.conv(x, turned, 1, "valid", "channels_last", dilations)
+
+    return lowering.call(spread, (x,), {})
+
+
+def _with_zeros_between(x, axis, stride):
+    """`stride - 1` zeros between the entries along an axis."""
+    if stride == 1:
+        return x
+    shape = list(x.shape)
+    x = _padded(ops.expand_dims(x, axis + 1), axis + 1, 0, stride - 1)
+    shape[axis] *= stride
+    x = ops.reshape(x, [-1 if size is None else size for size in shape])
+    return _padded(x, axis, 0, 1 - stride)
+
+
+def _padded(x, axis, before, after):
+    """So many zeros along an axis, or less of it where they are fewer than none."""
+    size, padding = x.shape[axis], [[0, 0] for _ in x.shape]
+    kept = [slice(None)] * len(x.shape)
+    kept[axis] = slice(max(-before, 0), size - max(-after, 0))
+    padding[axis] = [max(before, 0), max(after, 0)]
+    x = x[tuple(kept)] if kept[axis] != slice(0, size) else x
+    return ops.pad(x, padding) if any(padding[axis]) else x
+
+
+@_rule("Resize")
+def _resize_rule(lowering, operation, x):
+    if operation.antialias or operation.crop_to_aspect_ratio or operation.pad_to_aspect_ratio:
+        raise lowering.refusal("a resize that smooths, crops or pads")
+    return _resized(lowering, x, operation.size, operation.interpolation, operation.data_format)
+
+
+def _resized(lowering, x, size, interpolation, data_format):
+    code = {"bilinear": "RESIZE_BILINEAR", "nearest": "RESIZE_NEAREST_NEIGHBOR"}.get(interpolation)
+    if code is None or data_format != "channels_last" or len(x.shape) != 4:
+        raise lowering.refusal("a resize other than bilinear or to the nearest, of images, channels last")
+    shape = (x.shape[0], *size, x.shape[-1])
+    size = lowering.constant(np.array(size, np.int32))
+    return lowering.graph.apply(code, [x, size], shape, halfPixelCenters=True)
+
+
+# Layers
+
+
+@_layer_rule(keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+def _convolution_layer(lowering, layer, x):
+    """A convolution in groups is one for each of them, which Keras has no operation for."""
+    if layer.groups == 1:
+        return lowering.call(layer.call, (x,), {})
+    if layer.data_format != "channels_last":
+        raise lowering.refusal("a convolution other than channels last")
+    kernels = np.split(ops.convert_to_numpy(ops.cast(layer.kernel, "float32")), layer.groups, axis=-1)
+
+    padding = "valid" if layer.padding == "causal" else layer.padding
+    settings = layer.strides, padding, layer.data_format, layer.dilation_rate
+
+    def in_groups(x):
+        if layer.padding == "causal":
+            x = _padded(x, 1, layer.dilation_rate[0] * (layer.kernel_size[0] - 1), 0)
+        parts = zip(ops.split(x, layer.groups, axis=-1), kernels, strict=True)
+        outputs = ops.concatenate([ops.conv(part, kernel, *settings) for part, kernel in parts], axis=-1)
+        if layer.use_bias:
+            outputs = outputs + ops.convert_to_numpy(ops.cast(layer.bias, "float32"))
+        return outputs if layer.activation is None else layer.activation(outputs)
+
+    return lowering.call(in_groups, (x,), {})
+
+
+@_layer_rule(keras.layers.CenterCrop)
+def _center_crop(lowering, layer, x):
+    size = layer.height, layer.width
+    above, left = ((whole - part) // 2 for whole, part in zip(x.shape[1:3], size, strict=True))
+    if layer.data_format != "channels_last" or len(x.shape) != 4 or min(above, left) < 0:
+        raise lowering.refusal("a crop other than of images that are large enough, channels last")
+    return lowering.call(lambda x: x[:, above : above + size[0], left : left + size[1]], (x,), {})
+
+
+@_layer_rule(keras.layers.Resizing)
+def _resizing(lowering, layer, x):
+    if layer.antialias or layer.crop_to_aspect_ratio or layer.pad_to_aspect_ratio:
+        raise lowering.refusal("a resize that smooths, crops or pads")
+    return _resized(lowering, x, (layer.height, layer.width), layer.interpolation, layer.data_format)
+
+
+# Layers that change images in training only.
+_AUGMENTATIONS = (
+    "AugMix",
+    "CutMix",
+    "MixUp",
+    "RandAugment",
+    "RandomBrightness",
+    "RandomColorDegeneration",
+    "RandomColorJitter",
+    "RandomContrast",
+    "RandomElasticTransform",
+    "RandomErasing",
+    "RandomFlip",
+    "RandomGaussianBlur",
+    "RandomGrayscale",
+    "RandomHue",
+    "RandomInvert",
+    "RandomPerspective",
+    "RandomPosterization",
+    "RandomRotation",
+    "RandomSaturation",
+    "RandomSharpness",
+    "RandomShear",
+    "RandomTranslation",
+    "RandomZoom",
+)
+
+
+@_layer_rule(*(getattr(keras.layers, name) for name in _AUGMENTATIONS if hasattr(keras.layers, name)))
+def _augmentation(lowering, _, x):
+    return x
