@@ -260,9 +260,33 @@ MUTANTS = [
     ),
     Mutant(
         "cloning.py",
-        "    return _with_functions(layer, layer.get_config())",
+        "    return _with_living(layer, layer.get_config())",
         "    return layer.get_config()",
         "test_cloning.py",
+    ),
+    Mutant(
+        "cloning.py",
+        'return {**value, "registered_name": _name_of(kind)}',
+        "return value",
+        "test_cloning.py",
+    ),
+    Mutant(
+        "litert/image_rules.py",
+        "before = max(whole - size, 0) // 2",
+        "before = 0",
+        "export/test_litert.py",
+    ),
+    Mutant(
+        "litert/lowering.py",
+        '                kwargs["training"] = False',
+        "                pass",
+        "export/test_litert.py",
+    ),
+    Mutant(
+        "export/reading_tensorflow.py",
+        "tf.reduce_all(probabilities > LEAST_PROBABILITY)",
+        "True",
+        "export/test_saved_model.py",
     ),
     Mutant(
         "export/onnx.py",
