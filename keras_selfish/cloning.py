@@ -217,10 +217,17 @@ def _mask_names(given):
 
 
 def _call(layer, *args, **kwargs):
+    args, kwargs = keras.tree.map_structure(_as_array, (args, kwargs))
     # A layer that does something in training only has a Keras form that is not told of it.
     if "training" not in inspect.signature(layer.call).parameters:
         kwargs.pop("training", None)
     return layer(*args, **kwargs)
+
+
+def _as_array(value):
+    """A tensor of known values as an array, which is a constant wherever the copy is traced."""
+    is_known = keras.ops.is_tensor(value) and not isinstance(value, (keras.KerasTensor, keras.Variable))
+    return keras.ops.convert_to_numpy(value) if is_known else value
 
 
 def _new_input(tensor, optional=()):

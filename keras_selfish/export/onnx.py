@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
+import inspect
 import logging
 import pathlib
 import warnings
@@ -14,6 +16,7 @@ from keras import ops
 
 from keras_selfish.backend import BACKEND
 from keras_selfish.cloning import with_inner
+from keras_selfish.convolutions import call_in_groups, is_in_groups
 from keras_selfish.export import file
 from keras_selfish.export.checks import check_forward, output_names
 from keras_selfish.export.strip import strip
@@ -87,7 +90,7 @@ def onnx(model: keras.Model, path: PathLike) -> pathlib.Path:
     plain = strip(model.stepwise() if is_language_model else model)
     _check_states(plain)
     _check_numbers(plain)
-    plain = _with_named_outputs(plain, is_language_model)
+    plain = _with_named_outputs(_in_inference(plain), is_language_model)
     with file.replacing(path) as part:
         _convert(plain, part)
         _rewrite(part)
@@ -153,6 +156,25 @@ def _check_numbers(plain):
         )
 
 
+def _in_inference(plain):
+    """The same model; one around it where layers train unless they are told not to, as Keras exports them."""
+    if not any(_trains_by_default(layer) for layer in with_inner(plain)):
+        return plain
+    inputs = [keras.Input(batch_shape=one.shape, dtype=one.dtype, name=one.name) for one in plain.inputs]
+    structure = plain.inputs[0] if isinstance(plain, keras.Sequential) else plain.input
+    inputs = keras.tree.pack_sequence_as(structure, inputs)
+    outputs = plain(inputs, training=False)
+    if not isinstance(outputs, dict):  # they are called by the layers that made them
+        names = iter(output_names(plain))
+        outputs = keras.tree.map_structure(lambda one: keras.layers.Identity(name=next(names))(one), outputs)
+    return keras.Model(inputs, outputs, name=f"{plain.name}_in_inference")
+
+
+def _trains_by_default(layer):
+    argument = inspect.signature(layer.call).parameters.get("training")
+    return argument is not None and argument.default is True
+
+
 def _with_named_outputs(plain, is_language_model):
     """The same model, whose outputs are a dict: tf2onnx calls them by its keys."""
     names = output_names(plain)
@@ -166,6 +188,8 @@ def _convert(plain, part):
     for layer in with_inner(plain):
         if hasattr(layer, "use_cudnn"):
             layer.use_cudnn = False  # there is no cuDNN in ONNX
+        if is_in_groups(layer):
+            layer.call = functools.partial(call_in_groups, layer)  # Keras has XLA compile its own
         if isinstance(layer, keras.layers.Normalization):
             # A tensor that is no variable would become an input of the file; an array becomes a constant.
             layer.mean, layer.variance = map(ops.convert_to_numpy, (layer.mean, layer.variance))
@@ -197,32 +221,40 @@ def _quietly():
         logger.setLevel(level)
 
 
+# Operations of TensorFlow that tf2onnx leaves: those of ONNX in their place, by the names of the input, of
+# the number 1, of what is between and of the output.
+REWRITTEN = {
+    "Erfc": lambda x, one, between, output: [("Erf", [x], between), ("Sub", [one, between], output)],
+    "Expm1": lambda x, one, between, output: [("Exp", [x], between), ("Sub", [between, one], output)],
+    "Log1p": lambda x, one, between, output: [("Add", [x, one], between), ("Log", [between], output)],
+}
+
+
 def _rewrite(part):
-    """Writes the operations of TensorFlow that tf2onnx leaves, by those of ONNX: erfc, in GELU."""
+    """Writes the operations of TensorFlow that tf2onnx leaves by those of ONNX."""
     from onnx import load, save
 
     model = load(part)
-    found = [_with_erf(graph) for graph in _graphs(model.graph)]
+    found = [_rewritten(graph) for graph in _graphs(model.graph)]
     if any(found):
         save(model, part)
 
 
-def _with_erf(graph):
-    """Replaces erfc(x) by 1 - erf(x) in a graph; returns whether it was there."""
+def _rewritten(graph):
+    """Replaces the operations that `REWRITTEN` names in a graph; returns whether there were some."""
     from onnx import helper, numpy_helper
 
     nodes, found = [], False
     for node in graph.node:
-        if node.op_type != "Erfc":
+        if node.op_type not in REWRITTEN:
             nodes.append(node)
             continue
         (x,), (output,) = node.input, node.output
-        one = helper.make_node(
-            "Constant", [], [f"{output}/one"], value=numpy_helper.from_array(np.float32(1))
-        )
-        erf = helper.make_node("Erf", [x], [f"{output}/erf"], name=f"{node.name}/Erf")
-        difference = [f"{output}/one", f"{output}/erf"]
-        nodes += [one, erf, helper.make_node("Sub", difference, [output], name=f"{node.name}/Sub")]
+        one = f"{output}/one"
+        number = numpy_helper.from_array(np.float32(1))
+        nodes.append(helper.make_node("Constant", [], [one], value=number))
+        for code, inputs, made in REWRITTEN[node.op_type](x, one, f"{output}/between", output):
+            nodes.append(helper.make_node(code, inputs, [made], name=f"{node.name}/{code}"))
         found = True
     if found:
         del graph.node[:]

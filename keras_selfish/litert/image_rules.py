@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_selfish.convolutions import call_in_groups, is_in_groups
 from keras_selfish.litert.parts import padding_code, pair, reshape, rules_in, spec
 
 OPERATIONS: dict[str, Any] = {}
@@ -197,26 +198,10 @@ def _resized(lowering, x, size, interpolation, data_format):
 
 @_layer_rule(keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 def _convolution_layer(lowering, layer, x):
-    """A convolution in groups is one for each of them, which Keras has no operation for."""
-    if layer.groups == 1:
-        return lowering.call(layer.call, (x,), {})
-    if layer.data_format != "channels_last":
-        raise lowering.refusal("a convolution other than channels last")
-    kernels = np.split(ops.convert_to_numpy(ops.cast(layer.kernel, "float32")), layer.groups, axis=-1)
-
-    padding = "valid" if layer.padding == "causal" else layer.padding
-    settings = layer.strides, padding, layer.data_format, layer.dilation_rate
-
-    def in_groups(x):
-        if layer.padding == "causal":
-            x = _padded(x, 1, layer.dilation_rate[0] * (layer.kernel_size[0] - 1), 0)
-        parts = zip(ops.split(x, layer.groups, axis=-1), kernels, strict=True)
-        outputs = ops.concatenate([ops.conv(part, kernel, *settings) for part, kernel in parts], axis=-1)
-        if layer.use_bias:
-            outputs = outputs + ops.convert_to_numpy(ops.cast(layer.bias, "float32"))
-        return outputs if layer.activation is None else layer.activation(outputs)
-
-    return lowering.call(in_groups, (x,), {})
+    """`keras.ops` has no convolution in groups."""
+    if is_in_groups(layer):
+        return lowering.call(lambda x: call_in_groups(layer, x), (x,), {})
+    return lowering.call(layer.call, (x,), {})
 
 
 @_layer_rule(keras.layers.CenterCrop)

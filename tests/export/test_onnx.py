@@ -131,6 +131,23 @@ def forward_models():
         "gelu",
         keras.Sequential([x, SparseDense(4, activation="gelu", name="inner"), SparseDense(2, name="last")]),
     )
+    yield "elementwise", keras.Model(x, {"y": ops.log1p(ops.expm1(ops.abs(x))) + ops.celu(x)})
+    product = ops.tensordot(x + ops.linspace(0.0, 1.0, 4), ops.ones((4, 3)), 1)
+    yield "constants", keras.Model(x, {"y": product})
+    yield (
+        "groups",
+        keras.Sequential(
+            [
+                image,
+                layers.RandomFlip(),
+                layers.Conv2D(6, 3, groups=3, activation="relu"),
+                layers.Reshape((36, 6)),
+                layers.Conv1D(4, 2, groups=2, padding="causal", use_bias=False, name="last"),
+            ]
+        ),
+    )
+    flipped = layers.RandomFlip(name="flipped")(image)
+    yield "augmented", keras.Model(image, {"a": flipped, "another/b": layers.Flatten()(flipped)})
     yield "twice", keras.Model(x, [shared(normalized), shared(shared(normalized))])
 
 
@@ -138,6 +155,10 @@ NAMES = {
     "image": (["image"], ["classes"]),
     "dicts": (["tokens", "x"], ["h", "sum"]),
     "gelu": (["x"], ["last"]),
+    "elementwise": (["x"], ["y"]),
+    "constants": (["x"], ["y"]),
+    "groups": (["image"], ["last"]),
+    "augmented": (["image"], ["a", "another/b"]),
     "twice": (["x"], ["shared_0", "shared_1"]),
 }
 
@@ -157,7 +178,8 @@ def test_other_models_keep_their_names_and_outputs(kind, tmp_path):
         for tensor in model.inputs
     }
     outputs = served.run(names[1], inputs)
-    expected = keras.tree.flatten(model(inputs if kind == "dicts" else next(iter(inputs.values()))))
+    given = inputs if kind == "dicts" else next(iter(inputs.values()))
+    expected = keras.tree.flatten(model(given, training=False))
     for output, value in zip(outputs, expected, strict=True):
         np.testing.assert_allclose(output, ops.convert_to_numpy(value), rtol=1e-5, atol=1e-5)
 
