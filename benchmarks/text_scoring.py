@@ -163,7 +163,6 @@ def draw(figure, rows):
     others = [row for row in rows if row["texts"] != EVALUATE]
     names = [f"2×{row['units']}, {row['texts_a_call']} {row['texts']}" for row in others]
     draw_bars(axes, names, [row["times_evaluate"] for row in others])
-    axes.invert_yaxis()
     axes.set_xlabel("tokens a second, `evaluate` = 1")
 
 
