@@ -285,7 +285,7 @@ MUTANTS = [
     Mutant(
         "export/reading_tensorflow.py",
         "tf.reduce_all(probabilities > LEAST_PROBABILITY)",
-        "True",
+        "tf.reduce_all(probabilities > -1.0)",
         "export/test_saved_model.py",
     ),
     Mutant(
