@@ -46,8 +46,8 @@ def litert(
     - `quantize="int8"`: one that skips blocks of 16 (`block_shape=(16, 1)`), or the dense one. The inputs of
       a product are quantized as it is computed, with a scale that takes the largest one to 127.
 
-    Matrices that are multiplied densely, and embeddings, are stored sparse if that is smaller, and expanded
-    when the file is loaded.
+    Matrices that are multiplied densely, embeddings, and kernels of convolutions in one and two dimensions are
+    stored sparse if that is smaller, and expanded when the file is loaded.
 
     A *language model*, which is a model with a method `stepwise()` such as `LanguageModel`, becomes one step:
     the signature `step` takes `tokens` (batch, 1), int32, and the states `h_0`, `c_0`, `h_1`, ... (batch,
@@ -64,7 +64,8 @@ def litert(
         model: A built Functional or Sequential model, or one with a method `stepwise()`.
         path: The file to write, in a folder that exists; its name ends in `.tflite`. A LiteRT file there is
             replaced, anything else is refused.
-        quantize: None (default) for float32; `"int8"` for weights in 8 bits with a scale for each unit;
+        quantize: None (default) for float32; `"int8"` for weights in 8 bits with a scale for each unit, the
+            kernels of convolutions computing in float32 all the same;
             `"float16"` for weights in 16 bits, which are multiplied densely in float32.
         vocabulary: The tokens of a language model, a `Vocabulary` or a sequence of strings in the order of
             their ids.

@@ -26,21 +26,21 @@ _layer_rule = rules_in(LAYERS)  # by their classes
 def _convolution(lowering, operation, x, kernel):
     if kernel.ndim == 5:
         return _convolution_of_volumes(lowering, operation, x, kernel)
-    return _sliding(
-        lowering, operation, "CONV_2D", x, kernel, lambda kernel: np.transpose(kernel, (3, 0, 1, 2))
-    )
+    name = getattr(kernel, "path", None) or "/".join([*lowering.path, "kernel"])
+    stored = np.ascontiguousarray(np.moveaxis(_of_two_dimensions(lowering, operation, kernel), -1, 0))
+
+    def convolve(weight):
+        return _sliding(lowering, operation, "CONV_2D", x, kernel, weight)
+
+    return lowering.matrices.convolution(lowering.graph, stored, convolve, name)
 
 
 @_rule("DepthwiseConv")
 def _depthwise_convolution(lowering, operation, x, kernel):
+    stored = _of_two_dimensions(lowering, operation, kernel)
+    weight = lowering.graph.constant(stored.reshape(1, *stored.shape[:2], -1))
     return _sliding(
-        lowering,
-        operation,
-        "DEPTHWISE_CONV_2D",
-        x,
-        kernel,
-        lambda kernel: kernel.reshape(1, *kernel.shape[:2], -1),
-        depthMultiplier=kernel.shape[-1],
+        lowering, operation, "DEPTHWISE_CONV_2D", x, kernel, weight, depthMultiplier=kernel.shape[-1]
     )
 
 
@@ -55,16 +55,18 @@ def _separable_convolution(lowering, operation, x, depthwise_kernel, pointwise_k
     return lowering.call(in_two, (x,), {})
 
 
-def _sliding(lowering, operation, code, x, kernel, stored, **options):
+def _of_two_dimensions(lowering, operation, kernel):
+    """The kernel of a convolution of images, or of sequences as images of one row."""
+    if operation.data_format != "channels_last" or kernel.ndim not in (3, 4):
+        raise lowering.refusal("a convolution other than in one to three dimensions, channels last")
+    kernel = np.asarray(kernel, np.float32)
+    return kernel if kernel.ndim == 4 else kernel[np.newaxis]
+
+
+def _sliding(lowering, operation, code, x, kernel, weight, **options):
     """A convolution; in one dimension as in two, of which the first has one row."""
     rank = kernel.ndim - 2
-    if operation.data_format != "channels_last" or rank not in (1, 2):
-        raise lowering.refusal("a convolution other than in one or two dimensions, channels last")
     shape = operation.compute_output_spec(spec(x), spec(kernel)).shape
-    kernel = np.asarray(kernel, np.float32)
-    weight = lowering.graph.constant(
-        np.ascontiguousarray(stored(kernel if rank == 2 else kernel[np.newaxis]))
-    )
     inputs = [_with_row(lowering, x), weight, lowering.constant(np.zeros(shape[-1], np.float32))]
     (height, width), (down, right) = pair(operation.strides, rank), pair(operation.dilation_rate, rank)
     outputs = lowering.graph.apply(

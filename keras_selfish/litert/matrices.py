@@ -16,7 +16,7 @@ import numpy as np
 from keras_selfish.litert.graph import schema
 
 SPARSE_VERSION = 8
-INT8_VERSION = 12  # weights of a scale for each output
+INT8_VERSION = 12  # weights of a scale for each output; the delegate wants them dense in the file
 INT8_BLOCK = 16
 # The most columns of a matrix for a kernel, wider ones being split. The int8 kernel counts the blocks of a
 # row, and numbers them, in a byte; of the other the files are smaller so.
@@ -137,15 +137,39 @@ class Matrices:
             each = graph.constant(np.arange(parts, dtype=np.int32))
             indices = graph.apply("ADD", [indices, each], shape, dtype="int32")
         unit = _quantization(np.ones(1, np.float32)) if self.quantize == "int8" else None
-        dtype = {"int8": "int8", "float16": "float16"}.get(self.quantize, "float32")
-        stored = self._expanded(graph, table.reshape(-1, width).astype(dtype), form, name, unit)
+        table, dtype = self._as_stored(table)
+        stored = self._expanded(graph, table.reshape(-1, width), form, name, unit)
         values = graph.apply("GATHER", [stored, indices], (*shape, width), dtype=dtype, axis=0)
         graph.subgraph.tensors[values.index].quantization = unit
         if parts > 1:
             values = graph.reshape(values, (*shape[:-1], table.shape[1]), unit)
-        if dtype == "float32":
-            return values
-        return graph.apply("DEQUANTIZE", [values], values.shape, version=2 if dtype == "int8" else 1)
+        return _in_float32(graph, values, dtype)
+
+    def convolution(self, graph, kernel, convolve, name="kernel"):
+        """A convolution, whose kernel is stored as small as it may be and expanded when the file is loaded.
+
+        Args:
+            graph: The `Graph` to compute in.
+            kernel: Float32 array (outputs, ..., inputs).
+            convolve: Function of the `Tensor` of a kernel that returns that of the outputs.
+            name: Name of the kernel.
+
+        Returns:
+            `Tensor` (..., outputs).
+        """
+        matrix, scales = kernel.reshape(-1, kernel.shape[-1]), None
+        if self.quantize == "int8":
+            by_output, scales = quantized(kernel.reshape(len(kernel), -1))
+            matrix = by_output.reshape(matrix.shape)
+        stored, dtype = self._as_stored(matrix)
+        form = _smallest(stored, stored.itemsize)
+        self._note(name, kernel, dataclasses.replace(form, kernel="convolution"))
+        unit = _quantization(np.ones(1, np.float32)) if scales is not None else None
+        values = self._expanded(graph, stored.reshape(kernel.shape), form, name, unit)
+        outputs = convolve(_in_float32(graph, values, dtype))
+        if scales is None:
+            return outputs
+        return graph.apply("MUL", [outputs, graph.constant(scales)], outputs.shape)
 
     def form(self, weight):
         """The `Form` in which a matrix (outputs, inputs) is multiplied by soonest."""
@@ -170,6 +194,11 @@ class Matrices:
         fastest = min(form.cost for form in forms)
         return min((form for form in forms if form.cost <= NEARLY * fastest), key=lambda form: form.bytes)
 
+    def _as_stored(self, array):
+        """An array in the type in which it is stored, and its name; in int8 it is quantized already."""
+        dtype = self.quantize or "float32"
+        return array.astype(dtype), dtype
+
     def _stored(self, graph, weight, form, name):
         """The tensor of a matrix for a product, and the version of FULLY_CONNECTED that reads it."""
         if form.kernel in ("int8", "int8_sparse16"):
@@ -183,7 +212,7 @@ class Matrices:
         if self.quantize != "float16":
             return self._expanded(graph, weight, form, name), 1
         half = self._expanded(graph, weight.astype(np.float16), form, name)
-        return graph.apply("DEQUANTIZE", [half], weight.shape), 1
+        return _in_float32(graph, half, "float16"), 1
 
     def _expanded(self, graph, array, form, name, quantization=None):
         """A tensor that is dense where it is read, however it is stored."""
@@ -210,7 +239,7 @@ class Matrices:
                 {
                     "name": name,
                     "shape": list(weight.shape),
-                    "sparsity": round(1 - _density(weight, 1), 4),
+                    "sparsity": round(1 - np.count_nonzero(weight) / max(weight.size, 1), 4),
                     "kernel": form.kernel,
                     "block": form.block,
                     "bytes": form.bytes,
@@ -230,6 +259,13 @@ def quantized(weight):
     largest = np.abs(weight).max(axis=1)
     scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
     return np.round(weight / scales[:, None]).astype(np.int8), scales
+
+
+def _in_float32(graph, values, dtype):
+    """Values in float32, those in int8 by a scale of 1."""
+    if dtype == "float32":
+        return values
+    return graph.apply("DEQUANTIZE", [values], values.shape, version=2 if dtype == "int8" else 1)
 
 
 def _fully_connected(graph, inputs, weights, bias, version):
@@ -308,24 +344,29 @@ def _smallest(array, itemsize):
 
 
 def _sparse(graph, array, block, name, quantization=None):
-    """A matrix (rows, columns) that is stored as those of its blocks that have a weight."""
+    """An array (..., columns) that is stored as those of its blocks that have a weight."""
+    shape, array = array.shape, array.reshape(-1, array.shape[-1])
     nonzero = _nonzero_blocks(array, block)
     values = array.reshape(len(array), -1, block)[nonzero]
     sparsity = schema.SparsityParametersT()
-    rows, blocks = schema.DimensionMetadataT(), schema.DimensionMetadataT()
-    rows.format, rows.denseSize = schema.DimensionType.DENSE, len(array)
+    rows, blocks = [_dense_dimension(size) for size in shape[:-1]], schema.DimensionMetadataT()
     blocks.format = schema.DimensionType.SPARSE_CSR
     segments = np.concatenate([[0], nonzero.sum(axis=1).cumsum()])
     blocks.arraySegmentsType, blocks.arraySegments = _indices(segments)
     blocks.arrayIndicesType, blocks.arrayIndices = _indices(np.nonzero(nonzero)[1])
-    sparsity.dimMetadata, sparsity.traversalOrder, sparsity.blockMap = [rows, blocks], [0, 1], []
+    sparsity.dimMetadata, sparsity.blockMap = [*rows, blocks], []
     if block > 1:
-        within = schema.DimensionMetadataT()
-        within.format, within.denseSize = schema.DimensionType.DENSE, block
-        sparsity.dimMetadata.append(within)
-        sparsity.traversalOrder, sparsity.blockMap = [0, 1, 2], [1]
-    more = {"shape": array.shape, "sparsity": sparsity, "quantization": quantization}
+        sparsity.dimMetadata.append(_dense_dimension(block))
+        sparsity.blockMap = [len(rows)]
+    sparsity.traversalOrder = list(range(len(sparsity.dimMetadata)))
+    more = {"shape": shape, "sparsity": sparsity, "quantization": quantization}
     return graph.constant(values, name, **more)
+
+
+def _dense_dimension(size):
+    dimension = schema.DimensionMetadataT()
+    dimension.format, dimension.denseSize = schema.DimensionType.DENSE, size
+    return dimension
 
 
 def _indices(array):

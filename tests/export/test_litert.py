@@ -11,6 +11,7 @@ from keras import layers
 from keras_selfish import (
     LanguageModel,
     Perplexity,
+    SparseConv1D,
     SparseConv2D,
     SparseConv3D,
     SparseConv3DTranspose,
@@ -460,6 +461,40 @@ def test_kernels(sparsity, block, quantize, kernel, tmp_path):
     (expected,) = outputs_of(model, inputs).values()
     tolerance = {None: 1e-6, "int8": 0.03, "float16": 2e-3}[quantize]
     assert np.abs(next(iter(received.values())) - expected).max() <= tolerance * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("quantize", [None, "float16", "int8"])
+def test_convolutions_are_as_small_as_the_zeros_allow(quantize, tmp_path):
+    """With 0.9 of zeros, and with none, for which they need no indices."""
+
+    def model_of(sparsity):
+        return sequential(
+            SparseConv2D(64, 3, padding="same", sparsity=sparsity, activation="relu"),
+            layers.Reshape((36, 64)),
+            SparseConv1D(64, 5, strides=2, sparsity=sparsity, name="last"),
+            layers.GlobalAveragePooling1D(),
+            shape=(6, 6, 32),
+        )
+
+    bytes_of_a_weight = {None: 4, "float16": 2, "int8": 1}[quantize]
+    weights, counts = 9 * 32 * 64 + 5 * 64 * 64, []
+    for sparsity in (0.0, 0.9):
+        model = model_of(sparsity)
+        path = litert(model, tmp_path / "model.tflite", quantize)
+        matrices = about(path)["matrices"]
+        assert [matrix["kernel"] for matrix in matrices] == ["convolution"] * 2
+        assert matrices[1]["shape"] == [64, 1, 5, 64]
+        assert [matrix["sparsity"] for matrix in matrices] == pytest.approx([sparsity] * 2, abs=1e-3)
+        counts.append(sum(matrix["bytes"] for matrix in matrices))
+        inputs = {"x": example(model.inputs[0])}
+        (received,) = run(path, [inputs])
+        (ours,), (keras_s,) = received.values(), outputs_of(model, inputs).values()
+        difference = np.linalg.norm(ours - keras_s) / np.linalg.norm(keras_s)
+        assert difference < {None: 1e-5, "float16": 1e-3, "int8": 2e-2}[quantize]
+    indices = 0.1 * weights + 4 * weights / 32  # a byte each, and where rows of 32 or more begin
+    assert counts[0] == bytes_of_a_weight * weights
+    assert counts[1] <= min(0.1 * bytes_of_a_weight * weights + indices, counts[0])
+    assert path.stat().st_size < counts[1] + 8000
 
 
 @pytest.mark.parametrize("quantize", [None, "int8"])
