@@ -46,8 +46,8 @@ def litert(
     - `quantize="int8"`: one that skips blocks of 16 (`block_shape=(16, 1)`), or the dense one. The inputs of
       a product are quantized as it is computed, with a scale that takes the largest one to 127.
 
-    Matrices that are multiplied densely, embeddings, and kernels of convolutions in one and two dimensions are
-    stored sparse if that is smaller, and expanded when the file is loaded.
+    Matrices that are multiplied densely, embeddings, and kernels of convolutions in one and two dimensions
+    are stored sparse if that is smaller, and expanded when the file is loaded.
 
     A *language model*, which is a model with a method `stepwise()` such as `LanguageModel`, becomes one step:
     the signature `step` takes `tokens` (batch, 1), int32, and the states `h_0`, `c_0`, `h_1`, ... (batch,
