@@ -499,11 +499,13 @@ def test_the_table_of_blocks_of_16_is_that_of_its_runs():
     kept = run_table.rows_of(DOCUMENTS / "runs" / "front")
     names = [
         "single_90",
+        "single_90_erk",
         "blocks_4_90",
         "blocks_16_all_90",
         "blocks_16_90",
         "blocks_16_90_erk",
         "blocks_16_90_rate_50",
+        "blocks_16_90_erk_rate_50",
         "rigl_16_90",
         None,
         "blocks_16_67",
