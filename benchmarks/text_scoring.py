@@ -46,32 +46,29 @@ def orders(lines, time_steps):
 
 
 def calls(served, texts, size):
-    """A function that scores all texts, some at a time, and returns the number of their tokens."""
+    """A function that scores all texts, some at a time, and the number of their tokens."""
     import tensorflow as tf
 
     batches = [tf.constant(texts[start : start + size]) for start in range(0, len(texts), size)]
 
     def score():
-        results = [served.score_text(batch) for batch in batches]
-        return sum(np.count_nonzero(result["tokens"].numpy() != b"") for result in results)
+        for batch in batches:
+            served.score_text(batch)["loss"].numpy()
 
-    return score
+    results = [served.score_text(batch)["tokens"].numpy() for batch in batches]
+    return score, sum(np.count_nonzero(tokens != b"") for tokens in results)
 
 
 def evaluation(model, corpus, options):
-    """A function that evaluates a model on the test split and returns the number of its predictions."""
+    """A function that evaluates a model on the test split, and the number of its predictions."""
     from keras_selfish import TokenCrossEntropy
     from keras_selfish.data import Windows
 
     model.compile(loss=TokenCrossEntropy())
     windows = Windows(corpus.test[: options.tokens], options.batch, options.time_steps)
     batches = windows.dataset()
-
-    def evaluate():
-        model.evaluate(batches, verbose=0)
-        return sum(windows[index][1].size for index in range(len(windows)))
-
-    return evaluate
+    count = sum(windows[index][1].size for index in range(len(windows)))
+    return lambda: model.evaluate(batches, verbose=0), count
 
 
 def measure(units, corpus, options):
@@ -95,13 +92,14 @@ def measure(units, corpus, options):
     runs = {(EVALUATE, options.batch): evaluation(model, corpus, options)}
     for name, texts in orders(lines_of(corpus, options.tokens), options.time_steps).items():
         runs |= {(name, size): calls(served, texts, size) for size in options.batches}
-    tokens = {key: run() for key, run in runs.items()}  # and compiles
+    for run, _ in runs.values():
+        run()  # compiles
     rates = {key: [] for key in runs}
     for _ in range(options.rounds):
-        for key, run in runs.items():
+        for key, (run, tokens) in runs.items():
             began = time.perf_counter()
             run()
-            rates[key].append(tokens[key] / (time.perf_counter() - began))
+            rates[key].append(tokens / (time.perf_counter() - began))
     return rates
 
 

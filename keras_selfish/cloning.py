@@ -85,11 +85,11 @@ def _clone(model, copy_layer, copy_of):
             [_built_like(layer, copy_of(layer)) for layer in model.layers], name=model.name
         )
     if isinstance(model, keras.Sequential):
-        layers = [_new_input(model.inputs[0]), *map(copy_of, model.layers)]
+        layers = [new_input(model.inputs[0]), *map(copy_of, model.layers)]
         copy = keras.Sequential(layers, name=model.name)
     else:
         optional = {layer.name for layer in model.layers if getattr(layer, "optional", False)}
-        inputs = keras.tree.map_structure(lambda tensor: _new_input(tensor, optional), model.input)
+        inputs = keras.tree.map_structure(lambda tensor: new_input(tensor, optional), model.input)
         # `clone_model` would compile its result as the model is compiled, and keep the class of a subclass
         # of Functional; this one is not compiled and of Keras's own class.
         plain = keras.Model(model.input, model.output, name=model.name)
@@ -110,6 +110,11 @@ def shared_layers(layer, copy_of):
 def is_model(layer):
     """Whether a layer is a model whose layers are known."""
     return isinstance(layer, (keras.Function, keras.Sequential))
+
+
+def input_structure(model):
+    """The inputs of a built Functional or Sequential model in the structure in which it takes them."""
+    return model.inputs[0] if isinstance(model, keras.Sequential) else model.input
 
 
 def nodes(model):
@@ -150,7 +155,7 @@ def inlined(function):
     has_models = any(is_model(node.operation) for node in order)
     if not has_models and all(padding_mask_of(tensor) is None for tensor in outputs):
         return function
-    symbols = [_new_input(tensor) for tensor in function.inputs]
+    symbols = [new_input(tensor) for tensor in function.inputs]
     new = dict(zip(map(id, function.inputs), symbols, strict=True))
     for tensor, symbol in zip(function.inputs, symbols, strict=True):
         set_padding_mask(symbol, new.get(id(padding_mask_of(tensor))))
@@ -230,7 +235,8 @@ def _as_array(value):
     return keras.ops.convert_to_numpy(value) if is_known else value
 
 
-def _new_input(tensor, optional=()):
+def new_input(tensor, optional=()):
+    """A symbolic tensor like another one; optional if its name is among those."""
     return keras.Input(
         batch_shape=tensor.shape,
         dtype=tensor.dtype,

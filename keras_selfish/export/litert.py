@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from keras_selfish import checks
-from keras_selfish.cloning import as_function, inlined, nodes, with_inner
+from keras_selfish.cloning import as_function, inlined, input_structure, nodes, with_inner
 from keras_selfish.export import file
 from keras_selfish.export.checks import check_forward, checked_vocabulary, output_names
 from keras_selfish.export.metadata import metadata
@@ -234,7 +234,7 @@ def _compare(path, plain, about, quantize, is_language_model):
     else:
         calls = [given]
     outputs = run(path, calls)
-    structure = plain.inputs[0] if isinstance(plain, keras.Sequential) else plain.input
+    structure = input_structure(plain)
     values = [given[tensor.name] for tensor in plain.inputs]
     expected = plain(keras.tree.pack_sequence_as(structure, values), training=False)
     expected = [

@@ -15,7 +15,7 @@ import numpy as np
 from keras import ops
 
 from keras_selfish.backend import BACKEND
-from keras_selfish.cloning import with_inner
+from keras_selfish.cloning import input_structure, new_input, with_inner
 from keras_selfish.convolutions import call_in_groups, is_in_groups
 from keras_selfish.export import file
 from keras_selfish.export.checks import check_forward, output_names
@@ -90,7 +90,7 @@ def onnx(model: keras.Model, path: PathLike) -> pathlib.Path:
     plain = strip(model.stepwise() if is_language_model else model)
     _check_states(plain)
     _check_numbers(plain)
-    plain = _with_named_outputs(_in_inference(plain), is_language_model)
+    plain = _with_named_outputs(plain, is_language_model)
     with file.replacing(path) as part:
         _convert(plain, part)
         _rewrite(part)
@@ -156,32 +156,22 @@ def _check_numbers(plain):
         )
 
 
-def _in_inference(plain):
-    """The same model; one around it where layers train unless they are told not to, as Keras exports them."""
-    if not any(_trains_by_default(layer) for layer in with_inner(plain)):
-        return plain
-    inputs = [keras.Input(batch_shape=one.shape, dtype=one.dtype, name=one.name) for one in plain.inputs]
-    structure = plain.inputs[0] if isinstance(plain, keras.Sequential) else plain.input
-    inputs = keras.tree.pack_sequence_as(structure, inputs)
-    outputs = plain(inputs, training=False)
-    if not isinstance(outputs, dict):  # they are called by the layers that made them
-        names = iter(output_names(plain))
-        outputs = keras.tree.map_structure(lambda one: keras.layers.Identity(name=next(names))(one), outputs)
-    return keras.Model(inputs, outputs, name=f"{plain.name}_in_inference")
-
-
 def _trains_by_default(layer):
     argument = inspect.signature(layer.call).parameters.get("training")
     return argument is not None and argument.default is True
 
 
 def _with_named_outputs(plain, is_language_model):
-    """The same model, whose outputs are a dict: tf2onnx calls them by its keys."""
+    """The same model in inference, whose outputs are a dict: tf2onnx calls them by its keys."""
     names = output_names(plain)
     if is_language_model:
         names = ["logits", *(f"next_{state.name}" for state in plain.inputs[1:])]
-    inputs = plain.inputs[0] if isinstance(plain, keras.Sequential) else plain.input
-    return keras.Model(inputs, dict(zip(names, plain.outputs, strict=True)), name=plain.name)
+    inputs = input_structure(plain)
+    outputs = plain.outputs
+    if any(_trains_by_default(layer) for layer in with_inner(plain)):  # Keras exports them as they are called
+        inputs = keras.tree.map_structure(new_input, inputs)
+        outputs = keras.tree.flatten(plain(inputs, training=False))
+    return keras.Model(inputs, dict(zip(names, outputs, strict=True)), name=plain.name)
 
 
 def _convert(plain, part):

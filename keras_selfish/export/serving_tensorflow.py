@@ -6,6 +6,7 @@ import itertools
 import keras
 import tensorflow as tf
 
+from keras_selfish.cloning import input_structure
 from keras_selfish.export.reading_tensorflow import (
     Reader,
     checked_ids,
@@ -69,7 +70,7 @@ def write_forward(model, path, packed=None):
             outputs = model(inputs, training=False)
         return keras.tree.map_structure(_at_least_float32, outputs)
 
-    inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+    inputs = input_structure(model)
     specs = keras.tree.map_structure(
         lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype, name=tensor.name), inputs
     )

@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_selfish.convolutions import call_in_groups, is_in_groups
-from keras_selfish.litert.parts import padding_code, pair, reshape, rules_in, spec
+from keras_selfish.litert.parts import for_each, padding_code, pair, reshape, rules_in, spec
 
 OPERATIONS: dict[str, Any] = {}
 LAYERS: dict[Any, Any] = {}
@@ -65,19 +65,25 @@ def _of_two_dimensions(lowering, operation, kernel):
 
 def _sliding(lowering, operation, code, x, kernel, weight, **options):
     """A convolution; in one dimension as in two, of which the first has one row."""
-    rank = kernel.ndim - 2
     shape = operation.compute_output_spec(spec(x), spec(kernel)).shape
-    inputs = [_with_row(lowering, x), weight, lowering.constant(np.zeros(shape[-1], np.float32))]
-    (height, width), (down, right) = pair(operation.strides, rank), pair(operation.dilation_rate, rank)
+    down, right = pair(operation.dilation_rate, kernel.ndim - 2)
+    others = [weight, lowering.constant(np.zeros(shape[-1], np.float32))]
+    options |= {"dilationHFactor": down, "dilationWFactor": right}
+    return _over_images(lowering, operation, code, [x, *others], operation.strides, shape, **options)
+
+
+def _over_images(lowering, operation, code, inputs, strides, shape, **options):
+    """An operation of LiteRT over images, or over sequences as images of one row."""
+    x, *others = inputs
+    rank = len(x.shape) - 2
+    height, width = pair(strides, rank)
     outputs = lowering.graph.apply(
         code,
-        inputs,
+        [x if rank == 2 else reshape(lowering, x, (x.shape[0], 1, *x.shape[1:])), *others],
         shape if rank == 2 else (shape[0], 1, *shape[1:]),
         padding=padding_code(operation.padding),
         strideH=height,
         strideW=width,
-        dilationHFactor=down,
-        dilationWFactor=right,
         **options,
     )
     return reshape(lowering, outputs, shape)
@@ -86,10 +92,7 @@ def _sliding(lowering, operation, code, x, kernel, weight, **options):
 def _convolution_of_volumes(lowering, operation, x, kernel):
     if operation.data_format != "channels_last":
         raise lowering.refusal("a convolution other than channels last")
-    strides, dilations = (
-        (value,) * 3 if isinstance(value, int) else tuple(value)
-        for value in (operation.strides, operation.dilation_rate)
-    )
+    strides, dilations = for_each(operation.strides, 3), for_each(operation.dilation_rate, 3)
     return lowering.graph.apply(
         "CONV_3D",
         [x, lowering.constant(np.ascontiguousarray(kernel, np.float32))],
@@ -109,24 +112,10 @@ def _pooling(code, lowering, operation, x):
     if operation.data_format != "channels_last" or rank not in (1, 2):
         raise lowering.refusal("a pooling other than in one or two dimensions, channels last")
     height, width = pair(operation.pool_size, rank)
-    down, right = pair(operation.strides or operation.pool_size, rank)
+    strides = operation.strides or operation.pool_size
     shape = operation.compute_output_spec(spec(x)).shape
-    outputs = lowering.graph.apply(
-        code,
-        [_with_row(lowering, x)],
-        shape if rank == 2 else (shape[0], 1, *shape[1:]),
-        padding=padding_code(operation.padding),
-        filterHeight=height,
-        filterWidth=width,
-        strideH=down,
-        strideW=right,
-    )
-    return reshape(lowering, outputs, shape)
-
-
-def _with_row(lowering, x):
-    """Images as they are, sequences as images of one row."""
-    return x if len(x.shape) == 4 else reshape(lowering, x, (x.shape[0], 1, *x.shape[1:]))
+    options = {"filterHeight": height, "filterWidth": width}
+    return _over_images(lowering, operation, code, [x], strides, shape, **options)
 
 
 OPERATIONS["MaxPool"] = functools.partial(_pooling, "MAX_POOL_2D")
@@ -140,10 +129,7 @@ def _transposed_convolution(lowering, operation, x, kernel):
     if operation.data_format != "channels_last":
         raise lowering.refusal("a transposed convolution other than channels last")
     sizes = operation.compute_output_spec(spec(x), spec(kernel)).shape[1:-1]
-    strides, dilations = (
-        (value,) * rank if isinstance(value, int) else tuple(value)
-        for value in (operation.strides, operation.dilation_rate)
-    )
+    strides, dilations = for_each(operation.strides, rank), for_each(operation.dilation_rate, rank)
     turned = np.swapaxes(np.flip(np.asarray(kernel), range(rank)), -1, -2)
 
     def spread(x):
@@ -181,14 +167,15 @@ def _padded(x, axis, before, after):
 
 @_rule("Resize")
 def _resize_rule(lowering, operation, x):
-    if operation.antialias or operation.crop_to_aspect_ratio or operation.pad_to_aspect_ratio:
+    return _resized(lowering, operation, x, operation.size)
+
+
+def _resized(lowering, settings, x, size):
+    """Images of another size, as the operation or layer says that has the settings."""
+    if settings.antialias or settings.crop_to_aspect_ratio or settings.pad_to_aspect_ratio:
         raise lowering.refusal("a resize that smooths, crops or pads")
-    return _resized(lowering, x, operation.size, operation.interpolation, operation.data_format)
-
-
-def _resized(lowering, x, size, interpolation, data_format):
-    code = {"bilinear": "RESIZE_BILINEAR", "nearest": "RESIZE_NEAREST_NEIGHBOR"}.get(interpolation)
-    if code is None or data_format != "channels_last" or len(x.shape) != 4:
+    code = {"bilinear": "RESIZE_BILINEAR", "nearest": "RESIZE_NEAREST_NEIGHBOR"}.get(settings.interpolation)
+    if code is None or settings.data_format != "channels_last" or len(x.shape) != 4:
         raise lowering.refusal("a resize other than bilinear or to the nearest, of images, channels last")
     shape = (x.shape[0], *size, x.shape[-1])
     size = lowering.constant(np.array(size, np.int32))
@@ -217,9 +204,7 @@ def _center_crop(lowering, layer, x):
 
 @_layer_rule(keras.layers.Resizing)
 def _resizing(lowering, layer, x):
-    if layer.antialias or layer.crop_to_aspect_ratio or layer.pad_to_aspect_ratio:
-        raise lowering.refusal("a resize that smooths, crops or pads")
-    return _resized(lowering, x, (layer.height, layer.width), layer.interpolation, layer.data_format)
+    return _resized(lowering, layer, x, (layer.height, layer.width))
 
 
 # Layers that change images in training only.

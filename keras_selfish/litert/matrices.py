@@ -137,13 +137,13 @@ class Matrices:
             each = graph.constant(np.arange(parts, dtype=np.int32))
             indices = graph.apply("ADD", [indices, each], shape, dtype="int32")
         unit = _quantization(np.ones(1, np.float32)) if self.quantize == "int8" else None
-        table, dtype = self._as_stored(table)
+        table = self._as_stored(table)
         stored = self._expanded(graph, table.reshape(-1, width), form, name, unit)
-        values = graph.apply("GATHER", [stored, indices], (*shape, width), dtype=dtype, axis=0)
+        values = graph.apply("GATHER", [stored, indices], (*shape, width), dtype=stored.dtype, axis=0)
         graph.subgraph.tensors[values.index].quantization = unit
         if parts > 1:
             values = graph.reshape(values, (*shape[:-1], table.shape[1]), unit)
-        return _in_float32(graph, values, dtype)
+        return _in_float32(graph, values)
 
     def convolution(self, graph, kernel, convolve, name="kernel"):
         """A convolution, whose kernel is stored as small as it may be and expanded when the file is loaded.
@@ -161,12 +161,12 @@ class Matrices:
         if self.quantize == "int8":
             by_output, scales = quantized(kernel.reshape(len(kernel), -1))
             matrix = by_output.reshape(matrix.shape)
-        stored, dtype = self._as_stored(matrix)
+        stored = self._as_stored(matrix)
         form = _smallest(stored, stored.itemsize)
         self._note(name, kernel, dataclasses.replace(form, kernel="convolution"))
         unit = _quantization(np.ones(1, np.float32)) if scales is not None else None
         values = self._expanded(graph, stored.reshape(kernel.shape), form, name, unit)
-        outputs = convolve(_in_float32(graph, values, dtype))
+        outputs = convolve(_in_float32(graph, values))
         if scales is None:
             return outputs
         return graph.apply("MUL", [outputs, graph.constant(scales)], outputs.shape)
@@ -195,9 +195,8 @@ class Matrices:
         return min((form for form in forms if form.cost <= NEARLY * fastest), key=lambda form: form.bytes)
 
     def _as_stored(self, array):
-        """An array in the type in which it is stored, and its name; in int8 it is quantized already."""
-        dtype = self.quantize or "float32"
-        return array.astype(dtype), dtype
+        """An array in the type in which it is stored; in int8 it is quantized already."""
+        return array.astype(self.quantize or "float32")
 
     def _stored(self, graph, weight, form, name):
         """The tensor of a matrix for a product, and the version of FULLY_CONNECTED that reads it."""
@@ -212,7 +211,7 @@ class Matrices:
         if self.quantize != "float16":
             return self._expanded(graph, weight, form, name), 1
         half = self._expanded(graph, weight.astype(np.float16), form, name)
-        return _in_float32(graph, half, "float16"), 1
+        return _in_float32(graph, half), 1
 
     def _expanded(self, graph, array, form, name, quantization=None):
         """A tensor that is dense where it is read, however it is stored."""
@@ -261,11 +260,11 @@ def quantized(weight):
     return np.round(weight / scales[:, None]).astype(np.int8), scales
 
 
-def _in_float32(graph, values, dtype):
+def _in_float32(graph, values):
     """Values in float32, those in int8 by a scale of 1."""
-    if dtype == "float32":
+    if values.dtype == "float32":
         return values
-    return graph.apply("DEQUANTIZE", [values], values.shape, version=2 if dtype == "int8" else 1)
+    return graph.apply("DEQUANTIZE", [values], values.shape, version=2 if values.dtype == "int8" else 1)
 
 
 def _fully_connected(graph, inputs, weights, bias, version):

@@ -151,9 +151,14 @@ def spec_of(operation, x):
     return operation.compute_output_spec(spec(x))
 
 
+def for_each(value, rank):
+    """A setting of every dimension of an image, of a sequence or of a volume."""
+    return (value,) * rank if isinstance(value, int) else tuple(value)
+
+
 def pair(value, rank=2):
     """A setting of both dimensions of an image, of which sequences have the second one."""
-    values = (value,) * rank if isinstance(value, int) else tuple(value)
+    values = for_each(value, rank)
     return (1, *values) if rank == 1 else values
 
 
