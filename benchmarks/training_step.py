@@ -4,8 +4,8 @@ Usage:
     python -m benchmarks.training_step [--units 1500] [--variants sparse,torch] [--output FOLDER]
 
 All variants run alternately, each time in a process of its own, and so does the measurement of the
-machine's matrix peak. All train a stacked LSTM language model with dropout on random tokens, with SGD,
-clipping by the global norm and weight decay:
+machine's matrix peak in the types that they multiply in. All train a stacked LSTM language model with
+dropout on random tokens, with SGD, clipping by the global norm and weight decay:
 
     sparse          ours, float32, all matrices masked at sparsity 0.67
     unmasked        ours, float32, no masks
@@ -33,7 +33,7 @@ from benchmarks.processes import alternate, extremes, machine, median
 
 VARIANTS = ("sparse", "unmasked", "averaging", "bfloat16", "keras", "torch", "torch_bfloat16")
 PEERS = ("unmasked", "keras", "torch", "torch_bfloat16")
-DTYPES = ("float32", "bfloat16")
+LINES = {"float32": "--", "bfloat16": ":"}  # of each type's matrix peak, as it is drawn
 MODULE = "benchmarks.training_step"  # `__name__` is "__main__" here
 
 
@@ -82,7 +82,7 @@ def summarise(results, sizes):
     for variant in variants:
         step = steps[variant]
         least, largest = extremes(results[variant], "step")
-        dtype = "bfloat16" if variant.endswith("bfloat16") else "float32"
+        dtype = dtype_of(variant)
         rows.append(
             {
                 "variant": variant,
@@ -99,6 +99,11 @@ def summarise(results, sizes):
             }
         )
     return rows
+
+
+def dtype_of(variant):
+    """The type in which a variant multiplies matrices."""
+    return "bfloat16" if variant.endswith("bfloat16") else "float32"
 
 
 def peak(results, dtype):
@@ -141,9 +146,9 @@ def drawing(rows, peaks, sizes):
         )
         left.set_xlabel("ms per training step (median; least and largest round)")
         draw_bars(right, names, [row["teraflops"] for row in rows])
-        for dtype, style in zip(DTYPES, ("--", ":"), strict=True):
-            value = peaks[dtype] / 1e12
-            right.axvline(value, color="0.3", linestyle=style, label=f"matrix peak, {dtype}: {value:.3g}")
+        for dtype, value in peaks.items():
+            label = f"matrix peak, {dtype}: {value / 1e12:.3g}"
+            right.axvline(value / 1e12, color="0.3", linestyle=LINES[dtype], label=label)
         right.set_xlabel("TFLOP/s of the dense model's matrix products")
         right.legend(fontsize="small", loc="lower right")
         figure.suptitle(f"One training step: {sizes}")
@@ -181,7 +186,8 @@ def main():
         parser.exit(1, "error: nothing is left to measure\n")
     where = machine()
     commands = {variant: command(variant, sizes, options.steps) for variant in variants}
-    for dtype in DTYPES:
+    dtypes = [dtype for dtype in LINES if dtype in map(dtype_of, variants)]
+    for dtype in dtypes:
         commands[f"matrix peak, {dtype}"] = [
             "benchmarks.matrix_peak",
             f"--dtype={dtype}",
@@ -189,11 +195,14 @@ def main():
         ]
     results = alternate(commands, options.rounds)
     rows = summarise(results, sizes)
-    peaks = {dtype: peak(results, dtype) for dtype in DTYPES}
+    peaks = {dtype: peak(results, dtype) for dtype in dtypes}
     print(where)
     print(f"{sizes}; {options.steps} steps, {options.rounds} rounds")
     print(f"{sizes.operations / 1e12:.4g} TFLOP a step", end="; ")
-    print("; ".join(f"matrix peak, {dtype}: {peaks[dtype] / 1e12:.3f} TFLOP/s" for dtype in DTYPES) + "\n")
+    print(
+        "; ".join(f"matrix peak, {dtype}: {of_dtype / 1e12:.3f} TFLOP/s" for dtype, of_dtype in peaks.items())
+        + "\n"
+    )
     print_figures(rows)
     settings = {**dataclasses.asdict(sizes), "steps": options.steps, "rounds": options.rounds}
     rows = [{**row, **settings, "machine": where} for row in rows]

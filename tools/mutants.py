@@ -294,6 +294,25 @@ MUTANTS = [
         "",
         "export/test_onnx.py",
     ),
+    # Steps
+    Mutant(
+        "models/cross_entropy_tensorflow.py",
+        "tf.exp(_wide(tf.gather_nd(logits, places)) - largest) * scales - upstream",
+        "tf.exp(_wide(tf.gather_nd(logits, places)) - largest) * scales",
+        "models/test_cross_entropy.py",
+    ),
+    Mutant(
+        "rewiring/mask_callback.py",
+        "            wrappers.build_before_trace(self.model)\n",
+        "",
+        "optimizers/test_wrappers.py",
+    ),
+    Mutant(
+        "optimizers/wrappers.py",
+        "and usual and whole:",
+        "and whole:",
+        "optimizers/test_wrappers.py",
+    ),
     # Switcher
     Mutant(
         "switcher/alternation.py",

@@ -38,7 +38,7 @@ def _of_rows(logits, targets):
         largest, sums = _few_passes(_largest_and_sums, logits)(logits)
 
         def gradient(upstream):
-            return _few_passes(_gradient, logits)(logits, targets, largest, sums, upstream)
+            return _few_passes(_gradient, logits)(logits, places, largest, sums, upstream)
 
         below = largest - _wide(tf.gather_nd(logits, places))
         return tf.cast(below + tf.math.log(sums), logits.dtype), gradient
@@ -52,13 +52,16 @@ def _largest_and_sums(logits):
     return largest, tf.reduce_sum(tf.exp(_wide(logits) - largest[:, tf.newaxis]), -1)
 
 
-def _gradient(logits, targets, largest, sums, upstream):
+def _gradient(logits, places, largest, sums, upstream):
     """The probabilities, less 1 at the targets, times the upstream gradient of each row."""
-    upstream = _wide(upstream)[:, tf.newaxis]
-    exponentials = tf.exp(_wide(logits) - largest[:, tf.newaxis])
-    is_target = tf.range(tf.shape(logits)[-1]) == targets[:, tf.newaxis]
-    scaled = exponentials * (upstream / sums[:, tf.newaxis])
-    return tf.cast(scaled - tf.where(is_target, upstream, 0), logits.dtype)
+    upstream = _wide(upstream)
+    scales = upstream / sums
+    gradient = tf.exp(_wide(logits) - largest[:, tf.newaxis]) * scales[:, tf.newaxis]
+    # These few are written over the others: to ask of each entry whether it is a target would take as long as
+    # all else.
+    at_targets = tf.exp(_wide(tf.gather_nd(logits, places)) - largest) * scales - upstream
+    gradient = tf.cast(gradient, logits.dtype)
+    return tf.tensor_scatter_nd_update(gradient, places, tf.cast(at_targets, logits.dtype))
 
 
 def _wide(values):

@@ -26,7 +26,7 @@ from keras_selfish.models.architecture import Architecture
 from keras_selfish.models.biases import BiasVectors, LogitsBias
 from keras_selfish.models.memory import check_memory
 from keras_selfish.optimizers import SNTASGD
-from keras_selfish.optimizers.wrappers import innermost
+from keras_selfish.optimizers.wrappers import build_before_trace, innermost
 from keras_selfish.typing import Config, Tensor, TensorLike
 from keras_selfish.workers import prepare_for_fit
 
@@ -133,6 +133,11 @@ class LanguageModel(keras.Model):
                 )
             optimizer.scale_step(ops.shape(y)[1] / self.architecture.reference_length)
         return super().compute_loss(x, y, y_pred, sample_weight, training)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """As in `keras.Model`; builds the optimizer first, without which a first step takes twice as long."""
+        build_before_trace(self)
+        return super().make_train_function(force)
 
     def get_metrics_result(self) -> dict[str, Tensor]:
         """As in `keras.Model`; the loss is that of the mean token.

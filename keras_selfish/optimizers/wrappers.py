@@ -1,8 +1,11 @@
-"""Optimizers inside wrappers: `LossScaleOptimizer`, `MultiOptimizer`, and which of them trains a variable."""
+"""The optimizers of a model, with and without their wrappers: which of them trains a variable."""
 
+import keras
+
+from keras_selfish.backend import BACKEND
 from keras_selfish.keras_internals import MULTI_OPTIMIZER, trained_variables
 
-__all__ = ["holders", "innermost", "leaves", "trains", "trains_itself"]
+__all__ = ["build_before_trace", "holders", "innermost", "leaves", "trains", "trains_itself"]
 
 
 def leaves(optimizer):
@@ -35,3 +38,16 @@ def trains(optimizer, variable):
 def trains_itself(leaf, variable):
     """Whether an optimizer without wrappers trains a variable."""
     return any(one is variable for one in trained_variables(leaf))
+
+
+def build_before_trace(model):
+    """Builds the optimizer of a model that is about to train, if it will be asked to make all of its steps.
+
+    Keras does so on JAX and torch. On TensorFlow it lets the first step build it, and TensorFlow traces and
+    compiles a function that makes variables twice, which is half of the time of that step.
+    """
+    optimizer = getattr(model, "optimizer", None)
+    usual = type(model).train_step is keras.Model.train_step  # one that builds it, for the same variables
+    whole = model.built and getattr(model, "inputs", None) is not None
+    if BACKEND == "tensorflow" and optimizer is not None and not optimizer.built and usual and whole:
+        optimizer.build(model.trainable_variables)

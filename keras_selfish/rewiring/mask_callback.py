@@ -137,6 +137,7 @@ class MaskCallback(keras.callbacks.Callback):
         # Not when training begins: callbacks that restore weights may stand after this one in the list, and
         # a model without an input shape, like its optimizer, is built by the first batch.
         if not self._prepared and self.model.built:
+            wrappers.build_before_trace(self.model)
             self._prepare()
         # The training step is read from the device only where it may have come far enough.
         self._possible_steps += self._steps_together

@@ -205,6 +205,17 @@ def test_files(tmp_path):
 
 
 @pytest.mark.slow
+def test_cross_entropy(tmp_path):
+    sizes = ("--tokens=8", "--vocabulary=1000", "--calls=2")
+    variants = ["ours", "tensorflow", "score", "log_sum_exp"]
+    printed, rows = figures(
+        "cross_entropy", tmp_path, "--rounds=1", f"--variants={','.join(variants)}", sizes=sizes
+    )
+    assert [row["variant"] for row in rows] == variants
+    assert all(0 < float(row["seconds"]) < 10 and row["variant"] in printed for row in rows)
+
+
+@pytest.mark.slow
 def test_text_scoring(tmp_path):
     sizes = (
         "--dataset=python_docs",
