@@ -16,6 +16,8 @@ from keras_selfish.keras_internals import (
     set_padding_mask,
 )
 
+TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
+
 
 def check_model(model, advice):
     """Raises `ValueError` unless the layers of a model and their connections are known.
@@ -256,7 +258,10 @@ def config_of(layer):
     Those that are not registered a config has by name only, or as code without the names that it uses: an
     activation, a cell or a regularizer of one's own, or the function of a Lambda.
     """
-    return _with_living(layer, layer.get_config())
+    config = _with_living(layer, layer.get_config())
+    if getattr(layer, "output_padding", None) is not None and isinstance(layer, TRANSPOSED):
+        config.setdefault("output_padding", layer.output_padding)  # which Keras before 3.15 leaves out
+    return config
 
 
 def serialized(layer):

@@ -36,7 +36,7 @@ __all__ = [
     "raw_value",
     "scoped_objects",
     "set_padding_mask",
-    "symbolic_activations",
+    "symbolic_operations",
     "track_layer",
     "trained_variables",
     "variable_index",
@@ -175,27 +175,40 @@ def set_padding_mask(tensor: Tensor, mask: Tensor) -> None:
 
 
 @contextlib.contextmanager
-def symbolic_activations() -> Iterator[None]:
-    """Within the block all of `keras.activations` take symbolic tensors.
+def symbolic_operations() -> Iterator[None]:
+    """Within the block all of `keras.activations`, and the layers of Keras, take symbolic tensors.
 
-    Some make tensors of their inputs first, as nothing public does, and `mish` computes with the backend.
+    Some activations make tensors of their inputs first, as nothing public does, and `mish` computes with the
+    backend; before Keras 3.15 some layers have the backend cast their masks. `ops.batch_normalization` fails
+    with an offset and no scale.
     """
     from keras.src import backend
     from keras.src.activations.activations import Mish
+    from keras.src.ops.nn import BatchNorm
 
-    convert, compute = backend.convert_to_tensor, Mish.static_call
+    convert, cast = backend.convert_to_tensor, backend.cast
+    compute, spec = Mish.static_call, BatchNorm.compute_output_spec
 
     def convert_to_tensor(x, *args, **kwargs):
         return x if isinstance(x, keras.KerasTensor) else convert(x, *args, **kwargs)
 
+    def cast_symbols(x, dtype):
+        return keras.ops.cast(x, dtype) if isinstance(x, keras.KerasTensor) else cast(x, dtype)
+
     def static_call(x):
         return Mish()(x) if isinstance(x, keras.KerasTensor) else compute(x)
 
-    backend.convert_to_tensor, Mish.static_call = convert_to_tensor, staticmethod(static_call)
+    def compute_output_spec(self, x, mean, variance, offset=None, scale=None):
+        # It looks at the shape of the scale wherever that is another one than the offset.
+        return spec(self, x, mean, variance, offset, offset if scale is None else scale)
+
+    backend.convert_to_tensor, backend.cast = convert_to_tensor, cast_symbols
+    Mish.static_call, BatchNorm.compute_output_spec = staticmethod(static_call), compute_output_spec
     try:
         yield
     finally:
-        backend.convert_to_tensor, Mish.static_call = convert, staticmethod(compute)
+        backend.convert_to_tensor, backend.cast = convert, cast
+        Mish.static_call, BatchNorm.compute_output_spec = staticmethod(compute), spec
 
 
 def raw_value(variable: Any) -> Any:

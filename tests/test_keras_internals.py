@@ -49,7 +49,7 @@ def test_activations_of_symbolic_tensors(name):
     activation = keras.activations.get(name)
     numbers = np.linspace(-2, 2, 6, dtype="float32").reshape(2, 3)
     expected, x = np.asarray(activation(numbers)), keras.Input((3,))
-    with internals.symbolic_activations():
+    with internals.symbolic_operations():
         symbolic = activation(x)
         inside = np.asarray(activation(numbers))
     np.testing.assert_array_equal(inside, expected)
@@ -58,6 +58,32 @@ def test_activations_of_symbolic_tensors(name):
     if name != "relu":
         with pytest.raises(ValueError, match="KerasTensor"):
             activation(keras.Input((3,)))
+
+
+@every_backend
+def test_batch_normalization_of_symbolic_tensors_with_an_offset_and_no_scale():
+    layer = keras.layers.BatchNormalization(scale=False, beta_initializer="ones")
+    layer.build((None, 3))
+    numbers, x = np.ones((2, 3), "float32"), keras.Input((3,))
+    with internals.symbolic_operations():
+        symbolic = layer.call(x)
+        wrong = pytest.raises(ValueError, match="`scale` must be a vector")
+        with wrong:
+            ops.batch_normalization(x, np.zeros(3), np.ones(3), -1, np.zeros(3), np.ones(4))
+    np.testing.assert_allclose(keras.Function(x, symbolic)(numbers), layer(numbers), rtol=1e-6)
+
+
+@every_backend
+def test_casts_of_symbolic_tensors_by_the_backend():
+    from keras.src import backend
+
+    cast, x = backend.cast, keras.Input((3,))
+    with internals.symbolic_operations():
+        symbolic = backend.cast(x, "int32")
+        number = backend.cast(np.float32(2.5), "int32")
+    assert (symbolic.dtype, int(number)) == ("int32", 2)
+    np.testing.assert_array_equal(keras.Function(x, symbolic)(np.full((1, 3), 1.5, "float32")), [[1, 1, 1]])
+    assert backend.cast is cast
 
 
 @every_backend

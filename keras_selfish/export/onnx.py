@@ -225,7 +225,7 @@ def _rewrite(part):
     from onnx import load, save
 
     model = load(part)
-    found = [_rewritten(graph) for graph in _graphs(model.graph)]
+    found = [change(graph) for graph in _graphs(model.graph) for change in (_rewritten, _widened)]
     if any(found):
         save(model, part)
 
@@ -250,6 +250,35 @@ def _rewritten(graph):
         del graph.node[:]
         graph.node.extend(nodes)
     return found
+
+
+def _widened(graph):
+    """Puts zeros around kernels of transposed convolutions, for the negative padding that tf2onnx gives them.
+
+    It does so where strides are wider than the kernel or outputs are longer. Returns whether there were some.
+    """
+    from onnx import helper, numpy_helper
+
+    kernels = {tensor.name: tensor for tensor in graph.initializer}
+    replaced = []
+    for node in graph.node:
+        attributes = {attribute.name: attribute for attribute in node.attribute}
+        pads = list(attributes["pads"].ints) if "pads" in attributes else []
+        if node.op_type != "ConvTranspose" or min(pads, default=0) >= 0 or node.input[1] not in kernels:
+            continue
+        added = np.maximum(-np.reshape(pads, (2, -1)), 0).T
+        kernel = np.pad(numpy_helper.to_array(kernels[node.input[1]]), [(0, 0), (0, 0), *added.tolist()])
+        name = f"{node.name}/widened"
+        replaced.append(kernels[node.input[1]])
+        graph.initializer.append(numpy_helper.from_array(kernel, name))
+        node.input[1] = name
+        for changed, values in (("pads", np.maximum(pads, 0)), ("kernel_shape", kernel.shape[2:])):
+            attributes[changed].CopyFrom(helper.make_attribute(changed, [int(value) for value in values]))
+    read = {name for inner in _graphs(graph) for node in inner.node for name in node.input}
+    for kernel in replaced:
+        if kernel.name not in read and kernel in graph.initializer:
+            graph.initializer.remove(kernel)
+    return bool(replaced)
 
 
 def _graphs(graph):

@@ -4,11 +4,28 @@ Each is a function of the operation, which has its settings, and of its argument
 """
 
 import math
+import string
 from collections.abc import Callable
 
 import keras
 import numpy as np
 from keras import ops
+
+
+def named_axes(subscripts, *ranks):
+    """The letters of the axes of each tensor of an einsum, then of its outputs, with none left to `...`."""
+    *of_tensors, outputs = subscripts.replace(" ", "").replace("->", ",").split(",")
+    free = [letter for letter in string.ascii_letters if letter not in subscripts]
+    counts = [
+        rank - len(letters) + 3 if "..." in letters else 0
+        for letters, rank in zip(of_tensors, ranks, strict=True)
+    ]
+    names = "".join(free[: max(counts)])
+    named = [
+        letters.replace("...", names[len(names) - count :])
+        for letters, count in zip(of_tensors, counts, strict=True)
+    ]
+    return *named, outputs.replace("...", names)
 
 
 def einsum_by_product(of_left, of_right, outputs, left, right):
@@ -65,6 +82,26 @@ def _moments(x, axis, keepdims):
 
 def _variance(operation, x):
     return _moments(x, operation.axis, operation.keepdims)[1]
+
+
+def softmax_over(x, axes):
+    """A softmax over several axes together."""
+    exponentials = ops.exp(x - ops.max(x, axis=axes, keepdims=True))
+    return exponentials / ops.sum(exponentials, axis=axes, keepdims=True)
+
+
+def _adaptive_pooling(operation, x):
+    """Pools each axis into so many ranges, which overlap where its size is no multiple of their number."""
+    reduce = ops.mean if "Average" in type(operation).__name__ else ops.max
+    if operation.data_format == "channels_first" or None in x.shape[1:-1]:
+        raise ValueError("an adaptive pooling of open sizes or with the channels first")
+    sizes = np.broadcast_to(operation.output_size, len(x.shape) - 2).tolist()
+    for axis, (length, size) in enumerate(zip(x.shape[1:-1], sizes, strict=True), 1):
+        starts = [(index * length // size, -(-(index + 1) * length // size)) for index in range(size)]
+        before = (slice(None),) * axis
+        parts = [reduce(x[(*before, slice(*part))], axis=axis, keepdims=True) for part in starts]
+        x = parts[0] if size == 1 else ops.concatenate(parts, axis=axis)
+    return x
 
 
 def _log_sum_exp(operation, x):
@@ -203,6 +240,8 @@ COMPOSED: dict[str, Callable] = {
     "Normalize": _normalized,
     "OneHot": _one_hot,
     "DotProductAttention": _attention,
+    "AdaptiveAveragePool": _adaptive_pooling,
+    "AdaptiveMaxPool": _adaptive_pooling,
     "Mish": lambda _, x: x * ops.tanh(_softplus(x)),
     "Tan": lambda _, x: ops.sin(x) / ops.cos(x),
     "Erf": _erf,

@@ -14,6 +14,7 @@ from keras import ops
 from keras_selfish.backend import BACKEND
 from keras_selfish.cloning import with_inner
 from keras_selfish.keras_internals import DropoutRNNCell
+from keras_selfish.litert.composed import softmax_over
 from keras_selfish.litert.parts import (
     choose,
     in_dtype,
@@ -34,11 +35,18 @@ _layer_rule = rules_in(LAYERS)  # by their classes
 
 @_layer_rule(keras.layers.Softmax)
 def _softmax_layer(lowering, layer, x, mask=None):
+    several = (
+        isinstance(layer.axis, (list, tuple)) and len(layer.axis) > 1
+    )  # which Keras takes no symbols for
+
+    def softmax(x):
+        return softmax_over(x, tuple(layer.axis)) if several else layer.call(x)
+
     def masked(x, mask):
         kept = mask if mask.dtype == "bool" else mask > 0.5
-        return ops.where(kept, layer.call(ops.where(kept, x, -1e9)), 0.0)
+        return ops.where(kept, softmax(ops.where(kept, x, -1e9)), 0.0)
 
-    return lowering.call(layer.call if mask is None else masked, (x,) if mask is None else (x, mask), {})
+    return lowering.call(softmax if mask is None else masked, (x,) if mask is None else (x, mask), {})
 
 
 @_layer_rule(keras.layers.PReLU)

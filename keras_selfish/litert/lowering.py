@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from keras_selfish.cloning import as_function, carry_masks, inlined, is_model, nodes
-from keras_selfish.keras_internals import symbolic_activations
+from keras_selfish.keras_internals import symbolic_operations
 from keras_selfish.litert import image_rules, layer_rules, rules
 from keras_selfish.litert.graph import Tensor
 
@@ -115,7 +115,7 @@ class Lowering:
         args, kwargs = keras.tree.map_structure(symbol_of, (args, kwargs))
         carry_masks(function, args, kwargs)
         try:
-            with _variables_leave_to_symbols(), symbolic_activations():
+            with _variables_leave_to_symbols(), symbolic_operations():
                 outputs = function(*args, **kwargs)
         except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
             what = "Python code that does more than `keras.ops` with its inputs"

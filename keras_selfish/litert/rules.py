@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_selfish.litert.composed import COMPOSED, einsum_by_product, scaled_elu
+from keras_selfish.litert.composed import COMPOSED, einsum_by_product, named_axes, scaled_elu
 from keras_selfish.litert.graph import DTYPES, Tensor
 from keras_selfish.litert.parts import (
     along_last,
@@ -291,12 +291,12 @@ def _product(lowering, operation, left, right):
 
 
 @_rule("Einsum")
-def _einsum(lowering, operation, left, right):
+def _einsum(lowering, operation, *operands):
     """A product with a matrix if it sums over the last axes of a tensor and the first axes of a weight."""
-    terms, outputs = operation.subscripts.replace(" ", "").split("->")
-    if "." in terms or terms.count(",") != 1:
-        raise lowering.refusal(f"an einsum {operation.subscripts!r} of other than two tensors of known axes")
-    of_left, of_right = terms.split(",")
+    if len(operands) != 2 or "->" not in operation.subscripts:
+        raise lowering.refusal(f"an einsum {operation.subscripts!r} of other than two tensors")
+    left, right = operands
+    of_left, of_right, outputs = named_axes(operation.subscripts, len(left.shape), len(right.shape))
     count = len([letter for letter in of_right if letter not in outputs])
     kept, summed, new = of_left[: len(of_left) - count], of_right[:count], of_right[count:]
     if not isinstance(right, np.ndarray) or of_left != kept + summed or outputs != kept + new:

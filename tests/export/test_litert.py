@@ -98,7 +98,7 @@ def choices():
     mean, variance = keras.ops.moments(x, axes=[1])
     spread = keras.ops.std(x, axis=1) + keras.ops.var(x, axis=1)
     at_least = keras.ops.cast(keras.ops.any(x > 1, axis=-1) | keras.ops.all(x < 1, axis=-1), "float32")
-    least = keras.ops.argmin(x, axis=-1, keepdims=True)
+    least = keras.ops.argmin(x, axis=-1)
     others = [mean + variance + spread, at_least, least, keras.ops.prod(x, axis=1)]
     return named_outputs(x, [largest, places, classes, *others])
 
@@ -302,15 +302,26 @@ MODELS = {
         layers.Flatten(),
         shape=(12, 12, 2),
     ),
+    "adaptive poolings": lambda: sequential(
+        layers.AdaptiveMaxPooling2D((3, 4)), layers.AdaptiveAveragePooling2D(2), shape=(7, 5, 2)
+    ),
+    "places kept": lambda: sequential(layers.Lambda(lambda x: keras.ops.argmin(x, axis=-1, keepdims=True))),
+    "settings": lambda: sequential(
+        layers.BatchNormalization(scale=False, beta_initializer="normal"),
+        layers.EinsumDense("...x,xy->...y", output_shape=7, bias_axes="y"),
+        layers.Softmax(axis=(1, 2)),
+    ),
     "model within": lambda: sequential(sequential(SparseLSTM(4)), layers.Dense(2, activation="elu")),
     "input as output": lambda: sequential(layers.Dropout(0.5)),
     "lambda": lambda: sequential(layers.Lambda(lambda x: x[:, -1] * 2)),
     "two_inputs": two_inputs,
     "elementwise": attention_free_block,
 }
+SINCE = {"adaptive poolings": "3.13", "places kept": "3.14"}
 
 
 SHOWN_ON_JAX = (
+    "settings",
     "masked",
     "masked, models within",
     "attention",
@@ -366,8 +377,10 @@ def sparse_layer(sparsity, block, units=64, width=96):
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=ON_JAX if name in SHOWN_ON_JAX else ()) for name in MODELS]
 )
-def test_the_file_computes_what_keras_does(name, tmp_path):
+def test_the_file_computes_what_keras_does(name, tmp_path, since_keras):
     """For a batch of another size than the one that is stored, too."""
+    if name in SINCE:
+        since_keras(SINCE[name])
     model = MODELS[name]()
     path = litert(model, tmp_path / "model.tflite")
     inputs = {tensor.name: example(tensor) for tensor in model.inputs}

@@ -146,6 +146,16 @@ def forward_models():
             ]
         ),
     )
+    yield (
+        "transposed",
+        keras.Sequential(
+            [
+                image,
+                layers.Conv2DTranspose(4, 2, strides=3, padding="same", bias_initializer="normal"),
+                layers.Conv2DTranspose(2, 3, strides=2, output_padding=1, name="last"),
+            ]
+        ),
+    )
     flipped = layers.RandomFlip(name="flipped")(image)
     yield "augmented", keras.Model(image, {"a": flipped, "another/b": layers.Flatten()(flipped)})
     yield "twice", keras.Model(x, [shared(normalized), shared(shared(normalized))])
@@ -158,6 +168,7 @@ NAMES = {
     "elementwise": (["x"], ["y"]),
     "constants": (["x"], ["y"]),
     "groups": (["image"], ["last"]),
+    "transposed": (["image"], ["last"]),
     "augmented": (["image"], ["a", "another/b"]),
     "twice": (["x"], ["shared_0", "shared_1"]),
 }

@@ -401,7 +401,8 @@ REQUESTS = {
 )
 def test_the_command_line_runs_every_signature(name, trained, with_text, tmp_path):
     path = with_text if name in ("score_text", "next_words", "generate") else trained[1]
-    command = ["saved_model_cli", "run", "--dir", str(path), "--tag_set", "serve", "--signature_def", name]
+    script = pathlib.Path(sys.executable).with_name("saved_model_cli")
+    command = [script, "run", "--dir", str(path), "--tag_set", "serve", "--signature_def", name]
     values = ";".join(f"{key}={value!r}" for key, value in REQUESTS[name].items())
     subprocess.run([*command, "--input_exprs", values, "--outdir", str(tmp_path)], check=True, cwd=tmp_path)
     expected = tf.saved_model.load(path).signatures[name](
