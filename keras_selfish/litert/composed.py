@@ -97,9 +97,9 @@ def _adaptive_pooling(operation, x):
         raise ValueError("an adaptive pooling of open sizes or with the channels first")
     sizes = np.broadcast_to(operation.output_size, len(x.shape) - 2).tolist()
     for axis, (length, size) in enumerate(zip(x.shape[1:-1], sizes, strict=True), 1):
-        starts = [(index * length // size, -(-(index + 1) * length // size)) for index in range(size)]
+        ranges = [(index * length // size, -(-(index + 1) * length // size)) for index in range(size)]
         before = (slice(None),) * axis
-        parts = [reduce(x[(*before, slice(*part))], axis=axis, keepdims=True) for part in starts]
+        parts = [reduce(x[(*before, slice(*limits))], axis=axis, keepdims=True) for limits in ranges]
         x = parts[0] if size == 1 else ops.concatenate(parts, axis=axis)
     return x
 

@@ -35,9 +35,8 @@ _layer_rule = rules_in(LAYERS)  # by their classes
 
 @_layer_rule(keras.layers.Softmax)
 def _softmax_layer(lowering, layer, x, mask=None):
-    several = (
-        isinstance(layer.axis, (list, tuple)) and len(layer.axis) > 1
-    )  # which Keras takes no symbols for
+    # Over several axes Keras wants values, not symbols.
+    several = isinstance(layer.axis, (list, tuple)) and len(layer.axis) > 1
 
     def softmax(x):
         return softmax_over(x, tuple(layer.axis)) if several else layer.call(x)

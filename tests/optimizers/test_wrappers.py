@@ -23,17 +23,18 @@ def dense_model():
     return keras.Sequential([keras.Input((4,)), SparseDense(6, sparsity=0.5), SparseDense(2, sparsity=0.5)])
 
 
-def train(model, optimizer, callbacks):
-    loss = CountedLoss()
-    model.compile(optimizer, loss)
-    model.fit(np.ones((8, 4)), np.ones((8, 2)), batch_size=2, epochs=2, verbose=0, callbacks=callbacks)
-    return loss.count
+def fit(model):
+    rewiring = SelfishRewiring(pruning_rate=0.5, total_steps=8)
+    model.fit(np.ones((8, 4)), np.ones((8, 2)), batch_size=2, epochs=2, verbose=0, callbacks=[rewiring])
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="TensorFlow's traces")
 @pytest.mark.parametrize("optimizer", [lambda: SNTASGD(0.1), lambda: keras.optimizers.Adam(0.1)])
 def test_rewired_step_is_traced_once(optimizer):
-    assert train(dense_model(), optimizer(), [SelfishRewiring(pruning_rate=0.5, total_steps=8)]) == 1
+    model, loss = dense_model(), CountedLoss()
+    model.compile(optimizer(), loss)
+    fit(model)
+    assert loss.count == 1
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="TensorFlow's traces")
@@ -71,13 +72,7 @@ def test_model_without_an_input_is_left_to_its_first_batch():
     model.compile(SNTASGD(0.1), "mse")
     build_before_trace(model)
     assert not model.optimizer.built
-    model.fit(
-        np.ones((8, 4)),
-        np.ones((8, 2)),
-        batch_size=2,
-        verbose=0,
-        callbacks=[SelfishRewiring(pruning_rate=0.5, total_steps=4)],
-    )
+    fit(model)
     assert len(model.optimizer.averages) == len(model.trainable_variables) == 4
 
 
@@ -86,13 +81,7 @@ def test_weights_that_are_frozen_before_training_are_not_trained():
     model.compile(SNTASGD(0.1), "mse")
     model.layers[0].trainable = False
     before = [np.array(weight) for weight in model.weights]
-    model.fit(
-        np.ones((8, 4)),
-        np.ones((8, 2)),
-        batch_size=2,
-        verbose=0,
-        callbacks=[SelfishRewiring(pruning_rate=0.5, total_steps=4)],
-    )
+    fit(model)
     assert len(model.optimizer.averages) == 2
     changed = [not np.array_equal(old, new) for old, new in zip(before, model.weights, strict=True)]
     assert not changed[0]
