@@ -67,8 +67,7 @@ def test_batch_normalization_of_symbolic_tensors_with_an_offset_and_no_scale():
     numbers, x = np.ones((2, 3), "float32"), keras.Input((3,))
     with internals.symbolic_operations():
         symbolic = layer.call(x)
-        wrong = pytest.raises(ValueError, match="`scale` must be a vector")
-        with wrong:
+        with pytest.raises(ValueError, match="`scale` must be a vector"):
             ops.batch_normalization(x, np.zeros(3), np.ones(3), -1, np.zeros(3), np.ones(4))
     np.testing.assert_allclose(keras.Function(x, symbolic)(numbers), layer(numbers), rtol=1e-6)
 

@@ -260,23 +260,24 @@ def _widened(graph):
     from onnx import helper, numpy_helper
 
     kernels = {tensor.name: tensor for tensor in graph.initializer}
-    replaced = []
+    replaced = {}
     for node in graph.node:
         attributes = {attribute.name: attribute for attribute in node.attribute}
         pads = list(attributes["pads"].ints) if "pads" in attributes else []
         if node.op_type != "ConvTranspose" or min(pads, default=0) >= 0 or node.input[1] not in kernels:
             continue
         added = np.maximum(-np.reshape(pads, (2, -1)), 0).T
-        kernel = np.pad(numpy_helper.to_array(kernels[node.input[1]]), [(0, 0), (0, 0), *added.tolist()])
+        replaced[node.input[1]] = kernels[node.input[1]]
+        old = numpy_helper.to_array(kernels[node.input[1]])
+        kernel = np.pad(old, [(0, 0), (0, 0), *added.tolist()])
         name = f"{node.name}/widened"
-        replaced.append(kernels[node.input[1]])
         graph.initializer.append(numpy_helper.from_array(kernel, name))
         node.input[1] = name
         for changed, values in (("pads", np.maximum(pads, 0)), ("kernel_shape", kernel.shape[2:])):
             attributes[changed].CopyFrom(helper.make_attribute(changed, [int(value) for value in values]))
     read = {name for inner in _graphs(graph) for node in inner.node for name in node.input}
-    for kernel in replaced:
-        if kernel.name not in read and kernel in graph.initializer:
+    for name, kernel in replaced.items():
+        if name not in read:
             graph.initializer.remove(kernel)
     return bool(replaced)
 

@@ -645,6 +645,11 @@ BAD = {
         {},
         "a recurrent layer over images",
     ),
+    "channels first": (
+        lambda: sequential(layers.Conv2D(6, 3, groups=3, data_format="channels_first"), shape=(3, 6, 6)),
+        {},
+        "a convolution in groups with channels first",
+    ),
     "stateful": (
         lambda: keras.Sequential([keras.Input(batch_shape=(2, 5, 6)), layers.LSTM(4, stateful=True)]),
         {},
