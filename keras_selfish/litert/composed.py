@@ -64,16 +64,6 @@ def scaled_elu(x, below, width=1.0):
     return ops.relu(x) + below * ops.elu(negative if width == 1.0 else negative / width)
 
 
-def _one_hot(operation, x):
-    axis = operation.axis % (len(x.shape) + 1)
-    shape = [1] * len(x.shape)
-    shape.insert(axis, operation.num_classes)
-    is_class = ops.equal(
-        ops.expand_dims(x, axis), np.arange(operation.num_classes, dtype="int32").reshape(shape)
-    )
-    return ops.cast(is_class, operation.dtype or "float32")
-
-
 def _moments(x, axis, keepdims):
     mean = ops.mean(x, axis=axis, keepdims=True)
     variance = ops.mean(ops.square(x - mean), axis=axis, keepdims=keepdims)
@@ -111,9 +101,9 @@ def _log_sum_exp(operation, x):
 
 
 def _normalized(operation, x):
-    if operation.order != 2:
-        raise ValueError(f"a normalization of order {operation.order}")
     least = keras.config.epsilon() if operation.epsilon is None else operation.epsilon
+    if operation.order != 2:
+        return x / ops.maximum(_length(x, operation.order, operation.axis, True), least)
     factor = ops.rsqrt(ops.sum(ops.square(x), axis=operation.axis, keepdims=True))
     return x * ops.minimum(factor, 1.0 / least)
 
@@ -145,40 +135,32 @@ def _attention(operation, query, key, value, bias=None, mask=None, scale=None):
 
 def _norm(operation, x):
     axes = operation.axis if isinstance(operation.axis, (list, tuple)) else [operation.axis]
-    if operation.ord is not None and (operation.ord != 2 or axes == [None] or len(axes) > 1):
+    if operation.ord is not None and (axes == [None] or len(axes) > 1):
         raise ValueError(f"a norm of order {operation.ord}, other than that of vectors")
-    return ops.sqrt(ops.sum(ops.square(x), axis=operation.axis, keepdims=operation.keepdims))
+    return _length(x, 2 if operation.ord is None else operation.ord, operation.axis, operation.keepdims)
 
 
-def _rolled(operation, x):
-    if operation.axis is None or not isinstance(operation.shift, int):
-        raise ValueError("a roll along several axes or of all entries")
-    axis = operation.axis % len(x.shape)
-    shift = operation.shift % x.shape[axis]
-    if not shift:
-        return x
-    kept = [slice(None)] * axis
-    return ops.concatenate([x[(*kept, slice(-shift, None))], x[(*kept, slice(None, -shift))]], axis=axis)
+def _length(x, order, axis, keepdims):
+    """The norms of vectors."""
+    if order == 2:
+        return ops.sqrt(ops.sum(ops.square(x), axis=axis, keepdims=keepdims))
+    reduce = {1: ops.sum, np.inf: ops.max, -np.inf: ops.min}.get(order)
+    if reduce is None:
+        raise ValueError(f"a norm of order {order}")
+    return reduce(ops.abs(x), axis=axis, keepdims=keepdims)
 
 
 def _average(operation, x, weights=None):
     if weights is None:
         return ops.mean(x, axis=operation.axis)
-    raise ValueError("an average with weights")
-
-
-def _differences(operation, x):
-    axis = operation.axis % len(x.shape)
-    kept = [slice(None)] * axis
-    for _ in range(operation.n):
-        x = x[(*kept, slice(1, None))] - x[(*kept, slice(None, -1))]
-    return x
-
-
-def _triangle(operation, x):
-    ones = np.ones(x.shape[-2:], bool)
-    is_lower = type(operation).__name__ == "Tril"
-    return ops.where(np.tril(ones, operation.k) if is_lower else np.triu(ones, operation.k), x, 0.0)
+    if operation.axis is None:
+        raise ValueError("an average with weights over all entries")
+    if len(weights.shape) < len(x.shape):
+        shape = [1] * len(x.shape)
+        shape[operation.axis] = -1
+        weights = ops.reshape(weights, shape)
+    total = ops.sum(ops.ones_like(x) * weights, axis=operation.axis)
+    return ops.sum(x * weights, axis=operation.axis) / total
 
 
 def _tensor_product(operation, left, right):
@@ -200,8 +182,7 @@ def _tensor_product(operation, left, right):
 def _numbers_for_nan(operation, x):
     if operation.posinf is not None or operation.neginf is not None:
         raise ValueError("`nan_to_num` with numbers of one's own for infinite ones")
-    largest = float(np.finfo("float32").max)
-    return ops.clip(ops.where(ops.equal(x, x), x, float(operation.nan)), -largest, largest)
+    return ops.clip(ops.where(ops.equal(x, x), x, float(operation.nan)), -_LARGEST, _LARGEST)
 
 
 def _erf(_, x):
@@ -211,6 +192,29 @@ def _erf(_, x):
     for factor in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592):
         sum_of_powers = (sum_of_powers + factor) * t
     return ops.sign(x) * (1 - sum_of_powers * ops.exp(-ops.square(x)))
+
+
+def _sign_of(function):
+    """A function of magnitudes, as an odd one of all numbers."""
+    return lambda _, x: ops.sign(x) * function(ops.abs(x))
+
+
+def _log_of_sum(base):
+    """The logarithm of the sum of two powers of a base, which does not overflow."""
+
+    def log_of_sum(_, left, right):
+        difference = ops.abs(left - right) * math.log(base)
+        return ops.maximum(left, right) + ops.log(1 + ops.exp(-difference)) / math.log(base)
+
+    return log_of_sum
+
+
+def _quotient_or_zero(_, left, right):
+    is_zero = ops.equal(right, 0)
+    return ops.where(is_zero, 0.0, left / ops.where(is_zero, 1.0, right))
+
+
+_LARGEST = float(np.finfo("float32").max)
 
 
 COMPOSED: dict[str, Callable] = {
@@ -238,7 +242,6 @@ COMPOSED: dict[str, Callable] = {
     "Std": lambda operation, x: ops.sqrt(_variance(operation, x)),
     "Moments": lambda operation, x: _moments(x, operation.axes, operation.keepdims),
     "Normalize": _normalized,
-    "OneHot": _one_hot,
     "DotProductAttention": _attention,
     "AdaptiveAveragePool": _adaptive_pooling,
     "AdaptiveMaxPool": _adaptive_pooling,
@@ -246,13 +249,35 @@ COMPOSED: dict[str, Callable] = {
     "Tan": lambda _, x: ops.sin(x) / ops.cos(x),
     "Erf": _erf,
     "Norm": _norm,
-    "Roll": _rolled,
     "Average": _average,
-    "Diff": _differences,
-    "Tril": _triangle,
-    "Triu": _triangle,
     "Tensordot": _tensor_product,
     "Isnan": lambda _, x: ops.not_equal(x, x),
+    "Isfinite": lambda _, x: ops.less_equal(ops.abs(x), _LARGEST),
+    "Isinf": lambda _, x: ops.greater(ops.abs(x), _LARGEST),
+    "Erfc": lambda _, x: 1 - _erf(_, x),
+    "Log2": lambda _, x: ops.log(x) * (1 / math.log(2)),
+    "Log10": lambda _, x: ops.log(x) * (1 / math.log(10)),
+    "Exp2": lambda _, x: ops.exp(x * math.log(2)),
+    "Logaddexp": _log_of_sum(math.e),
+    "Logaddexp2": _log_of_sum(2),
+    "Hypot": lambda _, left, right: ops.sqrt(ops.square(left) + ops.square(right)),
+    "Sinh": lambda _, x: 0.5 * (ops.exp(x) - ops.exp(-x)),
+    "Cosh": lambda _, x: 0.5 * (ops.exp(x) + ops.exp(-x)),
+    "Arctan": lambda _, x: ops.arctan2(x, ops.ones_like(x)),
+    "Arcsin": lambda _, x: ops.arctan2(x, ops.sqrt(1 - ops.square(x))),
+    "Arccos": lambda _, x: ops.arctan2(ops.sqrt(1 - ops.square(x)), x),
+    "Arcsinh": _sign_of(lambda x: ops.log(x + ops.sqrt(ops.square(x) + 1))),
+    "Arccosh": lambda _, x: ops.log(x + ops.sqrt(ops.square(x) - 1)),
+    "Arctanh": lambda _, x: 0.5 * ops.log((1 + x) / (1 - x)),
+    "Cbrt": _sign_of(lambda x: ops.exp(ops.log(x) * (1 / 3))),
+    "Trunc": _sign_of(ops.floor),
+    "Fabs": lambda _, x: ops.abs(x),
+    "Deg2rad": lambda _, x: x * (math.pi / 180),
+    "Rad2deg": lambda _, x: x * (180 / math.pi),
+    "DivideNoNan": _quotient_or_zero,
+    "Ptp": lambda operation, x: (
+        ops.max(x, operation.axis, operation.keepdims) - ops.min(x, operation.axis, operation.keepdims)
+    ),
     "NanToNum": _numbers_for_nan,
     "FullLike": lambda operation, x, value: ops.cast(ops.zeros_like(x), operation.dtype or x.dtype) + value,
 }

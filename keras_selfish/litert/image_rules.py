@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_selfish.convolutions import call_in_groups, is_in_groups
-from keras_selfish.litert.parts import for_each, padding_code, pair, reshape, rules_in, spec
+from keras_selfish.litert.parts import for_each, in_dtype, padding_code, pair, reshape, rules_in, spec
 
 OPERATIONS: dict[str, Any] = {}
 LAYERS: dict[Any, Any] = {}
@@ -109,13 +109,27 @@ def _convolution_of_volumes(lowering, operation, x, kernel):
 
 def _pooling(code, lowering, operation, x):
     rank = len(x.shape) - 2
-    if operation.data_format != "channels_last" or rank not in (1, 2):
-        raise lowering.refusal("a pooling other than in one or two dimensions, channels last")
-    height, width = pair(operation.pool_size, rank)
+    if operation.data_format != "channels_last":
+        raise lowering.refusal("a pooling other than channels last")
     strides = operation.strides or operation.pool_size
+    if rank == 3:
+        pool = ops.max_pool if code == "MAX_POOL_2D" else ops.average_pool
+        settings = for_each(operation.pool_size, 3), for_each(strides, 3), operation.padding
+        return lowering.call(lambda x: _pool_volumes(x, pool, *settings), (x,), {})
+    height, width = pair(operation.pool_size, rank)
     shape = operation.compute_output_spec(spec(x)).shape
     options = {"filterHeight": height, "filterWidth": width}
     return _over_images(lowering, operation, code, [x], strides, shape, **options)
+
+
+def _pool_volumes(x, pool, size, strides, padding):
+    """Each slice as an image, then what is left of a column of slices as a row of an image."""
+    depth, channels = x.shape[1], x.shape[-1]
+    x = pool(ops.reshape(x, (-1, *x.shape[2:])), size[1:], strides[1:], padding, "channels_last")
+    sides = x.shape[1:3]
+    x = ops.reshape(x, (-1, depth, sides[0] * sides[1], channels))
+    x = pool(x, (size[0], 1), (strides[0], 1), padding, "channels_last")
+    return ops.reshape(x, (-1, x.shape[1], *sides, channels))
 
 
 OPERATIONS["MaxPool"] = functools.partial(_pooling, "MAX_POOL_2D")
@@ -172,14 +186,120 @@ def _resize_rule(lowering, operation, x):
 
 def _resized(lowering, settings, x, size):
     """Images of another size, as the operation or layer says that has the settings."""
-    if settings.antialias or settings.crop_to_aspect_ratio or settings.pad_to_aspect_ratio:
-        raise lowering.refusal("a resize that smooths, crops or pads")
+    if settings.crop_to_aspect_ratio or settings.pad_to_aspect_ratio:
+        raise lowering.refusal("a resize that crops or pads")
+    if settings.data_format != "channels_last" or len(x.shape) != 4:
+        raise lowering.refusal("a resize other than of images, channels last")
     code = {"bilinear": "RESIZE_BILINEAR", "nearest": "RESIZE_NEAREST_NEIGHBOR"}.get(settings.interpolation)
-    if code is None or settings.data_format != "channels_last" or len(x.shape) != 4:
-        raise lowering.refusal("a resize other than bilinear or to the nearest, of images, channels last")
+    if code is None or settings.antialias:
+        return _resized_by_products(lowering, settings, x, size)
     shape = (x.shape[0], *size, x.shape[-1])
     size = lowering.constant(np.array(size, np.int32))
     return lowering.graph.apply(code, [x, size], shape, halfPixelCenters=True)
+
+
+def _resized_by_products(lowering, settings, x, size):
+    """By a matrix for each of the two axes: what Keras makes of an image of one column a row."""
+
+    def matrix(before, after):
+        columns = np.eye(before, dtype="float32").reshape(1, before, 1, before)
+        how = {"interpolation": settings.interpolation, "antialias": settings.antialias}
+        columns = ops.image.resize(columns, (after, 1), data_format="channels_last", **how)
+        return ops.convert_to_numpy(columns).reshape(after, before)
+
+    rows, columns = (matrix(*sizes) for sizes in zip(x.shape[1:3], size, strict=True))
+
+    def resize(x):
+        x = ops.moveaxis(ops.matmul(ops.moveaxis(x, 1, -1), rows.T), -1, 1)
+        return ops.moveaxis(ops.matmul(ops.moveaxis(x, 2, -1), columns.T), -1, 2)
+
+    return lowering.call(resize, (in_dtype(lowering, x, "float32"),), {})
+
+
+# Pieces of images
+
+
+@_rule("DepthToSpace", "SpaceToDepth")
+def _depth_or_space(lowering, operation, x):
+    if operation.data_format != "channels_last":
+        raise lowering.refusal("a change of depth and space other than channels last")
+    code = "DEPTH_TO_SPACE" if type(operation).__name__ == "DepthToSpace" else "SPACE_TO_DEPTH"
+    shape = operation.compute_output_spec(spec(x)).shape
+    return lowering.graph.apply(code, [x], shape, dtype=x.dtype, blockSize=operation.block_size)
+
+
+@_rule("ExtractPatches")
+def _patches(lowering, operation, x):
+    """The entries of each patch side by side: by their places if no patches overlap, else by strides."""
+    if operation.data_format != "channels_last" or len(x.shape) != 4 or len(operation.size) != 2:
+        raise lowering.refusal("patches other than of images, channels last")
+    size = tuple(operation.size)
+    strides, dilations = pair(operation.strides, 2), pair(operation.dilation_rate, 2)
+    shape = operation.compute_output_spec(spec(x)).shape
+    reach = [(part - 1) * dilation + 1 for part, dilation in zip(size, dilations, strict=True)]
+    needed = [
+        (count - 1) * stride + far for count, stride, far in zip(shape[1:3], strides, reach, strict=True)
+    ]
+
+    def extract(x):
+        for axis, whole in enumerate(needed, start=1):
+            missing = max(whole - x.shape[axis], 0)
+            x = _padded(x, axis, missing // 2, missing - missing // 2)
+        if tuple(strides) == size and reach == list(size):
+            (rows, columns), channels = shape[1:3], x.shape[-1]
+            x = x[:, : needed[0], : needed[1]]
+            x = ops.reshape(x, (-1, rows, size[0], columns, size[1] * channels))
+            return ops.reshape(ops.transpose(x, (0, 1, 3, 2, 4)), (-1, rows, columns, shape[-1]))
+        parts = []
+        for place in np.ndindex(size):
+            begin = [at * dilation for at, dilation in zip(place, dilations, strict=True)]
+            rows, columns = (
+                slice(first, first + (count - 1) * stride + 1, stride)
+                for first, count, stride in zip(begin, shape[1:3], strides, strict=True)
+            )
+            parts.append(x[:, rows, columns])
+        return ops.concatenate(parts, axis=-1)
+
+    return lowering.call(extract, (x,), {})
+
+
+@_rule("RGBToGrayscale")
+def _gray(lowering, operation, x):
+    if operation.data_format != "channels_last":
+        raise lowering.refusal("a change of colours other than channels last")
+    if x.shape[-1] == 1:
+        return x
+    weights = np.array([[0.2989], [0.587], [0.114]], "float32")
+    return lowering.call(lambda x: ops.matmul(x, weights), (x,), {})
+
+
+@_rule("PadImages")
+def _padded_images(lowering, operation, x):
+    amounts = _around(lowering, operation, x, "padding", 1)
+    return lowering.call(lambda x: ops.pad(x, [(0, 0), *amounts, (0, 0)]), (x,), {})
+
+
+@_rule("CropImages")
+def _cropped_images(lowering, operation, x):
+    (top, bottom), (left, right) = _around(lowering, operation, x, "cropping", -1)
+    height, width = x.shape[1:3]
+    return lowering.call(lambda x: x[:, top : height - bottom, left : width - right], (x,), {})
+
+
+def _around(lowering, operation, x, what, sign):
+    """How much is added or cut at both ends of the height and of the width."""
+    if operation.data_format != "channels_last" or len(x.shape) != 4:
+        raise lowering.refusal("a change of the size other than of images, channels last")
+    found = []
+    for axis, target, ends in (
+        (1, operation.target_height, ("top", "bottom")),
+        (2, operation.target_width, ("left", "right")),
+    ):
+        first, last = (getattr(operation, f"{end}_{what}") for end in ends)
+        change = None if target is None else sign * (target - x.shape[axis])
+        first = change - last if first is None else first
+        found.append((first, change - first if last is None else last))
+    return found
 
 
 # Layers

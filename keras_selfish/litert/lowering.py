@@ -15,6 +15,8 @@ from keras_selfish.cloning import as_function, carry_masks, inlined, is_model, n
 from keras_selfish.keras_internals import symbolic_operations
 from keras_selfish.litert import image_rules, layer_rules, rules
 from keras_selfish.litert.graph import Tensor
+from keras_selfish.litert.open_batch import open_batch
+from keras_selfish.litert.types import operands_of, output_of
 
 OPERATIONS = {**rules.OPERATIONS, **image_rules.OPERATIONS}
 LAYERS = {**layer_rules.LAYERS, **image_rules.LAYERS}
@@ -71,13 +73,22 @@ class Lowering:
         for node in order:
             args, kwargs = keras.tree.map_structure(value_of, (node.arguments.args, node.arguments.kwargs))
             once = [uses[id(tensor)] == 1 for tensor in node.input_tensors]
-            outputs = self.operation(node.operation, args, kwargs, all(once))
+            dtype = node.output_tensors[0].dtype
+            outputs = self.operation(node.operation, args, kwargs, all(once), dtype)
             for tensor, value in zip(node.output_tensors, keras.tree.flatten(outputs), strict=True):
                 values[id(tensor)] = value
         return [values[id(tensor)] for tensor in keras.tree.flatten(function.outputs)]
 
-    def operation(self, operation, args, kwargs, inputs_are_used_once=False):
-        """Writes an operation, a layer, or a model, and returns its outputs in Keras's structure."""
+    def operation(self, operation, args, kwargs, inputs_are_used_once=False, dtype="float32"):
+        """Writes an operation, a layer, or a model, and returns its outputs in Keras's structure.
+
+        Args:
+            operation: The operation of Keras.
+            args: List of its arguments, `Tensor`s for tensors that are computed.
+            kwargs: Dict of those by name.
+            inputs_are_used_once: Whether nothing else reads these.
+            dtype: What Keras says of the type of an operation's output.
+        """
         tensors = [value for value in keras.tree.flatten((args, kwargs)) if isinstance(value, Tensor)]
         if not tensors:  # of known values only
             return operation(*args, **kwargs)
@@ -95,11 +106,12 @@ class Lowering:
         if name not in OPERATIONS:
             raise self.refusal(f"the operation {name}")
         args, kwargs = keras.tree.map_structure(_known, (args, kwargs))
+        args, kwargs = operands_of(self, name, (args, kwargs), dtype)
         if name == "Add":
             fused = self._with_bias(*args, inputs_are_used_once)
             if fused is not None:
                 return fused
-        return OPERATIONS[name](self, operation, *args, **kwargs)
+        return output_of(self, name, OPERATIONS[name](self, operation, *args, **kwargs), dtype)
 
     def call(self, function, args, kwargs):
         """Writes a Python function of Keras operations, which is shown symbolic tensors for values."""
@@ -115,7 +127,7 @@ class Lowering:
         args, kwargs = keras.tree.map_structure(symbol_of, (args, kwargs))
         carry_masks(function, args, kwargs)
         try:
-            with _variables_leave_to_symbols(), symbolic_operations():
+            with _variables_leave_to_symbols(), symbolic_operations(), open_batch(symbols):
                 outputs = function(*args, **kwargs)
         except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
             what = "Python code that does more than `keras.ops` with its inputs"

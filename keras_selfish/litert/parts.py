@@ -59,16 +59,23 @@ def in_dtype(lowering, x, dtype):
 
 
 def of_one_dtype(lowering, left, right):
-    """Both as tensors; what is known has the dtype of what is computed."""
+    """Both as tensors; what is known has the dtype of what is computed, if that can hold it."""
     if not isinstance(left, Tensor):
-        left = np.asarray(left, right.dtype)
+        left = _known_beside(left, right.dtype)
     if not isinstance(right, Tensor):
-        right = np.asarray(right, left.dtype)
+        right = _known_beside(right, left.dtype)
     left, right = lowering.constant(left), lowering.constant(right)
     if left.dtype != right.dtype:
         wide = keras.backend.result_type(left.dtype, right.dtype)
         left, right = in_dtype(lowering, left, wide), in_dtype(lowering, right, wide)
     return left, right
+
+
+def _known_beside(value, dtype):
+    value = np.asarray(value)
+    order = ["bool", "int32", "float32"]
+    kind = {"b": "bool", "f": "float32"}.get(value.dtype.kind, "int32")
+    return value.astype(max(kind, dtype, key=order.index) if dtype in order else dtype)
 
 
 def reshape(lowering, x, shape):
@@ -105,7 +112,8 @@ def join(lowering, tensors, axis):
     """Tensors one after another along an axis."""
     tensors = [lowering.constant(tensor) for tensor in tensors]
     shape = list(tensors[0].shape)
-    shape[axis] = sum(tensor.shape[axis] for tensor in tensors)
+    sizes = [tensor.shape[axis] for tensor in tensors]
+    shape[axis] = None if None in sizes else sum(sizes)
     axis %= len(shape)
     return lowering.graph.apply("CONCATENATION", tensors, shape, dtype=tensors[0].dtype, axis=axis)
 

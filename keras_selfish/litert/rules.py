@@ -16,6 +16,7 @@ from keras import ops
 
 from keras_selfish.litert.composed import COMPOSED, einsum_by_product, named_axes, scaled_elu
 from keras_selfish.litert.graph import DTYPES, Tensor
+from keras_selfish.litert.orders import ORDERS
 from keras_selfish.litert.parts import (
     along_last,
     axes_of,
@@ -44,6 +45,8 @@ _rule = rules_in(OPERATIONS)  # by the names of their classes
 
 
 def _unary(code, lowering, _, x):
+    if x.dtype == "int32" and code in ("ROUND", "SQUARE"):  # which LiteRT has for floats only
+        return x if code == "ROUND" else lowering.graph.apply("MUL", [x, x], x.shape, dtype=x.dtype)
     return lowering.graph.apply(code, [x], x.shape, dtype=x.dtype)
 
 
@@ -103,6 +106,19 @@ for _name in ("Equal", "NotEqual", "Greater", "GreaterEqual", "Less", "LessEqual
     OPERATIONS[_name] = functools.partial(_comparison, _code)
 
 
+@_rule("Arctan2")
+def _angle(lowering, operation, left, right):
+    """LiteRT's takes tensors of one shape."""
+    left, right = of_one_dtype(lowering, left, right)
+    if left.shape == right.shape:
+        return _binary("ATAN2", lowering, operation, left, right)
+    return lowering.call(
+        lambda left, right: ops.arctan2(left + ops.zeros_like(right), right + ops.zeros_like(left)),
+        (left, right),
+        {},
+    )
+
+
 @_rule("ReLU", "Relu")
 def _relu(lowering, operation, x):
     slope, most = getattr(operation, "negative_slope", 0.0), getattr(operation, "max_value", None)
@@ -113,6 +129,8 @@ def _relu(lowering, operation, x):
         )
     elif slope:
         outputs = lowering.graph.apply("LEAKY_RELU", [x], x.shape, alpha=float(slope))
+    elif x.dtype != "float32":
+        outputs = lowering.graph.apply("MAXIMUM", [x, lowering.constant(0)], x.shape, dtype=x.dtype)
     else:
         outputs = lowering.graph.apply("RELU", [x], x.shape)
     if most is None:
@@ -156,6 +174,11 @@ def _cast(lowering, operation, x):
         operation.dtype, operation.dtype
     )
     return in_dtype(lowering, x, dtype)
+
+
+@_rule("ConvertToTensor")
+def _convert(lowering, operation, x):
+    return x if operation.dtype is None else _cast(lowering, operation, x)
 
 
 @_rule("StopGradient", "Identity", "Copy")
@@ -240,7 +263,7 @@ def _log_softmax(lowering, operation, x):
 @_rule("Cumsum")
 def _cumulative_sum(lowering, operation, x):
     axis = lowering.constant(np.int32(operation.axis % len(x.shape)))
-    return lowering.graph.apply("CUMSUM", [x, axis], x.shape)
+    return lowering.graph.apply("CUMSUM", [x, axis], x.shape, dtype=x.dtype)
 
 
 @_rule("BatchNorm")
@@ -325,6 +348,10 @@ def _times(lowering, left, matrix, path):
 
 @_rule("Reshape")
 def _reshape_rule(lowering, operation, x):
+    sizes = tuple(operation.newshape)
+    if {None, -1} <= set(sizes) and None not in x.shape[1:]:  # None is the batch, which stays as it is
+        rest = math.prod(x.shape[1:]) // math.prod(size for size in sizes if size not in (None, -1))
+        return reshape(lowering, x, [rest if size == -1 else size for size in sizes])
     return reshape(lowering, x, spec_of(operation, x).shape)
 
 
@@ -376,6 +403,8 @@ def _stack(lowering, operation, tensors):
 @_rule("Split")
 def _split(lowering, operation, x):
     axis = operation.axis % len(x.shape)
+    if x.shape[axis] is None:
+        raise lowering.refusal("a `split` of the batch")
     shapes = [spec.shape for spec in spec_of(operation, x)]
     sizes = lowering.constant(np.array([shape[axis] for shape in shapes], np.int32))
     inputs = [x, sizes, lowering.constant(np.int32(axis))]
@@ -414,19 +443,26 @@ def _tile_rule(lowering, operation, x):
 
 @_rule("Flip")
 def _flip(lowering, operation, x):
-    axes = np.array(axes_of(operation.axis, len(x.shape)), np.int32)
-    return lowering.graph.apply("REVERSE_V2", [x, lowering.constant(axes)], x.shape, dtype=x.dtype)
+    """One axis after another: LiteRT takes several only if they stand side by side."""
+    for axis in axes_of(operation.axis, len(x.shape)):
+        place = lowering.constant(np.array([axis], np.int32))
+        x = lowering.graph.apply("REVERSE_V2", [x, place], x.shape, dtype=x.dtype)
+    return x
 
 
 @_rule("Pad")
 def _pad(lowering, operation, x, constant_values=None):
-    if operation.mode != "constant" or constant_values:
-        raise lowering.refusal("a padding with anything but zeros")
     shape = spec_of(operation, x).shape
     amounts = np.broadcast_to(np.array(operation.pad_width, np.int32), (len(x.shape), 2))
-    return lowering.graph.apply(
-        "PAD", [x, lowering.constant(np.ascontiguousarray(amounts))], shape, dtype=x.dtype
-    )
+    inputs, mirror = [x, lowering.constant(np.ascontiguousarray(amounts))], {"reflect": 0, "symmetric": 1}
+    if operation.mode in mirror:
+        mode = mirror[operation.mode]
+        return lowering.graph.apply("MIRROR_PAD", inputs, shape, dtype=x.dtype, mode=mode)
+    if operation.mode != "constant":
+        raise lowering.refusal(f"a padding of the mode {operation.mode!r}")
+    if constant_values is not None:
+        inputs.append(lowering.constant(np.asarray(constant_values, x.dtype)))
+    return lowering.graph.apply("PADV2" if len(inputs) > 2 else "PAD", inputs, shape, dtype=x.dtype)
 
 
 @_rule("Take")
@@ -468,5 +504,5 @@ def _composed(function, lowering, operation, *args, **kwargs):
     return lowering.call(lambda *args, **kwargs: function(operation, *args, **kwargs), args, kwargs)
 
 
-for _name, _function in COMPOSED.items():
+for _name, _function in (COMPOSED | ORDERS).items():
     OPERATIONS[_name] = functools.partial(_composed, _function)

@@ -139,6 +139,116 @@ def operations():
     return named_outputs(x, outputs)
 
 
+def orders():
+    """Of entries of which some are equal, too."""
+    x, ops = keras.Input((5, 6), name="x"), keras.ops
+    even = ops.round(x)
+    outputs = [
+        ops.sort(x, axis=1),
+        ops.argsort(x),
+        ops.argsort(even, axis=1),
+        ops.sort(ops.cast(even, "int32")),
+    ]
+    outputs += [ops.median(x, axis=1), ops.median(x, axis=-1, keepdims=True), ops.quantile(x, 0.3, axis=2)]
+    outputs.append(ops.moveaxis(ops.quantile(x, np.array([0.0, 0.4, 1.0], "float32"), axis=1), 0, 1))
+    outputs += [ops.take_along_axis(x, ops.argsort(x, axis=1)[:, -2:], axis=1)]
+    outputs += [ops.take_along_axis(x, ops.argmin(x, axis=-1, keepdims=True) - 1, axis=2)]
+    outputs += [ops.rot90(x, turns, axes=(1, 2)) for turns in (1, 3, 4)]
+    outputs += [ops.roll(x, (1, -2), (1, 2)), ops.cumprod(x, axis=1), ops.count_nonzero(even, axis=-1)]
+    outputs += [ops.diagonal(x, offset, 1, 2) for offset in (-2, 0, 3)] + [ops.trace(x, 1, 2, 1)]
+    outputs.append(ops.digitize(x, np.array([-1.0, 0.0, 1.0], "float32")))
+    outputs += [ops.select([x > 1, x > 0], [x, 2 * x], 5.0), ops.append(x, x, axis=2), ops.hstack([x, x])]
+    outputs += [ops.multi_hot(ops.cast(even[:, :, 0], "int32"), 3), ops.fliplr(x), ops.dstack([x, even])]
+    return named_outputs(x, outputs)
+
+
+def functions():
+    """Each with a part of the numbers that it is defined for."""
+    x, ops = keras.Input((5, 6), name="x"), keras.ops
+    small, large = ops.tanh(x) * 0.9, ops.abs(x) + 1.1
+    names = ("sinh", "cosh", "arcsinh", "arctan", "exp2", "cbrt", "trunc", "deg2rad", "rad2deg", "erfc")
+    outputs = [getattr(ops, name)(x) for name in names]
+    outputs += [getattr(ops, name)(small) for name in ("arcsin", "arccos", "arctanh")]
+    outputs += [getattr(ops, name)(large) for name in ("arccosh", "log2", "log10")]
+    outputs += [getattr(ops, name)(x, x[:, :1]) for name in ("logaddexp", "hypot", "arctan2")]
+    outputs += [ops.logaddexp2(30 * x, -30 * x), ops.divide_no_nan(x, ops.relu(x)), ops.ptp(x, axis=1)]
+    huge = ops.exp(60 * x)  # of which some are infinite
+    outputs += [ops.cast(is_so(huge), "float32") for is_so in (ops.isinf, ops.isfinite)]
+    outputs += [ops.norm(x, order, axis=1) for order in (1, np.inf, -np.inf)] + [ops.normalize(x, order=1)]
+    weights = np.arange(1, 7, dtype="float32")
+    outputs += [ops.average(x, axis=2, weights=weights), ops.average(x, axis=1, weights=large)]
+    return named_outputs(x, [*outputs, ops.convert_to_tensor(x, dtype="float32") + 1])
+
+
+def patches():
+    """As in a vision transformer, overlapping, with gaps, and beyond the edge."""
+    x, image = keras.Input((9, 12, 3), name="x"), keras.ops.image
+    settings = [((3, 4),), (4,), (3, 2), ((2, 3), 1, 2)]
+    outputs = [image.extract_patches(x, *setting) for setting in settings]
+    outputs += [image.extract_patches(x, size, padding="same") for size in (3, 4)]
+    outputs += [keras.ops.pad(x, ((0, 0), (1, 2), (3, 0), (0, 0)), mode) for mode in ("reflect", "symmetric")]
+    outputs += [keras.ops.pad(x, ((0, 0), (1, 0), (0, 1), (0, 0)), constant_values=2.5)]
+    outputs += [image.rgb_to_grayscale(x), image.crop_images(x, 1, 2, target_height=5, target_width=6)]
+    outputs += [keras.ops.flip(x, (1, 3)), image.pad_images(x, 1, 2, bottom_padding=0, target_width=15)]
+    return named_outputs(x, outputs)
+
+
+def pixels_and_channels():
+    x = keras.Input((4, 6, 8), name="x")
+    return named_outputs(x, [keras.ops.depth_to_space(x, 2), keras.ops.space_to_depth(x, 2)])
+
+
+def resized_smoothly():
+    x, resize = keras.Input((7, 8, 3), name="x"), layers.Resizing
+    outputs = [resize(*size, interpolation="bicubic")(x) for size in ((9, 5), (14, 16))]
+    return named_outputs(x, [*outputs, resize(5, 10, "lanczos3", antialias=True)(x)])
+
+
+def integers():
+    """Which Keras computes with as with other numbers."""
+    x, ops = keras.Input((6,), dtype="int32", name="x"), keras.ops
+    large, wide, ones = x > 3, ops.cast(x, "float32"), np.ones((6, 2), "float32")
+    outputs = [x * 0.5, x / 2, x / (x + 100), x // 3, x % 3, x**2, 1.5 - x, ops.maximum(x, 4.5), x // 2.5]
+    outputs += [ops.mean(x, 1), ops.sum(large, axis=1), ops.mean(large, axis=1), ops.prod(x % 2 + 1, 1)]
+    outputs += [ops.cumsum(x, 1), ops.cumsum(large, 1), ops.std(x, 1), ops.var(x, 1), ops.average(x, 1)]
+    outputs += [ops.exp(x / 50), ops.exp(ops.minimum(x, 3)), ops.sqrt(x), ops.log(x + 1), ops.tanh(x)]
+    outputs += [
+        ops.round(x),
+        ops.floor(x),
+        ops.relu(x - 5),
+        ops.square(x),
+        ops.cos(x),
+        large * 2.0,
+        large * x,
+    ]
+    outputs += [large * x, ops.where(large, x, 0.5), ops.matmul(x, ones), ops.einsum("ab,bc->ac", x, ones)]
+    outputs += [ops.matmul(x[:, None, :], x[:, :, None]), ops.stack([wide, x], 1), ops.argmax(x, 1) * 2.5]
+    outputs += [ops.concatenate([wide, x], 1), ops.concatenate([large, x], 1), ops.median(x, 1)]
+    outputs += [ops.cast(truth, "int32") for truth in (ops.any(x, 1), ops.logical_and(x, large), x > 2.5)]
+    return named_outputs(x, outputs)
+
+
+class Batched(layers.Layer):
+    """Makes tensors of as many rows as there are in the batch."""
+
+    def build(self, input_shape):
+        self.token = self.add_weight(shape=(1, 1, input_shape[-1]), initializer="uniform")
+        self.cell = layers.LSTMCell(4)
+        self.cell.build((None, input_shape[-1]))
+        self.built = True
+
+    def call(self, x):
+        ops, batch, width = keras.ops, keras.ops.shape(x)[0], x.shape[-1]
+        tokens = [ops.broadcast_to(self.token, (batch, 1, width)), ops.repeat(self.token, batch, axis=0)]
+        tokens += [ops.tile(self.token, [batch, 2, 1]), ops.full((batch, 1, width), 2.5)]
+        tokens.append(ops.cast(ops.ones(shape=(batch, 1, width), dtype="int32"), "float32"))
+        x = ops.reshape(ops.concatenate([*tokens, x], axis=1), (batch, -1, width, 1))[..., 0]
+        states = [ops.zeros((batch, 4)), ops.zeros((batch, 4))]
+        for step in range(11):
+            output, states = self.cell(x[:, step], states)
+        return ops.concatenate([output, -output], axis=0)
+
+
 def categories():
     x, encoding = keras.Input((4,), name="x"), layers.CategoryEncoding
     places = layers.Discretization(bin_boundaries=[-0.5, 0.5])(x)
@@ -259,6 +369,12 @@ MODELS = {
         layers.Flatten(),
         shape=(4, 5, 6, 2),
     ),
+    "pooled volumes": lambda: sequential(
+        layers.MaxPooling3D((2, 1, 3), strides=(1, 2, 2)),
+        layers.AveragePooling3D(2, padding="same"),
+        layers.Flatten(),
+        shape=(5, 6, 7, 2),
+    ),
     "groups": lambda: sequential(
         layers.Conv2D(6, 3, groups=2, activation="relu"),
         layers.Conv2D(3, 2, strides=2, padding="same", groups=3, use_bias=False),
@@ -282,6 +398,13 @@ MODELS = {
     ),
     "activations of layers": activations_of_layers,
     "operations": operations,
+    "orders": orders,
+    "functions": functions,
+    "patches": patches,
+    "pixels and channels": pixels_and_channels,
+    "resized smoothly": resized_smoothly,
+    "integers": integers,
+    "rows of a batch": lambda: sequential(Batched()),
     "categories": categories,
     "attention": attention,
     "choices": choices,
@@ -317,10 +440,19 @@ MODELS = {
     "two_inputs": two_inputs,
     "elementwise": attention_free_block,
 }
-SINCE = {"adaptive poolings": "3.13", "places kept": "3.14"}
+SINCE = {
+    "adaptive poolings": "3.13",
+    "places kept": "3.14",
+    **dict.fromkeys(("orders", "functions", "patches", "pixels and channels"), "3.15"),
+}
 
 
 SHOWN_ON_JAX = (
+    "patches",
+    "resized smoothly",
+    "pooled volumes",
+    "integers",
+    "rows of a batch",
     "settings",
     "masked",
     "masked, models within",
@@ -614,6 +746,12 @@ def test_a_file_that_ends_the_runtime_is_not_handed_out(tmp_path):
         run(path, [{"x": np.ones((1, 64), "float32")}])
 
 
+class Repeated(layers.Layer):
+    def call(self, x):
+        rows = keras.ops.ones((2, 6))
+        return keras.ops.matmul(x, keras.ops.transpose(keras.ops.repeat(rows, keras.ops.shape(x)[0], axis=0)))
+
+
 def functional(model):
     """The same layers, without the methods of the class."""
     return keras.Model(model.input, model.output)
@@ -656,9 +794,24 @@ BAD = {
         "keeps its state",
     ),
     "operation": (
-        lambda: keras.Model(x := keras.Input((5,)), keras.ops.argsort(x)),
+        lambda: keras.Model(x := keras.Input((5,)), keras.ops.erfinv(x)),
         {},
-        "the operation Argsort",
+        "the operation Erfinv",
+    ),
+    "along the batch": (
+        lambda: keras.Model(x := keras.Input((5,)), keras.ops.sort(x, axis=0)),
+        {},
+        "the operation Sort along the batch",
+    ),
+    "split of the batch": (
+        lambda: keras.Model(x := keras.Input((5,)), keras.ops.split(x, [1], axis=0)[0]),
+        {},
+        "a `split` of the batch",
+    ),
+    "rows for each of a batch": (
+        lambda: sequential(Repeated()),
+        {},
+        "2 rows, each as often as a batch has rows",
     ),
     "vocabulary": (
         lambda: LanguageModel(40, units=8),
