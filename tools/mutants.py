@@ -289,6 +289,30 @@ MUTANTS = [
         "export/test_saved_model.py",
     ),
     Mutant(
+        "litert/types.py",
+        "_rank(value.dtype) < _rank(wanted)",
+        "value.dtype == wanted",
+        "export/test_litert.py",
+    ),
+    Mutant(
+        "litert/open_batch.py",
+        "maker(**named) if first is None else",
+        "maker(**named) if size is None else",
+        "export/test_litert.py",
+    ),
+    Mutant(
+        "litert/rules.py",
+        "Matrices() if isinstance(matrix, Exact) else lowering.matrices",
+        "lowering.matrices",
+        "export/test_litert.py",
+    ),
+    Mutant(
+        "litert/image_rules.py",
+        "if tuple(strides) == size and",
+        "if",
+        "export/test_litert.py",
+    ),
+    Mutant(
         "export/onnx.py",
         "        _rewrite(part)\n",
         "",

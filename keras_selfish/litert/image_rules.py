@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_selfish.convolutions import call_in_groups, is_in_groups
-from keras_selfish.litert.parts import for_each, in_dtype, padding_code, pair, reshape, rules_in, spec
+from keras_selfish.litert.parts import Exact, for_each, in_dtype, padding_code, pair, reshape, rules_in, spec
 
 OPERATIONS: dict[str, Any] = {}
 LAYERS: dict[Any, Any] = {}
@@ -205,13 +205,13 @@ def _resized_by_products(lowering, settings, x, size):
         columns = np.eye(before, dtype="float32").reshape(1, before, 1, before)
         how = {"interpolation": settings.interpolation, "antialias": settings.antialias}
         columns = ops.image.resize(columns, (after, 1), data_format="channels_last", **how)
-        return ops.convert_to_numpy(columns).reshape(after, before)
+        return Exact(ops.convert_to_numpy(columns).reshape(after, before).T)
 
     rows, columns = (matrix(*sizes) for sizes in zip(x.shape[1:3], size, strict=True))
 
     def resize(x):
-        x = ops.moveaxis(ops.matmul(ops.moveaxis(x, 1, -1), rows.T), -1, 1)
-        return ops.moveaxis(ops.matmul(ops.moveaxis(x, 2, -1), columns.T), -1, 2)
+        x = ops.moveaxis(ops.matmul(ops.moveaxis(x, 1, -1), rows), -1, 1)
+        return ops.moveaxis(ops.matmul(ops.moveaxis(x, 2, -1), columns), -1, 2)
 
     return lowering.call(resize, (in_dtype(lowering, x, "float32"),), {})
 
@@ -269,7 +269,7 @@ def _gray(lowering, operation, x):
         raise lowering.refusal("a change of colours other than channels last")
     if x.shape[-1] == 1:
         return x
-    weights = np.array([[0.2989], [0.587], [0.114]], "float32")
+    weights = Exact([[0.2989], [0.587], [0.114]])
     return lowering.call(lambda x: ops.matmul(x, weights), (x,), {})
 
 

@@ -19,6 +19,13 @@ def rules_in(table):
     return rule
 
 
+class Exact(np.ndarray):
+    """A matrix that belongs to an operation, such as a transform, and is no weight: stored as it is."""
+
+    def __new__(cls, matrix):
+        return np.asarray(matrix, np.float32).view(cls)
+
+
 def strided_slice(lowering, x, parts):
     """The part of a tensor that a slice or a number for each axis names; axes of numbers stay, of size 1."""
     begins, ends, strides, shape, begin_mask, end_mask = [], [], [], [], 0, 0

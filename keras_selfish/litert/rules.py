@@ -16,8 +16,10 @@ from keras import ops
 
 from keras_selfish.litert.composed import COMPOSED, einsum_by_product, named_axes, scaled_elu
 from keras_selfish.litert.graph import DTYPES, Tensor
+from keras_selfish.litert.matrices import Matrices
 from keras_selfish.litert.orders import ORDERS
 from keras_selfish.litert.parts import (
+    Exact,
     along_last,
     axes_of,
     broadcast_shape,
@@ -34,6 +36,7 @@ from keras_selfish.litert.parts import (
     tile,
     transpose,
 )
+from keras_selfish.litert.signals import SIGNALS
 
 OPERATIONS: dict[str, Any] = {}
 
@@ -220,9 +223,10 @@ for _name, _code in {
 
 
 def _place_of(code, lowering, operation, x):
+    wanted = spec_of(operation, x).shape
     if operation.axis is None:
-        raise lowering.refusal("the place of the largest of all entries; give an axis")
-    axis = operation.axis % len(x.shape)
+        x = reshape(lowering, x, (None,) if None in x.shape else (math.prod(x.shape),))
+    axis = (operation.axis or 0) % len(x.shape)
     shape = (*x.shape[:axis], *x.shape[axis + 1 :])
     place = lowering.graph.apply(
         code,
@@ -231,7 +235,7 @@ def _place_of(code, lowering, operation, x):
         dtype="int32",
         outputType=DTYPES["int32"],
     )
-    return reshape(lowering, place, spec_of(operation, x).shape)
+    return reshape(lowering, place, wanted)
 
 
 OPERATIONS["Argmax"] = functools.partial(_place_of, "ARG_MAX")
@@ -336,7 +340,8 @@ def _times(lowering, left, matrix, path):
     """A tensor times a matrix (inputs, outputs), which has the path of its variable, if it is one."""
     weight = np.ascontiguousarray(np.asarray(matrix, np.float32).T)
     name = path or "/".join([*lowering.path, "matrix"])
-    outputs = lowering.matrices.product(lowering.graph, left, weight, None, name)
+    matrices = Matrices() if isinstance(matrix, Exact) else lowering.matrices
+    outputs = matrices.product(lowering.graph, left, weight, None, name)
     operator = lowering.graph.subgraph.operators[-1]
     if len(operator.inputs) == 3 and operator.inputs[2] == -1:
         lowering.products[outputs.index] = operator
@@ -479,6 +484,20 @@ def _take(lowering, operation, x, indices):
     return lowering.graph.apply("GATHER", [x, indices], shape, dtype=x.dtype, axis=axis)
 
 
+@_rule("Slice")
+def _slice_rule(lowering, operation, x, start):
+    sizes = [-1 if size is None else size for size in operation.shape]
+    shape = operation.compute_output_spec(spec(x), start if isinstance(start, Tensor) else list(start)).shape
+    places = [in_dtype(lowering, start, "int32"), lowering.constant(np.array(sizes, np.int32))]
+    return lowering.graph.apply("SLICE", [x, *places], shape, dtype=x.dtype)
+
+
+@_rule("SliceUpdate")
+def _slice_update(lowering, _, x, start, updates):
+    tensors = [*of_one_dtype(lowering, x, updates), in_dtype(lowering, start, "int32")]
+    return lowering.graph.apply("DYNAMIC_UPDATE_SLICE", tensors, tensors[0].shape, dtype=tensors[0].dtype)
+
+
 @_rule("GetItem")
 def _get_item(lowering, operation, x, key):
     key = list(key) if isinstance(key, tuple) else [key]
@@ -504,5 +523,5 @@ def _composed(function, lowering, operation, *args, **kwargs):
     return lowering.call(lambda *args, **kwargs: function(operation, *args, **kwargs), args, kwargs)
 
 
-for _name, _function in (COMPOSED | ORDERS).items():
+for _name, _function in (COMPOSED | ORDERS | SIGNALS).items():
     OPERATIONS[_name] = functools.partial(_composed, _function)

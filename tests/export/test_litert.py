@@ -249,6 +249,26 @@ class Batched(layers.Layer):
         return ops.concatenate([output, -output], axis=0)
 
 
+def signals():
+    """Spectra, also of parts, and a place that is computed, as in a cache of keys."""
+    x, ops = keras.Input((24,), name="x"), keras.ops
+    wide = ops.reshape(x, (-1, 2, 12))
+    outputs = [
+        *ops.rfft(x),
+        *ops.rfft(wide, 16),
+        *ops.fft((wide, wide[:, ::-1])),
+        ops.extract_sequences(x, 5, 3),
+    ]
+    outputs += [*ops.stft(x, 6, 4, 8), *ops.stft(wide, 4, 2, 4, "hamming", center=False)]
+    place = ops.argmax(ops.max(wide, axis=(0, 2)))
+    at = ops.stack([0 * place, place, 0 * place])
+    outputs += [
+        ops.slice_update(wide, at, ops.zeros_like(wide[:, :1])),
+        ops.slice(wide, (0, 1, 2), (-1, 1, 4)),
+    ]
+    return named_outputs(x, outputs)
+
+
 def categories():
     x, encoding = keras.Input((4,), name="x"), layers.CategoryEncoding
     places = layers.Discretization(bin_boundaries=[-0.5, 0.5])(x)
@@ -404,6 +424,7 @@ MODELS = {
     "pixels and channels": pixels_and_channels,
     "resized smoothly": resized_smoothly,
     "integers": integers,
+    "signals": signals,
     "rows of a batch": lambda: sequential(Batched()),
     "categories": categories,
     "attention": attention,
@@ -489,6 +510,21 @@ def outputs_of(model, inputs):
     outputs = model(keras.tree.pack_sequence_as(structure, list(inputs.values())), training=False)
     outputs = outputs if isinstance(outputs, dict) else dict(enumerate(keras.tree.flatten(outputs)))
     return {name: keras.ops.convert_to_numpy(value) for name, value in sorted(outputs.items())}
+
+
+@pytest.mark.parametrize("quantize", ["int8", "float16"])
+def test_matrices_of_operations_stay_as_they_are(quantize, tmp_path):
+    """Those of weights alone are stored in fewer bits."""
+    x = keras.Input((8, 8, 3), name="x")
+    spectrum = keras.ops.rfft(
+        keras.ops.transpose(layers.Resizing(5, 6, interpolation="bicubic")(x), (0, 3, 1, 2))
+    )
+    model = keras.Model(x, {"gray": keras.ops.image.rgb_to_grayscale(x), "spectrum": spectrum[0]})
+    path = litert(model, tmp_path / "model.tflite", quantize)
+    inputs = {"x": example(model.input)}
+    (received,) = run(path, [inputs])
+    for name, expected in outputs_of(model, inputs).items():
+        np.testing.assert_allclose(received[name], expected, atol=1e-5)
 
 
 def about(path):

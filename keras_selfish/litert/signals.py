@@ -1,0 +1,60 @@
+"""Spectra of signals, as products with matrices, for LiteRT.
+
+Each is a function of the operation, which has its settings, and of its arguments. A transform is linear, so
+that what Keras makes of the rows of a unit matrix is its matrix.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from keras import ops
+
+from keras_selfish.litert.parts import Exact
+
+
+def _matrices(transform, size):
+    """What a transform makes of each entry of a signal: the real and the imaginary parts."""
+    return [Exact(ops.convert_to_numpy(part)) for part in transform(np.eye(size, dtype="float32"))]
+
+
+def _real_spectrum(operation, x):
+    real, imaginary = _matrices(lambda rows: ops.rfft(rows, operation.fft_length), x.shape[-1])
+    return ops.matmul(x, real), ops.matmul(x, imaginary)
+
+
+def _spectrum(_, parts):
+    a, b = parts
+    real, imaginary = _matrices(lambda rows: ops.fft((rows, np.zeros_like(rows))), a.shape[-1])
+    return (
+        ops.matmul(a, real) - ops.matmul(b, imaginary),
+        ops.matmul(a, imaginary) + ops.matmul(b, real),
+    )
+
+
+def _sequences(x, length, stride):
+    begins = np.arange(0, x.shape[-1] - length + 1, stride)
+    return ops.take(x, (begins[:, np.newaxis] + np.arange(length)).astype("int32"), axis=-1)
+
+
+def _spectra_over_time(operation, x):
+    length = operation.fft_length
+    if operation.center:
+        ends = [(0, 0)] * (len(x.shape) - 1) + [(length // 2, length // 2)]
+        x = ops.pad(x, ends, mode="reflect")
+    settings = operation.sequence_length, operation.sequence_stride, length, operation.window
+
+    def of_one_sequence(rows):
+        return [part[:, 0] for part in ops.stft(rows, *settings, center=False)]
+
+    sequences = _sequences(x, length, operation.sequence_stride)
+    return tuple(ops.matmul(sequences, matrix) for matrix in _matrices(of_one_sequence, length))
+
+
+SIGNALS: dict[str, Callable] = {
+    "RFFT": _real_spectrum,
+    "FFT": _spectrum,
+    "STFT": _spectra_over_time,
+    "ExtractSequences": lambda operation, x: _sequences(
+        x, operation.sequence_length, operation.sequence_stride
+    ),
+}
