@@ -76,14 +76,10 @@ def _normalization(lowering, layer, x):
 @_layer_rule(keras.layers.Discretization)
 def _discretization(lowering, layer, x):
     boundaries = np.asarray(layer.bin_boundaries, np.float32)
-
-    def index(x):
-        return ops.sum(ops.cast(ops.expand_dims(x, -1) >= boundaries, "int32"), axis=-1)
-
     if layer.output_mode == "int":
-        return lowering.call(index, (x,), {})
+        return lowering.call(lambda x: ops.digitize(x, boundaries), (x,), {})
     encoded = _encoding(lowering, layer, layer.output_mode, len(boundaries) + 1)
-    return lowering.call(lambda x: encoded(index(x)), (x,), {})
+    return lowering.call(lambda x: encoded(ops.digitize(x, boundaries)), (x,), {})
 
 
 @_layer_rule(keras.layers.CategoryEncoding)
