@@ -27,6 +27,7 @@ __all__ = [
     "Override",
     "current_call",
     "decays",
+    "exchange_inner_layer",
     "gradient_accumulators",
     "graph_nodes",
     "inner_layers",
@@ -108,6 +109,14 @@ def inner_layers(layer: keras.Layer) -> list[keras.Layer]:
     `Model.layers` is public, but ends at the first level, and a layer that is no model has nothing like it.
     """
     return layer._flatten_layers(include_self=False)
+
+
+def exchange_inner_layer(layer: keras.Layer, old: keras.Layer, new: keras.Layer) -> None:
+    """Counts a layer among those that a layer holds, in the place that another one had in their order.
+
+    Setting an attribute adds to them and takes none away, and is refused once the layer is built.
+    """
+    layer._tracker.replace_tracked_value("layers", old, new)
 
 
 def track_layer(model: keras.Model, layer: keras.Layer) -> None:

@@ -43,6 +43,25 @@ def test_layers_inside_layers():
 
 
 @every_backend
+def test_a_layer_in_the_place_of_another_one():
+    class Two(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = keras.layers.Dense(2), keras.layers.Dense(3)
+
+        def call(self, x):
+            return self.second(self.first(x))
+
+    both, new = Two(), keras.layers.Dense(2, use_bias=False)
+    both(np.ones((1, 4)))
+    new.build((None, 4))
+    internals.exchange_inner_layer(both, both.first, new)
+    both.first = new
+    assert internals.inner_layers(both) == [new, both.second]
+    assert [tuple(weight.shape) for weight in both.weights] == [(4, 2), (2, 3), (3,)]
+
+
+@every_backend
 @pytest.mark.parametrize("name", ["mish", "hard_silu", "sparsemax", "relu"])
 def test_activations_of_symbolic_tensors(name):
     """As operations, and of numbers what they are otherwise."""

@@ -17,7 +17,7 @@ from keras_selfish.cloning import as_function, inlined, input_structure, nodes, 
 from keras_selfish.export import file
 from keras_selfish.export.checks import check_forward, checked_vocabulary, output_names
 from keras_selfish.export.metadata import metadata
-from keras_selfish.export.strip import strip
+from keras_selfish.export.strip import strip_for_graph
 from keras_selfish.typing import PathLike, Tokens
 from keras_selfish.version import __version__
 
@@ -97,7 +97,7 @@ def litert(
         check_forward(model, vocabulary)
     stepwise = model.stepwise() if is_language_model else None
     described = metadata(model, stepwise) if is_language_model else {"keras_selfish": __version__}
-    plain = strip(stepwise or model)
+    plain = strip_for_graph(stepwise or model)
     if is_language_model:
         time_steps = 1
         if vocabulary is not None:

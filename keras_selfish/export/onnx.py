@@ -19,7 +19,7 @@ from keras_selfish.cloning import input_structure, new_input, with_inner
 from keras_selfish.convolutions import call_in_groups, is_in_groups
 from keras_selfish.export import file
 from keras_selfish.export.checks import check_forward, output_names
-from keras_selfish.export.strip import strip
+from keras_selfish.export.strip import strip_for_graph
 from keras_selfish.typing import PathLike
 
 # How far the outputs of the file and of Keras may lie apart, absolutely and relatively.
@@ -87,7 +87,7 @@ def onnx(model: keras.Model, path: PathLike) -> pathlib.Path:
     is_language_model = hasattr(model, "stepwise")
     if not is_language_model:
         check_forward(model, None)
-    plain = strip(model.stepwise() if is_language_model else model)
+    plain = strip_for_graph(model.stepwise() if is_language_model else model)
     _check_states(plain)
     _check_numbers(plain)
     plain = _with_named_outputs(plain, is_language_model)

@@ -14,7 +14,7 @@ from keras_selfish.export import folder
 from keras_selfish.export.checks import check_forward, checked_vocabulary
 from keras_selfish.export.metadata import metadata
 from keras_selfish.export.packed_matrix import FORMS
-from keras_selfish.export.strip import strip
+from keras_selfish.export.strip import strip_for_graph
 from keras_selfish.typing import PathLike, Tensor, Tokens
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def saved_model(
     if not is_language_model:
         check_forward(model, vocabulary)
     stepwise = model.stepwise() if is_language_model else None
-    plain = strip(stepwise or model)
+    plain = strip_for_graph(stepwise or model)
     tokens = None if vocabulary is None else checked_vocabulary(vocabulary, plain.outputs[0].shape[-1])
 
     def write(part):
@@ -201,7 +201,7 @@ def text_model(
             f"model={model!r}; use `saved_model` for any other"
         )
     stepwise = model.stepwise()
-    plain = strip(stepwise)
+    plain = strip_for_graph(stepwise)
     tokens = checked_vocabulary(vocabulary, plain.outputs[0].shape[-1])
     _check_has(tokens, start_token, unknown_token)
     _check_tokenize(tokenize)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import keras
 from keras import ops
 
 from keras_selfish.cloning import (
     check_model,
     clone,
+    clone_layers,
     config_of,
     copy_state,
     from_config,
     is_model,
     serialized,
     shared_layers,
+    with_inner,
 )
 from keras_selfish.export.shrink import cuts
+from keras_selfish.keras_internals import exchange_inner_layer
 from keras_selfish.layers.forms import class_in, is_plain, known_to_keras, plain_form
+from keras_selfish.layers.masked import SparseLayer
 from keras_selfish.masks import masked_weights
 
 
@@ -42,8 +48,9 @@ def strip(model: keras.Model) -> keras.Model:
 
     Raises:
         ValueError: if the model is subclassed or not built, or if it holds a sparse layer that cannot be
-            replaced: one that a custom layer does not show in its config, or a class of your own that
-            is not registered (see `layers.sparse_form_of`).
+            replaced: one that a custom layer does not show in its config (`saved_model`, `onnx` and `litert`
+            write it all the same), or a class of your own that is not registered (see
+            `layers.sparse_form_of`).
 
     Example:
 
@@ -53,6 +60,19 @@ def strip(model: keras.Model) -> keras.Model:
     >>> [type(layer).__name__ for layer in strip(model).layers]
     ['LSTM', 'Dense']
     """
+    return _stripped(model)
+
+
+def strip_for_graph(model: keras.Model) -> keras.Model:
+    """The same for what is written from the model's graph: also layers within layers of one's own are plain.
+
+    A layer that makes sparse ones for itself, which its config does not show, would make them again where it
+    is loaded from a `.keras` file; as a graph its copy can hold plain ones.
+    """
+    return _stripped(model, _strip_within)
+
+
+def _stripped(model, prepare=None):
     check_model(model, "strip the functional models that it is made of")
     cuts_of = _cuts_within(model)
 
@@ -61,9 +81,60 @@ def strip(model: keras.Model) -> keras.Model:
 
     with known_to_keras():
         stripped, pairs = clone(model, strip_layer)
+        for layer, copy in pairs if prepare is not None else ():
+            prepare(layer, copy)
     for layer, copy in pairs:
         _copy_weights(layer, copy, cuts_of.get(id(layer)))
     return stripped
+
+
+def _strip_within(layer, copy):
+    """Puts plain layers where a layer's copy holds sparse ones, as attributes or within lists and dicts."""
+    if not is_plain(type(copy)) or not _holds_sparse(copy):
+        return
+    made = {}  # by the id of the layer that it takes the place of, which may stand in several
+
+    def plain_of(value, twin):
+        if isinstance(value, dict):
+            return {key: plain_of(value[key], twin[key]) for key in value}
+        if isinstance(value, (list, tuple)):
+            plain = map(plain_of, value, twin)
+            return value._make(plain) if hasattr(value, "_make") else list(plain)
+        if not isinstance(value, keras.Layer) or not _holds_sparse(twin):
+            return twin
+        if is_plain(type(value)) and not is_model(value):
+            _strip_within(value, twin)
+            return twin
+        if id(twin) not in made:
+            made[id(twin)] = _plain_copy(value)
+            exchange_inner_layer(copy, twin, made[id(twin)])
+        return made[id(twin)]
+
+    every_layer_has = vars(keras.layers.Layer())
+    for name, value in list(vars(layer).items()):
+        if name not in every_layer_has and _holds_sparse(value):
+            setattr(copy, name, plain_of(value, getattr(copy, name)))
+
+
+def _holds_sparse(value):
+    """Whether a layer, or what is within a list, a tuple or a dict, is a sparse layer or holds one."""
+    if isinstance(value, keras.Layer):
+        return any(isinstance(one, SparseLayer) for one in with_inner(value))
+    inside = value.values() if isinstance(value, dict) else value
+    return isinstance(value, (dict, list, tuple)) and any(map(_holds_sparse, inside))
+
+
+def _plain_copy(layer):
+    """A plain layer, or a model of such, built as a sparse one is, its variables of the same paths."""
+
+    def plain(inner, copy_of):
+        return _strip_layer(inner, copy_of, None)
+
+    with contextlib.ExitStack() as scopes:
+        for name in (layer.path or layer.name).split("/")[:-1]:
+            scopes.enter_context(keras.name_scope(name))
+        (copy,), _ = clone_layers([layer], plain)
+    return copy
 
 
 def _cuts_within(model):

@@ -1,4 +1,6 @@
-"""What the tests of exports share: a model of everything that can be stripped."""
+"""What the tests of exports share: models of everything that can be stripped or written."""
+
+import typing
 
 import keras
 import numpy as np
@@ -12,6 +14,7 @@ from keras_selfish.layers import (
     SparseGRUCell,
     SparseLSTM,
     SparseLSTMCell,
+    SparseMultiHeadAttention,
 )
 
 
@@ -48,3 +51,57 @@ def everything():
         return model
 
     return make
+
+
+class Inner(layers.Layer):
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = SparseDense(units)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+class Pair(typing.NamedTuple):
+    first: keras.Layer
+    second: keras.Layer
+
+
+class Blocks(layers.Layer):
+    """Keeps many to itself: by name, in lists, dicts, tuples and models, one of them twice, one made late."""
+
+    def __init__(self, width=6, **kwargs):
+        super().__init__(**kwargs)
+        self.first = SparseDense(width, activation="tanh")
+        self.parts = [
+            layers.LayerNormalization(),
+            SparseDense(width),
+            [SparseLSTM(width, return_sequences=True)],
+        ]
+        self.named = {"attention": SparseMultiHeadAttention(2, 3), "again": self.first}
+        self.pair = Pair(SparseDense(width), layers.Dense(width))
+        self.within = Inner(width)
+        self.sequence = keras.Sequential([SparseDense(width), layers.ReLU()])
+        self.unused = SparseDense(3)
+
+    def build(self, input_shape):
+        self.scale = self.add_weight(shape=(input_shape[-1],), initializer="uniform")
+        self.late = SparseDense(input_shape[-1])
+        self.late.build(input_shape)
+
+    def call(self, x):
+        x = self.first(x) + self.named["again"](x * self.scale)
+        for part in self.parts[:2]:
+            x = part(x)
+        x = self.parts[2][0](x)
+        x = self.named["attention"](x, x)
+        x = self.pair.second(self.pair.first(x))
+        return self.late(self.sequence(self.within(x)))
+
+
+@pytest.fixture
+def layers_within():
+    """A function that makes a model with sparse layers within a layer of a user's own."""
+    return lambda: keras.Sequential(
+        [keras.Input((5, 6), name="x"), Blocks(name="blocks"), SparseDense(2, name="last")]
+    )

@@ -512,6 +512,14 @@ def outputs_of(model, inputs):
     return {name: keras.ops.convert_to_numpy(value) for name, value in sorted(outputs.items())}
 
 
+@ON_JAX
+def test_sparse_layers_within_layers_of_ones_own(layers_within, tmp_path):
+    model = layers_within()
+    inputs = {"x": example(model.inputs[0])}
+    (received,) = run(litert(model, tmp_path / "model.tflite"), [inputs])
+    np.testing.assert_allclose(received["last"], outputs_of(model, inputs)[0], atol=2e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("quantize", ["int8", "float16"])
 def test_matrices_of_operations_stay_as_they_are(quantize, tmp_path):
     """Those of weights alone are stored in fewer bits."""

@@ -196,6 +196,14 @@ def test_other_models_keep_their_names_and_outputs(kind, tmp_path):
 
 
 @needs_extra
+def test_sparse_layers_within_layers_of_ones_own(layers_within, tmp_path):
+    model = layers_within()
+    x = np.random.default_rng(0).normal(size=(2, 5, 6)).astype("float32")
+    (output,) = session(onnx(model, tmp_path / "model.onnx")).run(None, {"x": x})
+    np.testing.assert_allclose(output, ops.convert_to_numpy(model(x)), rtol=1e-5, atol=1e-5)
+
+
+@needs_extra
 @pytest.mark.slow
 def test_wrapped_and_padded_layers(tmp_path):
     tokens = keras.Input((None,), dtype="int32", name="tokens")

@@ -158,6 +158,13 @@ def test_files_serve_where_the_package_cannot_be_imported(
     assert stripped == "equal"
 
 
+def test_sparse_layers_within_layers_of_ones_own(layers_within, tmp_path):
+    model = layers_within()
+    served = tf.saved_model.load(saved_model(model, tmp_path / "served"))
+    x = np.random.default_rng(0).normal(size=(2, 5, 6)).astype("float32")
+    np.testing.assert_allclose(served.serve(x), model(x), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("cell", ["rhn", "on_lstm"])
 def test_cells_without_a_keras_parent(cell, tmp_path):
     options = {"depth": 2} if cell == "rhn" else {"chunk_size": 4}

@@ -5,6 +5,7 @@ import tensorflow as tf
 from keras import layers
 
 from keras_selfish import CarriedState, language_model, sparsify, strip
+from keras_selfish.export.strip import strip_for_graph
 from keras_selfish.layers import (
     SparseDense,
     SparseEmbedding,
@@ -246,6 +247,27 @@ class Block(layers.Layer):
 
     def call(self, inputs):
         return self.dense(inputs)
+
+
+@pytest.mark.backends("tensorflow", "jax")
+def test_layers_of_ones_own_are_plain_inside_where_a_graph_is_written(layers_within):
+    model = layers_within()
+    masks = masked_weights(model)
+    before = [np.array(weight.weight) for weight in masks]
+    plain = strip_for_graph(model)
+    assert masked_weights(plain) == []
+    assert not any(isinstance(layer, SparseLayer) for layer in all_layers(plain))
+    assert len(plain.weights) == len(model.weights) - len(masks)
+    blocks = plain.get_layer("blocks")
+    assert blocks.named["again"] is blocks.first
+    assert {type(layer) for layer in (*blocks.pair, blocks.late)} == {layers.Dense}
+    assert type(blocks.parts[2][0]) is layers.LSTM
+    assert blocks.pair.first.kernel.path == model.get_layer("blocks").pair.first.kernel.path
+    np.testing.assert_allclose(plain(X), model(X), rtol=1e-5, atol=1e-6)
+    assert masked_weights(model) == masks
+    assert all(np.array_equal(old, weight.weight) for old, weight in zip(before, masks, strict=True))
+    with pytest.raises(ValueError, match="'blocks' of class Blocks; strip the models"):
+        strip(model)
 
 
 class OpenBlock(Block):
