@@ -507,6 +507,8 @@ def test_the_table_of_blocks_of_16_is_that_of_its_runs():
         "blocks_16_90_rate_50",
         "blocks_16_90_erk_rate_50",
         "rigl_16_90",
+        "single_80",
+        "blocks_16_80",
         None,
         "blocks_16_67",
     ]

@@ -144,7 +144,8 @@ def _diagonal(operation, x):
     x = ops.moveaxis(x, (operation.axis1, operation.axis2), (-2, -1))
     rows, columns = (_known_size(operation, x, axis) for axis in (-2, -1))
     first, last = max(operation.offset, 0), min(columns, rows + operation.offset)
-    return ops.sum(x * np.eye(rows, columns, operation.offset, "float32"), axis=-2)[..., first:last]
+    on_it = ops.where(np.eye(rows, columns, operation.offset, bool), x, ops.zeros_like(x))
+    return ops.sum(on_it, axis=-2)[..., first:last]
 
 
 def _count(operation, x):
