@@ -13,13 +13,13 @@ import numpy as np
 
 from keras_selfish.cloning import as_function, carry_masks, inlined, is_model, nodes
 from keras_selfish.keras_internals import symbolic_operations
-from keras_selfish.litert import image_rules, layer_rules, rules
+from keras_selfish.litert import image_rules, layer_rules, rules, signals
 from keras_selfish.litert.graph import Tensor
 from keras_selfish.litert.open_batch import open_batch
 from keras_selfish.litert.types import operands_of, output_of
 
 OPERATIONS = {**rules.OPERATIONS, **image_rules.OPERATIONS}
-LAYERS = {**layer_rules.LAYERS, **image_rules.LAYERS}
+LAYERS = {**layer_rules.LAYERS, **image_rules.LAYERS, **signals.LAYERS}
 
 
 class Lowering:

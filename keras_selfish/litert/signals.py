@@ -1,15 +1,22 @@
 """Spectra of signals, as products with matrices, for LiteRT.
 
-Each is a function of the operation, which has its settings, and of its arguments. A transform is linear, so
-that what Keras makes of the rows of a unit matrix is its matrix.
+Each is a function of the operation, which has its settings, and of its arguments; that of a layer is a rule
+as in `layer_rules`. A transform is linear: what Keras makes of the rows of a unit matrix is its matrix.
 """
 
 from collections.abc import Callable
+from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
-from keras_selfish.litert.parts import Exact
+from keras_selfish.litert.parts import Exact, in_dtype, rules_in
+
+LAYERS: dict[Any, Any] = {}
+
+
+_layer_rule = rules_in(LAYERS)  # by their classes
 
 
 def _matrices(transform, size):
@@ -58,3 +65,29 @@ SIGNALS: dict[str, Callable] = {
         x, operation.sequence_length, operation.sequence_stride
     ),
 }
+
+
+@_layer_rule(keras.layers.MelSpectrogram)
+def _mel_spectrogram(lowering, layer, x):
+    """Keras's layer computes with a backend alone."""
+    matrix = layer.linear_to_mel_weight_matrix(
+        num_mel_bins=layer.num_mel_bins,
+        num_spectrogram_bins=layer.fft_length // 2 + 1,
+        sampling_rate=layer.sampling_rate,
+        lower_edge_hertz=layer.min_freq,
+        upper_edge_hertz=layer.max_freq,
+    )
+    matrix = Exact(ops.convert_to_numpy(matrix))
+
+    def compute(x):
+        settings = layer.sequence_length, layer.sequence_stride, layer.fft_length, layer.window
+        real, imaginary = ops.stft(x, *settings, center=True)
+        magnitude = ops.sqrt(ops.square(real) + ops.square(imaginary))
+        mel = ops.matmul(ops.power(magnitude, float(layer.mag_exp)), matrix)
+        if layer.power_to_db:
+            reference = 10 * np.log10(max(abs(layer.ref_power), layer.min_power))
+            mel = 10 * ops.log10(ops.maximum(mel, layer.min_power)) - float(reference)
+            mel = ops.maximum(mel, ops.max(mel) - layer.top_db)
+        return ops.swapaxes(mel, -1, -2)
+
+    return lowering.call(compute, (in_dtype(lowering, x, "float32"),), {})

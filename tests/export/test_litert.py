@@ -260,6 +260,8 @@ def signals():
         ops.extract_sequences(x, 5, 3),
     ]
     outputs += [*ops.stft(x, 6, 4, 8), *ops.stft(wide, 4, 2, 4, "hamming", center=False)]
+    mel = {"num_mel_bins": 4, "sampling_rate": 400, "sequence_stride": 8, "fft_length": 16, "min_freq": 20.0}
+    outputs += [layers.MelSpectrogram(**mel, power_to_db=decibels)(x) for decibels in (True, False)]
     place = ops.argmax(ops.max(wide, axis=(0, 2)))
     at = ops.stack([0 * place, place, 0 * place])
     outputs += [
