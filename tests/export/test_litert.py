@@ -466,7 +466,9 @@ MODELS = {
 SINCE = {
     "adaptive poolings": "3.13",
     "places kept": "3.14",
-    **dict.fromkeys(("orders", "functions", "patches", "pixels and channels"), "3.15"),
+    **dict.fromkeys(
+        ("orders", "functions", "patches", "pixels and channels", "signals", "split of the batch"), "3.15"
+    ),
 }
 
 
@@ -874,8 +876,10 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input(name, tmp_path):
+def test_bad_input(name, tmp_path, since_keras):
     """One sentence, and what was there stays."""
+    if name in SINCE:
+        since_keras(SINCE[name])
     make, settings, message = BAD[name]
     path = litert(sparse_layer(0.9, 4), tmp_path / "model.tflite")
     before = path.read_bytes()
