@@ -98,8 +98,10 @@ def _strip_within(layer, copy):
         if isinstance(value, dict):
             return {key: plain_of(value[key], twin[key]) for key in value}
         if isinstance(value, (list, tuple)):
-            plain = map(plain_of, value, twin)
-            return value._make(plain) if hasattr(value, "_make") else list(plain)
+            plain = list(map(plain_of, value, twin))
+            if hasattr(value, "_make"):  # a named tuple
+                return value._make(plain)
+            return tuple(plain) if isinstance(value, tuple) else plain
         if not isinstance(value, keras.Layer) or not _holds_sparse(twin):
             return twin
         if is_plain(type(value)) and not is_model(value):

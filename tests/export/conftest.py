@@ -73,11 +73,8 @@ class Blocks(layers.Layer):
     def __init__(self, width=6, **kwargs):
         super().__init__(**kwargs)
         self.first = SparseDense(width, activation="tanh")
-        self.parts = [
-            layers.LayerNormalization(),
-            SparseDense(width),
-            [SparseLSTM(width, return_sequences=True)],
-        ]
+        recurrent = SparseLSTM(width, return_sequences=True)
+        self.parts = [layers.LayerNormalization(), SparseDense(width), (recurrent,)]
         self.named = {"attention": SparseMultiHeadAttention(2, 3), "again": self.first}
         self.pair = Pair(SparseDense(width), layers.Dense(width))
         self.within = Inner(width)

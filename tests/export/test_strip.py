@@ -261,6 +261,7 @@ def test_layers_of_ones_own_are_plain_inside_where_a_graph_is_written(layers_wit
     blocks = plain.get_layer("blocks")
     assert blocks.named["again"] is blocks.first
     assert {type(layer) for layer in (*blocks.pair, blocks.late)} == {layers.Dense}
+    assert isinstance(blocks.parts[2], tuple)
     assert type(blocks.parts[2][0]) is layers.LSTM
     assert blocks.pair.first.kernel.path == model.get_layer("blocks").pair.first.kernel.path
     np.testing.assert_allclose(plain(X), model(X), rtol=1e-5, atol=1e-6)
