@@ -60,7 +60,7 @@ def strip(model: keras.Model) -> keras.Model:
     >>> [type(layer).__name__ for layer in strip(model).layers]
     ['LSTM', 'Dense']
     """
-    return _stripped(model)
+    return _stripped(model, within=False)
 
 
 def strip_for_graph(model: keras.Model) -> keras.Model:
@@ -69,10 +69,10 @@ def strip_for_graph(model: keras.Model) -> keras.Model:
     A layer that makes sparse ones for itself, which its config does not show, would make them again where it
     is loaded from a `.keras` file; as a graph its copy can hold plain ones.
     """
-    return _stripped(model, _strip_within)
+    return _stripped(model, within=True)
 
 
-def _stripped(model, prepare=None):
+def _stripped(model, within):
     check_model(model, "strip the functional models that it is made of")
     cuts_of = _cuts_within(model)
 
@@ -81,8 +81,9 @@ def _stripped(model, prepare=None):
 
     with known_to_keras():
         stripped, pairs = clone(model, strip_layer)
-        for layer, copy in pairs if prepare is not None else ():
-            prepare(layer, copy)
+        if within:
+            for layer, copy in pairs:
+                _strip_within(layer, copy)
     for layer, copy in pairs:
         _copy_weights(layer, copy, cuts_of.get(id(layer)))
     return stripped

@@ -5,6 +5,8 @@ import numpy as np
 
 from keras_selfish.litert.graph import Tensor
 
+KINDS = ("bool", "int32", "float32")  # of numbers, each of which the next one can hold
+
 
 def rules_in(table):
     """A decorator that enters a function into a table as the rule of what it names."""
@@ -80,9 +82,15 @@ def of_one_dtype(lowering, left, right):
 
 def _known_beside(value, dtype):
     value = np.asarray(value)
-    order = ["bool", "int32", "float32"]
-    kind = {"b": "bool", "f": "float32"}.get(value.dtype.kind, "int32")
-    return value.astype(max(kind, dtype, key=order.index) if dtype in order else dtype)
+    kind = kind_of(value.dtype.name)
+    return value.astype(max(kind, dtype, key=KINDS.index) if dtype in KINDS else dtype)
+
+
+def kind_of(dtype):
+    """The one of `KINDS` in which numbers of a type are computed; those of half precision in float32."""
+    if dtype == "bool":
+        return "bool"
+    return "float32" if keras.backend.is_float_dtype(dtype) else "int32"
 
 
 def reshape(lowering, x, shape):

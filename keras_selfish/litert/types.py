@@ -3,7 +3,7 @@
 import keras
 
 from keras_selfish.litert.graph import Tensor
-from keras_selfish.litert.parts import in_dtype
+from keras_selfish.litert.parts import KINDS, in_dtype, kind_of
 
 # Whose operands are of several types, as they are in LiteRT.
 _AS_THEY_ARE = {
@@ -21,7 +21,7 @@ _AS_THEY_ARE = {
     "ZerosLike",
 }
 _LOGICAL = {"All", "Any", "LogicalAnd", "LogicalNot", "LogicalOr", "LogicalXor"}
-_PRODUCTS = {"Dot", "Einsum", "Matmul", "Tensordot"}  # of floats only
+_PRODUCTS = {"Dot", "Einsum", "Matmul"}  # of floats only
 
 
 def operands_of(lowering, name, arguments, dtype):
@@ -33,7 +33,7 @@ def operands_of(lowering, name, arguments, dtype):
         arguments: Its arguments, of any structure.
         dtype: What Keras says of the type of its output.
     """
-    kind = _kind(dtype)
+    kind = kind_of(dtype)
     wanted = "bool" if name in _LOGICAL else "float32" if name in _PRODUCTS else kind
     if name in _AS_THEY_ARE or (kind == "bool" and name not in _LOGICAL):
         return arguments
@@ -48,17 +48,10 @@ def operands_of(lowering, name, arguments, dtype):
 
 def output_of(lowering, name, outputs, dtype):
     """What an operation has given, in the type of Keras's, where LiteRT computes in another one."""
-    if name in _PRODUCTS and _kind(dtype) != "float32":
-        return in_dtype(lowering, outputs, _kind(dtype))
+    if name in _PRODUCTS and kind_of(dtype) != "float32":
+        return in_dtype(lowering, outputs, kind_of(dtype))
     return outputs
 
 
-def _kind(dtype):
-    """Numbers of half precision are computed in float32."""
-    if dtype == "bool":
-        return "bool"
-    return "float32" if keras.backend.is_float_dtype(dtype) else "int32"
-
-
 def _rank(dtype):
-    return ("bool", "int32", "float32").index(_kind(dtype))
+    return KINDS.index(kind_of(dtype))
