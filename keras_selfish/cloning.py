@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import keras
 
+from keras_selfish.held_layers import build_like, is_model
 from keras_selfish.keras_internals import (
     graph_nodes,
     inner_layers,
@@ -72,12 +73,17 @@ def clone_layers(layers, copy_layer):
     copied = [_built_like(layer, copy_of(layer)) for layer in layers]
     # Functional models also hold operations such as `x + 1`, which are no layers.
     pairs = [pair for pair in copies.values() if isinstance(pair[0], keras.Layer) and not is_model(pair[0])]
+    for layer, copy in pairs:
+        _built_like(layer, copy)
     return copied, pairs
 
 
 def _built_like(layer, copy):
-    if layer.built and not copy.built:
-        copy.build_from_config(layer.get_build_config())
+    build = getattr(copy, "build_like", None)  # of a layer that is made otherwise
+    if build is not None:
+        build(layer)
+    else:
+        build_like(layer, copy)
     return copy
 
 
@@ -107,11 +113,6 @@ def shared_layers(layer, copy_of):
     """The arguments of a layer that are layers of the model, in the copy: a dict by name."""
     shared = {name: getattr(layer, name) for name in getattr(layer, "shared_layers", ())}
     return {name: copy_of(other) for name, other in shared.items() if other is not None}
-
-
-def is_model(layer):
-    """Whether a layer is a model whose layers are known."""
-    return isinstance(layer, (keras.Function, keras.Sequential))
 
 
 def input_structure(model):
@@ -258,7 +259,15 @@ def config_of(layer):
     Those that are not registered a config has by name only, or as code without the names that it uses: an
     activation, a cell or a regularizer of one's own, or the function of a Lambda.
     """
-    config = _with_living(layer, layer.get_config())
+    try:
+        config = layer.get_config()
+    except Exception as error:  # of code of its own
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"`model` must consist of layers that their config describes. Received: layer {layer.name!r} of "
+            f"class {type(layer).__name__}, whose `get_config` says {type(error).__name__}: {reason}"
+        ) from error
+    config = _with_living(layer, config)
     if getattr(layer, "output_padding", None) is not None and isinstance(layer, TRANSPOSED):
         config.setdefault("output_padding", layer.output_padding)  # which Keras before 3.15 leaves out
     return config

@@ -9,6 +9,7 @@ Keras changes what it relies on (`tests/test_keras_internals.py`). What is Tenso
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -211,13 +212,47 @@ def symbolic_operations() -> Iterator[None]:
         # It looks at the shape of the scale wherever that is another one than the offset.
         return spec(self, x, mean, variance, offset, offset if scale is None else scale)
 
+    def known_sizes(self, input_shape):
+        # Where `output_shape` leaves a size open, that of the inputs is known all the same.
+        inputs, output = self.equation.split("->")
+        sizes = dict(zip(inputs.split(",")[0], input_shape, strict=False))
+        shape = einsum_shape(self, input_shape)
+        if "." in self.equation or len(output) != len(shape):
+            return shape
+        return tuple(
+            sizes.get(letter) if size is None else size for letter, size in zip(output, shape, strict=True)
+        )
+
+    def attention_spec(self, *args, **kwargs):
+        # A subclass may take more arguments than this method of its base knows.
+        known = inspect.signature(attention).parameters
+        kwargs = {name: value for name, value in kwargs.items() if name in known or value is not None}
+        return attention(self, *args, **kwargs)
+
+    def call_layer(self, *args, **kwargs):
+        # A layer that returns None beside tensors is no node of a graph; what it consists of is.
+        try:
+            return layer_call(self, *args, **kwargs)
+        except ValueError as error:
+            if "outputs must be tensors" not in str(error):
+                raise
+            return self.call(*args, **kwargs)
+
+    layer_call = keras.layers.Layer.__call__
+    einsum, multi_head = keras.layers.EinsumDense, keras.layers.MultiHeadAttention
+    einsum_shape, attention = einsum.compute_output_shape, multi_head.compute_output_spec
+
     backend.convert_to_tensor, backend.cast = convert_to_tensor, cast_symbols
     Mish.static_call, BatchNorm.compute_output_spec = staticmethod(static_call), compute_output_spec
+    einsum.compute_output_shape, multi_head.compute_output_spec = known_sizes, attention_spec
+    keras.layers.Layer.__call__ = call_layer
     try:
         yield
     finally:
         backend.convert_to_tensor, backend.cast = convert, cast
         Mish.static_call, BatchNorm.compute_output_spec = staticmethod(compute), spec
+        einsum.compute_output_shape, multi_head.compute_output_spec = einsum_shape, attention
+        keras.layers.Layer.__call__ = layer_call
 
 
 def raw_value(variable: Any) -> Any:

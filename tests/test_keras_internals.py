@@ -92,6 +92,32 @@ def test_batch_normalization_of_symbolic_tensors_with_an_offset_and_no_scale():
 
 
 @every_backend
+def test_sizes_that_an_einsum_dense_leaves_open():
+    """Those of its inputs are known where it runs on symbolic tensors, and only there."""
+    layer = keras.layers.EinsumDense("abc,cd->abd", output_shape=(None, 4))
+    elided = keras.layers.EinsumDense("...c,cd->...d", output_shape=4)
+    with internals.symbolic_operations():
+        assert layer(keras.Input((5, 3))).shape == (None, 5, 4)
+        assert elided(keras.Input((3,))).shape == (None, 4)
+    assert layer(keras.Input((5, 3))).shape == (None, None, 4)
+
+
+@every_backend
+def test_attention_with_more_arguments_than_its_base():
+    class Cached(keras.layers.MultiHeadAttention):
+        def call(self, query, value, key=None, cache=None):
+            return super().call(query, value, key) if cache is None else cache
+
+    layer, x = Cached(2, 3), keras.Input((5, 6))
+    with internals.symbolic_operations():
+        assert layer(x, x, cache=None).shape == (None, 5, 6)
+        with pytest.raises(TypeError, match="cache"):
+            layer(x, x, cache=x)
+    with pytest.raises(TypeError, match="cache"):
+        layer(x, x, cache=None)
+
+
+@every_backend
 def test_casts_of_symbolic_tensors_by_the_backend():
     from keras.src import backend
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from keras_selfish.analysis.flops import TRANSPOSED_CONVOLUTIONS, weight_matrices
 from keras_selfish.analysis.topology import Weight, role_of
-from keras_selfish.cloning import is_model, nodes, with_inner
+from keras_selfish.cloning import nodes, with_inner
+from keras_selfish.held_layers import is_model
 from keras_selfish.variables import to_numpy
 
 DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)

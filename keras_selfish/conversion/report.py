@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 from keras_selfish.analysis import flops
 from keras_selfish.cloning import with_inner
+from keras_selfish.layers.composite import layers_within, without_composite
 from keras_selfish.layers.masked import SparseLayer
 
 if TYPE_CHECKING:
@@ -53,11 +54,12 @@ class SparsifyReport:
         """
         rows = []
         for layer, copy in pairs:
-            has_form = any(isinstance(inner, SparseLayer) for inner in with_inner(copy))
-            reason = reasons.get(id(layer)) or f"{type(layer).__name__} has no sparse form"
-            for variable, _ in flops.weight_matrices(copy) if copy.built else ():
+            sources = _sources(layer, without_composite(copy))
+            for variable, owner in flops.weight_matrices(copy) if copy.built else ():
                 is_sparse = hasattr(variable, "masked_weight")
-                why = "" if is_sparse or has_form else reason
+                source, made = sources.get(id(owner), (layer, copy))
+                has_form = is_sparse or isinstance(made, SparseLayer)
+                why = "" if has_form else _reason(source, layer, reasons)
                 rows.append(
                     SparsifiedMatrix(variable.path, layer.name, tuple(variable.shape), is_sparse, why)
                 )
@@ -88,3 +90,14 @@ class SparsifyReport:
             rows.append((matrix.name, shape, "sparse" if matrix.sparse else reason))
         widths = [max(len(row[column]) for row in rows) for column in range(2)]
         return "\n".join(f"{name:{widths[0]}}  {shape:>{widths[1]}}  {what}" for name, shape, what in rows)
+
+
+def _sources(layer, copy):
+    """Of which layer a layer within a copy is the copy: dict from its id to the pair."""
+    copies = dict(layers_within(copy))
+    pairs = [(held, copies[path]) for path, held in layers_within(layer) if path in copies]
+    return {id(inner): pair for pair in pairs for inner in with_inner(pair[1])}
+
+
+def _reason(source, layer, reasons):
+    return reasons.get(id(source)) or reasons.get(id(layer)) or f"{type(source).__name__} has no sparse form"

@@ -19,12 +19,13 @@ from keras_selfish.cloning import (
     config_of,
     copy_state,
     from_config,
-    is_model,
     serialized,
     shared_layers,
     with_inner,
 )
 from keras_selfish.conversion.report import SparsifyReport
+from keras_selfish.held_layers import is_model
+from keras_selfish.layers.composite import SparseComposite, layers_within, without_composite
 from keras_selfish.layers.forms import SPARSE_FORMS, class_in, known_to_keras
 from keras_selfish.layers.masked import SparseLayer
 from keras_selfish.mask_spec import MaskSpec
@@ -75,7 +76,9 @@ def sparsify(
 
     It is a copy: names, dtype policies and weights are those of the model, which is left as it is. Nested
     models and wrappers (`Bidirectional`, `TimeDistributed`, `RNN` with Keras's cells) are entered, and a
-    layer that is shared in the model is shared in the copy. Layers without a sparse form are copied as they
+    layer that is shared in the model is shared in the copy. So are layers that make others for themselves,
+    such as a transformer block of one's own or of another library: a `layers.SparseComposite` takes the place
+    of such a layer and calls it. Layers without a sparse form are copied as they
     are; so are sparse ones, with their masks, and layers that blocks or patterns do not divide, such as a
     first convolution of 3 channels. One line of the log names the layers that stay dense for that reason,
     and the report says of each matrix why it is dense. The copy is not compiled, and its random generators
@@ -97,7 +100,8 @@ def sparsify(
         mask_seed: Integer seed of what is drawn: random masks, and which of equal weights exist. None
             (default) draws one.
         layers: Which layers become sparse: a function of a Keras layer that returns True or False, such as
-            `lambda layer: layer.name != "classifier"`. A wrapper answers for all that is in it, and blocks
+            `lambda layer: layer.name != "classifier"`. A wrapper answers for all that is in it; a layer that
+            makes others for itself is asked first, and then each of these. Blocks
             must divide the weights of those that are chosen so. By default all that have a sparse form and
             weights that blocks and patterns divide do.
         initial: Which connections exist: `"magnitude"` (default), the largest blocks of each weight by
@@ -245,8 +249,9 @@ def _misfit(layer, spec):
 
 
 def _masked_sources(layer):
-    """The variables of a plain layer, and of what it runs, that its sparse form masks."""
-    forms = [(inner, SPARSE_FORMS.get(type(inner))) for inner in with_inner(layer)]
+    """The variables of a plain layer, and of what its config shows, that its sparse form masks."""
+    hidden = {id(inner) for _, held in _hidden_layers(layer) for inner in with_inner(held)}
+    forms = [(inner, SPARSE_FORMS.get(type(inner))) for inner in with_inner(layer) if id(inner) not in hidden]
     sources = [
         variable
         for inner, sparse_class in forms
@@ -255,6 +260,32 @@ def _masked_sources(layer):
         if variable.name in sparse_class.masked_names
     ]
     return list({id(variable): variable for variable in sources}.values())
+
+
+def _hidden_layers(layer):
+    """The layers with a sparse form that a layer of one's own makes for itself, with their paths in it."""
+    if type(layer) in SPARSE_FORMS or all(
+        type(inner).__module__.startswith("keras.") for inner in with_inner(layer)
+    ):
+        return []
+    shown = set(_names_in(config_of(layer)))
+    return [
+        (path, held)
+        for path, held in layers_within(layer)
+        if type(held) in SPARSE_FORMS and held.name not in shown
+    ]
+
+
+def _names_in(config):
+    """The names of the layers that are serialized within a config."""
+    if isinstance(config, (list, tuple)):
+        for value in config:
+            yield from _names_in(value)
+    elif isinstance(config, dict):
+        if class_in(config):
+            yield config["config"].get("name")
+        for value in config.values():
+            yield from _names_in(value)
 
 
 def _seed_of(seed, index):
@@ -278,12 +309,19 @@ def _sparse_copies(originals, spec_of):
     def copy_layer(layer, copy_of):
         # Functional models also hold operations such as `x + 1`, which are no layers.
         spec = spec_of(layer) if isinstance(layer, keras.Layer) else None
+        config = {**config_of(layer), **shared_layers(layer, copy_of)}
         if spec is None:
-            return from_config(type(layer), {**config_of(layer), **shared_layers(layer, copy_of)})
-        config = {**_sparse_config(config_of(layer), spec), **shared_layers(layer, copy_of)}
+            return from_config(type(layer), config)
+        config = _sparse_config(config, spec)
         if type(layer) in SPARSE_FORMS:
             return from_config(SPARSE_FORMS[type(layer)], {**config, **spec.get_config()})
-        return from_config(type(layer), config)
+        copy = from_config(type(layer), config)
+        shown = {path for path, held in layers_within(copy) if isinstance(held, SparseLayer)}
+        specs = {path: spec_of(held) for path, held in _hidden_layers(layer) if path not in shown}
+        specs = {path: of_one for path, of_one in specs.items() if of_one is not None}
+        if not specs:
+            return copy
+        return SparseComposite(copy, specs, name=layer.name, trainable=layer.trainable)
 
     with known_to_keras():
         copies, pairs = clone_layers(originals, copy_layer)
@@ -398,7 +436,7 @@ def _copy_weights(layer, copy):
             target_masked.mask.assign(masked.mask)
         elif target_masked is not None:
             sources[id(target_masked)] = weight
-    copy_state(layer, copy)
+    copy_state(layer, without_composite(copy))
     return sources
 
 

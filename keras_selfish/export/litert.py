@@ -179,9 +179,12 @@ def _shape(tensor, time_steps):
     if sizes and sizes[0] is None:
         sizes[0] = time_steps
     if None in sizes:
+        advice = "call the model on a `keras.Input` of one size and export that"
+        if len(sizes) < 3:
+            advice = "give the length of sequences as `time_steps`"
         raise ValueError(
             "`model` must have inputs of known sizes, but for the batch. Received: input "
-            f"{tensor.name!r} of shape {tuple(tensor.shape)}; give the length of sequences as `time_steps`"
+            f"{tensor.name!r} of shape {tuple(tensor.shape)}; {advice}"
         )
     return (None, *sizes)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
+import inspect
 
 import keras
 from keras import ops
@@ -10,17 +11,16 @@ from keras import ops
 from keras_selfish.cloning import (
     check_model,
     clone,
-    clone_layers,
     config_of,
     copy_state,
     from_config,
-    is_model,
     serialized,
     shared_layers,
     with_inner,
 )
 from keras_selfish.export.shrink import cuts
-from keras_selfish.keras_internals import exchange_inner_layer
+from keras_selfish.held_layers import build_like, exchange_held, held_layers, is_model
+from keras_selfish.layers.composite import SparseComposite, copy_in_place, without_composite
 from keras_selfish.layers.forms import class_in, is_plain, known_to_keras, plain_form
 from keras_selfish.layers.masked import SparseLayer
 from keras_selfish.masks import masked_weights
@@ -32,7 +32,8 @@ def strip(model: keras.Model) -> keras.Model:
     A sparse model needs this package wherever it is loaded; the stripped one needs Keras only. It is a
     copy: names, dtype policies, weights and outputs are those of the model, which is left as it is. Nested
     models and wrappers (`Bidirectional`, `TimeDistributed`, `RNN` with sparse cells) are entered, and a
-    layer that is shared in the model is shared in the copy. All other layers are copied as they are, those
+    layer that is shared in the model is shared in the copy. In place of a `layers.SparseComposite` stands the
+    layer that it calls, with plain ones in it. All other layers are copied as they are, those
     of this package included. The copy is not compiled, its random generators start anew, and so
     do the states of layers with `stateful=True`.
 
@@ -69,7 +70,27 @@ def strip_for_graph(model: keras.Model) -> keras.Model:
     A layer that makes sparse ones for itself, which its config does not show, would make them again where it
     is loaded from a `.keras` file; as a graph its copy can hold plain ones.
     """
-    return _stripped(model, within=True)
+    stripped = _stripped(model, within=True)
+    for layer in with_inner(stripped):
+        if type(layer) is keras.layers.TimeDistributed:
+            layer.call = functools.partial(_call_at_all_steps, layer)
+    return stripped
+
+
+def _call_at_all_steps(layer, inputs, training=None, mask=None):
+    """What `TimeDistributed` computes: Keras counts examples where a graph does not know the time steps."""
+    if inputs.shape[1] is not None:
+        return type(layer).call(layer, inputs, training=training, mask=mask)
+    inner = layer.layer
+    parameters = inspect.signature(inner.call).parameters
+    given = {"training": training, "mask": None if mask is None else _examples_of_steps(mask)}
+    given = {name: value for name, value in given.items() if name in parameters and value is not None}
+    outputs = inner.call(_examples_of_steps(inputs), **given)
+    return ops.reshape(outputs, (*ops.shape(inputs)[:2], *outputs.shape[1:]))
+
+
+def _examples_of_steps(tensor):
+    return ops.reshape(tensor, (-1, *tensor.shape[2:]))
 
 
 def _stripped(model, within):
@@ -83,9 +104,10 @@ def _stripped(model, within):
         stripped, pairs = clone(model, strip_layer)
         if within:
             for layer, copy in pairs:
-                _strip_within(layer, copy)
+                _strip_within(without_composite(layer), copy)
     for layer, copy in pairs:
-        _copy_weights(layer, copy, cuts_of.get(id(layer)))
+        build_like(without_composite(layer), copy)
+        _copy_weights(without_composite(layer), copy, cuts_of.get(id(layer)))
     return stripped
 
 
@@ -93,51 +115,24 @@ def _strip_within(layer, copy):
     """Puts plain layers where a layer's copy holds sparse ones, as attributes or within lists and dicts."""
     if not is_plain(type(copy)) or not _holds_sparse(copy):
         return
-    made = {}  # by the id of the layer that it takes the place of, which may stand in several
+    held = dict(held_layers(layer))
+    sources = {id(twin): held[path] for path, twin in held_layers(copy)}
 
-    def plain_of(value, twin):
-        if isinstance(value, dict):
-            return {key: plain_of(value[key], twin[key]) for key in value}
-        if isinstance(value, (list, tuple)):
-            plain = list(map(plain_of, value, twin))
-            if hasattr(value, "_make"):  # a named tuple
-                return value._make(plain)
-            return tuple(plain) if isinstance(value, tuple) else plain
-        if not isinstance(value, keras.Layer) or not _holds_sparse(twin):
+    def plain_of(twin):
+        source = sources[id(twin)]
+        if not _holds_sparse(twin):
             return twin
-        if is_plain(type(value)) and not is_model(value):
-            _strip_within(value, twin)
+        if is_plain(type(source)) and not is_model(source):
+            _strip_within(source, twin)
             return twin
-        if id(twin) not in made:
-            made[id(twin)] = _plain_copy(value)
-            exchange_inner_layer(copy, twin, made[id(twin)])
-        return made[id(twin)]
+        return copy_in_place(source, lambda inner, copy_of: _strip_layer(inner, copy_of, None))
 
-    every_layer_has = vars(keras.layers.Layer())
-    for name, value in list(vars(layer).items()):
-        if name not in every_layer_has and _holds_sparse(value):
-            setattr(copy, name, plain_of(value, getattr(copy, name)))
+    exchange_held(copy, plain_of)
 
 
-def _holds_sparse(value):
-    """Whether a layer, or what is within a list, a tuple or a dict, is a sparse layer or holds one."""
-    if isinstance(value, keras.Layer):
-        return any(isinstance(one, SparseLayer) for one in with_inner(value))
-    inside = value.values() if isinstance(value, dict) else value
-    return isinstance(value, (dict, list, tuple)) and any(map(_holds_sparse, inside))
-
-
-def _plain_copy(layer):
-    """A plain layer, or a model of such, built as a sparse one is, its variables of the same paths."""
-
-    def plain(inner, copy_of):
-        return _strip_layer(inner, copy_of, None)
-
-    with contextlib.ExitStack() as scopes:
-        for name in (layer.path or layer.name).split("/")[:-1]:
-            scopes.enter_context(keras.name_scope(name))
-        (copy,), _ = clone_layers([layer], plain)
-    return copy
+def _holds_sparse(layer):
+    """Whether a layer is a sparse one or holds one."""
+    return any(isinstance(one, SparseLayer) for one in with_inner(layer))
 
 
 def _cuts_within(model):
@@ -149,6 +144,7 @@ def _cuts_within(model):
 
 
 def _strip_layer(layer, copy_of, cut):
+    layer = without_composite(layer)
     config = _strip_config(config_of(layer))
     if cut is not None and cut.units is not None:
         config["units"] = len(cut.units)
@@ -167,6 +163,8 @@ def _strip_config(config):
         return config
     config = {key: _strip_config(value) for key, value in config.items()}
     layer_class = class_in(config)
+    if layer_class is SparseComposite:
+        return {**config, **config["config"]["layer"]}
     plain = plain_form(layer_class, config["config"]) if layer_class else None
     if plain is None:
         return config

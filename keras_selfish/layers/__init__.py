@@ -3,6 +3,7 @@
 from keras_selfish._lazy import load_all
 from keras_selfish.layers.attention import SparseGroupQueryAttention, SparseMultiHeadAttention
 from keras_selfish.layers.carried_state import CarriedState
+from keras_selfish.layers.composite import SparseComposite
 from keras_selfish.layers.convolution import (
     SparseConv1D,
     SparseConv1DTranspose,
@@ -39,6 +40,7 @@ __all__ = [
     "HoistedRNN",
     "LockedDropout",
     "MixtureOfSoftmaxes",
+    "SparseComposite",
     "SparseConv1D",
     "SparseConv1DTranspose",
     "SparseConv2D",

@@ -7,12 +7,14 @@ has a rule here. Layers that look at their inputs' values, such as recurrent one
 import collections
 import contextlib
 import inspect
+import re
 
 import keras
 import numpy as np
 
-from keras_selfish.cloning import as_function, carry_masks, inlined, is_model, nodes
-from keras_selfish.keras_internals import symbolic_operations
+from keras_selfish.cloning import as_function, carry_masks, inlined, nodes, with_inner
+from keras_selfish.held_layers import is_model
+from keras_selfish.keras_internals import padding_mask_of, set_padding_mask, symbolic_operations
 from keras_selfish.litert import image_rules, layer_rules, rules, signals
 from keras_selfish.litert.graph import Tensor
 from keras_selfish.litert.open_batch import open_batch
@@ -34,6 +36,7 @@ class Lowering:
         self.graph = graph
         self.matrices = matrices
         self.products = {}  # operators of products without a bias, by the index of their output
+        self.masks = {}  # of padded time steps, by the index of the tensor that layers within a layer read
         self.path = []  # names of the layers that are being written, for error messages
 
     def within(self, graph):
@@ -61,7 +64,8 @@ class Lowering:
         Returns:
             The list of the values of its outputs.
         """
-        function = inlined(as_function(function))
+        with symbolic_operations():
+            function = inlined(as_function(function))
         values = {id(tensor): value for tensor, value in zip(function.inputs, inputs, strict=True)}
         order, _ = nodes(function)
         uses = collections.Counter(id(tensor) for node in order for tensor in node.input_tensors)
@@ -71,6 +75,7 @@ class Lowering:
             return values[id(argument)] if isinstance(argument, keras.KerasTensor) else argument
 
         for node in order:
+            self._note_masks(node, function, values)
             args, kwargs = keras.tree.map_structure(value_of, (node.arguments.args, node.arguments.kwargs))
             once = [uses[id(tensor)] == 1 for tensor in node.input_tensors]
             dtype = node.output_tensors[0].dtype
@@ -94,7 +99,7 @@ class Lowering:
             return operation(*args, **kwargs)
         if is_model(operation):  # within a layer that calls it
             return self._model(operation, args)
-        rule = next((LAYERS[kind] for kind in type(operation).__mro__ if kind in LAYERS), None)
+        rule = _rule_of(operation)
         kwargs = {key: value for key, value in kwargs.items() if key != "training"}
         if rule is not None:
             return self.within_path(operation.name, lambda: rule(self, operation, *args, **kwargs))
@@ -125,6 +130,9 @@ class Lowering:
             return symbols[-1]
 
         args, kwargs = keras.tree.map_structure(symbol_of, (args, kwargs))
+        for symbol, value in list(zip(symbols, values, strict=True)):
+            if value.index in self.masks:
+                set_padding_mask(symbol, symbol_of(self.masks[value.index]))
         carry_masks(function, args, kwargs)
         try:
             with _variables_leave_to_symbols(), symbolic_operations(), open_batch(symbols):
@@ -133,8 +141,11 @@ class Lowering:
             what = "Python code that does more than `keras.ops` with its inputs"
             raise self.refusal(f"{what} ({_first_sentence(error)})") from error
         # What is handed on as it is: Keras before 3.14 makes no function of it.
-        handed_on = {id(symbol): value for symbol, value in zip(symbols, values, strict=True)}
         flat = keras.tree.flatten(outputs)
+        handed_on = {
+            id(one): one for one in flat if not isinstance(one, keras.KerasTensor)
+        }  # None, and numbers
+        handed_on |= {id(symbol): value for symbol, value in zip(symbols, values, strict=True)}
         computed = [one for one in flat if id(one) not in handed_on]
         written = iter(self.function(keras.Function(symbols, computed), values) if computed else ())
         found = [handed_on[id(one)] if id(one) in handed_on else next(written) for one in flat]
@@ -164,6 +175,21 @@ class Lowering:
         finally:
             self.path.pop()
 
+    def _note_masks(self, node, function, values):
+        """Keeps the masks on what a layer is given for the layers within it: its own `call` may take none."""
+        layer = node.operation
+        is_followed = isinstance(layer, keras.Layer) and not is_model(layer) and _rule_of(layer) is None
+        if not is_followed or not _looks_at_masks(layer):
+            return
+        for tensor in node.input_tensors:
+            mask = padding_mask_of(tensor)
+            if mask is None or not isinstance(values[id(tensor)], Tensor):
+                continue
+            if id(mask) not in values:
+                inputs = [values[id(one)] for one in function.inputs]
+                (values[id(mask)],) = self.function(keras.Function(function.inputs, mask), inputs)
+            self.masks[values[id(tensor)].index] = values[id(mask)]
+
     def _model(self, model, args):
         inputs = keras.tree.flatten(args[0])
         outputs = self.within_path(model.name, lambda: self.function(model, inputs))
@@ -179,6 +205,16 @@ class Lowering:
         operator.inputs[2] = self.constant(right).index
         del self.products[left.index]
         return left
+
+
+def _rule_of(operation):
+    return next((LAYERS[kind] for kind in type(operation).__mro__ if kind in LAYERS), None)
+
+
+def _looks_at_masks(layer):
+    """Whether a layer within a layer takes the mask of what it reads."""
+    names = (name for inner in with_inner(layer)[1:] for name in inspect.signature(inner.call).parameters)
+    return any(name.endswith("mask") for name in names)
 
 
 @contextlib.contextmanager
@@ -206,7 +242,10 @@ def _variables_leave_to_symbols():
 
 
 def _first_sentence(error):
-    return str(error).strip().splitlines()[0].split(". ")[0].rstrip(".")
+    """What an error says first, after the layers that Keras says it came through."""
+    lines = (re.sub("\x1b\\[[0-9;]*m", "", line).strip() for line in str(error).splitlines())
+    said = [line for line in lines if line and not line.startswith("Exception encountered when calling")]
+    return (said or [type(error).__name__])[0].split(". ")[0].rstrip(".")
 
 
 def _known(value):

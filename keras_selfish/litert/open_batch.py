@@ -7,6 +7,7 @@ finds None for the size of the batch there, and Keras makes no tensor of that.
 import contextlib
 import functools
 import inspect
+import math
 
 import keras
 import numpy as np
@@ -34,7 +35,7 @@ def _choosing(original, maker):
     @functools.wraps(original)
     def choose(*args, **kwargs):
         named = signature.bind(*args, **kwargs).arguments
-        size = named["shape"] if "shape" in named else named["repeats"]
+        size = next(named[name] for name in ("shape", "newshape", "repeats") if name in named)
         first = size[0] if isinstance(size, (list, tuple)) and size else size
         return maker(**named) if first is None else original(*args, **kwargs)
 
@@ -76,6 +77,15 @@ def _repeat(like, x, repeats, axis=None):
     return _broadcast_to(like, x, (repeats, *x.shape[1:]))
 
 
+def _reshape(like, x, newshape):
+    """Finds the size that is -1, which Keras leaves open beside that of the batch."""
+    rest = list(newshape[1:])
+    if -1 in rest and x.shape[0] is None and None not in (*x.shape[1:], *rest):
+        rest[rest.index(-1)] = math.prod(x.shape[1:]) // -math.prod(rest)
+        return ops.reshape(x, (-1, *rest))
+    return ops.numpy.reshape(x, newshape)
+
+
 _MAKERS = {
     "zeros": lambda like, shape, dtype=None: _full(like, shape, 0, dtype),
     "ones": lambda like, shape, dtype=None: _full(like, shape, 1, dtype),
@@ -83,4 +93,5 @@ _MAKERS = {
     "broadcast_to": _broadcast_to,
     "tile": _tile,
     "repeat": _repeat,
+    "reshape": _reshape,
 }

@@ -30,12 +30,40 @@ def _real_spectrum(operation, x):
 
 
 def _spectrum(_, parts):
-    a, b = parts
-    real, imaginary = _matrices(lambda rows: ops.fft((rows, np.zeros_like(rows))), a.shape[-1])
+    return _complex(lambda rows: ops.fft((rows, np.zeros_like(rows))), *parts)
+
+
+def _complex(transform, a, b):
+    """A transform of complex numbers along the last axis, given what it makes of real ones."""
+    real, imaginary = _matrices(transform, a.shape[-1])
     return (
         ops.matmul(a, real) - ops.matmul(b, imaginary),
         ops.matmul(a, imaginary) + ops.matmul(b, real),
     )
+
+
+def _spectrum_of_images(name):
+    def transform(rows):
+        image = rows[:, np.newaxis]  # of one row: along the other axis the transform changes nothing
+        return [part[:, 0] for part in getattr(ops, name)((image, np.zeros_like(image)))]
+
+    def rule(_, parts):
+        for _ in range(2):
+            parts = [ops.swapaxes(part, -1, -2) for part in _complex(transform, *parts)]
+        return tuple(parts)
+
+    return rule
+
+
+def _signal(operation, parts):
+    """The real signal of half a spectrum."""
+
+    def transform(rows):
+        nothing = np.zeros_like(rows)
+        return [ops.irfft(parts, operation.fft_length) for parts in ((rows, nothing), (nothing, rows))]
+
+    of_real, of_imaginary = _matrices(transform, parts[0].shape[-1])
+    return ops.matmul(parts[0], of_real) + ops.matmul(parts[1], of_imaginary)
 
 
 def _sequences(x, length, stride):
@@ -60,6 +88,9 @@ def _spectra_over_time(operation, x):
 SIGNALS: dict[str, Callable] = {
     "RFFT": _real_spectrum,
     "FFT": _spectrum,
+    "FFT2": _spectrum_of_images("fft2"),
+    "IFFT2": _spectrum_of_images("ifft2"),
+    "IRFFT": _signal,
     "STFT": _spectra_over_time,
     "ExtractSequences": lambda operation, x: _sequences(
         x, operation.sequence_length, operation.sequence_stride

@@ -100,6 +100,8 @@ def run_loops(cell, x, states, kernels, biases, mask=None, dropout=None):
         return (_zero_before_first(arrays[0], mask), *last), first_order
 
     outputs, *last = loops(x, *states, *kernels, *given_biases)
+    # The loop forgets how many steps there are; Keras's `TimeDistributed` counts on it.
+    outputs.set_shape((x.shape[0], *outputs.shape[1:]))
     return outputs, last
 
 

@@ -26,6 +26,8 @@ from keras_selfish import (
     SparseRHN,
     SparseSimpleRNN,
     TokenCrossEntropy,
+    masked_weights,
+    sparsify,
 )
 from keras_selfish.data import Windows
 from keras_selfish.export import litert
@@ -257,6 +259,10 @@ def signals():
         *ops.rfft(x),
         *ops.rfft(wide, 16),
         *ops.fft((wide, wide[:, ::-1])),
+        *ops.fft2((wide, wide[:, ::-1])),
+        *ops.ifft2((wide[..., :5], wide[..., 5:10])),
+        ops.irfft((wide, wide[:, ::-1])),
+        ops.irfft((wide, wide[:, ::-1]), 9),
         ops.extract_sequences(x, 5, 3),
     ]
     outputs += [*ops.stft(x, 6, 4, 8), *ops.stft(wide, 4, 2, 4, "hamming", center=False)]
@@ -269,6 +275,63 @@ def signals():
         ops.slice(wide, (0, 1, 2), (-1, 1, 4)),
     ]
     return named_outputs(x, outputs)
+
+
+class Embeds(layers.Layer):
+    """Marks padding."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.tokens, self.places = layers.Embedding(20, 6, mask_zero=True), layers.Embedding(5, 6)
+
+    def call(self, ids):
+        return self.tokens(ids) + self.places(keras.ops.arange(5))
+
+    def compute_mask(self, ids, previous_mask=None):
+        return self.tokens.compute_mask(ids)
+
+
+class Cached(layers.MultiHeadAttention):
+    """Takes more than the attention that it derives from."""
+
+    def call(self, query, value, key=None, cache=None):
+        return super().call(query, value, key) if cache is None else cache
+
+
+class WithoutState(layers.Layer):
+    """Returns what is no tensor beside one that is."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = layers.Dense(6)
+
+    def call(self, x):
+        return self.dense(x), None
+
+
+class Transformer(layers.Layer):
+    """Says nothing of padding, which the layers within it look for; its projection leaves the steps open."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.attention, self.cached = layers.MultiHeadAttention(2, 3), Cached(2, 3)
+        self.lstm, self.dense = layers.LSTM(6, return_sequences=True), WithoutState()
+        self.heads = layers.EinsumDense("btd,dnh->btnh", output_shape=(None, 2, 4))
+
+    def call(self, x):
+        x = x + self.lstm(x) + self.attention(x, x)  # which takes the mask off
+        y, state = self.dense(x + self.cached(x, x, cache=None))
+        heads = self.heads(y if state is None else x)
+        turned = keras.ops.reshape(keras.ops.swapaxes(heads, 2, 3), keras.ops.shape(heads))
+        by_batch = keras.ops.reshape(turned, (keras.ops.shape(turned)[0], -1, 2, 4))
+        return (
+            by_batch
+            + keras.ops.cast(keras.ops.arange(keras.ops.shape(by_batch)[1]), "float32")[:, None, None]
+        )
+
+
+def blocks_that_see_padding():
+    return sequential(Embeds(), Transformer(), layers.Flatten(), shape=(5,), dtype="int32")
 
 
 def categories():
@@ -351,6 +414,7 @@ MODELS = {
         shape=(1,),
         dtype="int32",
     ),
+    "masked, blocks that see it": blocks_that_see_padding,
     "masking": lambda: sequential(
         layers.Lambda(lambda x: keras.ops.where(x[:, :, :1] > 0, x, 0.0)),
         layers.Masking(),
@@ -522,6 +586,16 @@ def test_sparse_layers_within_layers_of_ones_own(layers_within, tmp_path):
     inputs = {"x": example(model.inputs[0])}
     (received,) = run(litert(model, tmp_path / "model.tflite"), [inputs])
     np.testing.assert_allclose(received["last"], outputs_of(model, inputs)[0], atol=2e-6, rtol=1e-5)
+
+
+@ON_JAX
+def test_models_whose_blocks_were_made_sparse(tmp_path):
+    model = sparsify(blocks_that_see_padding(), 0.5)
+    assert len(masked_weights(model)) == 2 + 2 * 4 + 2 + 1 + 1
+    inputs = {model.inputs[0].name: example(model.inputs[0])}
+    (received,) = run(litert(model, tmp_path / "model.tflite"), [inputs])
+    (output,) = received.values()
+    np.testing.assert_allclose(output, outputs_of(model, inputs)[0], atol=2e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("quantize", ["int8", "float16"])

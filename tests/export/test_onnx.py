@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from keras_selfish import LanguageModel, SparseConv2D, SparseDense, SparseGRU, SparseLSTM
+from keras_selfish import LanguageModel, SparseConv2D, SparseDense, SparseGRU, SparseLSTM, sparsify
 from keras_selfish.export import onnx
 
 ABSENT = [name for name in ("tf2onnx", "onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
@@ -198,6 +198,40 @@ def test_other_models_keep_their_names_and_outputs(kind, tmp_path):
 @needs_extra
 def test_sparse_layers_within_layers_of_ones_own(layers_within, tmp_path):
     model = layers_within()
+    x = np.random.default_rng(0).normal(size=(2, 5, 6)).astype("float32")
+    (output,) = session(onnx(model, tmp_path / "model.onnx")).run(None, {"x": x})
+    np.testing.assert_allclose(output, ops.convert_to_numpy(model(x)), rtol=1e-5, atol=1e-5)
+
+
+class Places(layers.Layer):
+    """Has places for no more than five steps."""
+
+    def build(self, input_shape):
+        self.places = self.add_weight(shape=(5, input_shape[-1]), initializer="uniform")
+
+    def call(self, x):
+        return x + ops.slice(self.places, (0, 0), (ops.shape(x)[1], x.shape[-1]))
+
+
+@needs_extra
+def test_models_with_places_for_a_few_steps(tmp_path):
+    model = keras.Sequential([keras.Input((None, 6), name="x"), Places(), SparseDense(2)])
+    x = np.random.default_rng(0).normal(size=(2, 5, 6)).astype("float32")
+    (output,) = session(onnx(model, tmp_path / "model.onnx")).run(None, {"x": x})
+    np.testing.assert_allclose(output, ops.convert_to_numpy(model(x)), rtol=1e-5, atol=1e-5)
+
+
+@needs_extra
+def test_models_whose_blocks_were_made_sparse(tmp_path):
+    class Block(layers.Layer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.dense = layers.Dense(6)
+
+        def call(self, x):
+            return x + self.dense(x)
+
+    model = sparsify(keras.Sequential([keras.Input((5, 6), name="x"), Block()]), 0.5)
     x = np.random.default_rng(0).normal(size=(2, 5, 6)).astype("float32")
     (output,) = session(onnx(model, tmp_path / "model.onnx")).run(None, {"x": x})
     np.testing.assert_allclose(output, ops.convert_to_numpy(model(x)), rtol=1e-5, atol=1e-5)

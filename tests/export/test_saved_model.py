@@ -22,6 +22,7 @@ from keras_selfish import (
     SparseEmbedding,
     SparseGRU,
     SparseLSTM,
+    sparsify,
     strip,
 )
 from keras_selfish.data import Windows
@@ -156,6 +157,43 @@ def test_files_serve_where_the_package_cannot_be_imported(
     assert [float(number) for number in log_probabilities.split()] == pytest.approx(expected, rel=1e-4)
     assert words == "[[b'the' b'cat' b'<eos>']]"
     assert stripped == "equal"
+
+
+def test_any_number_of_time_steps_within_time_distributed(tmp_path):
+    """Keras counts examples instead, in a graph that does not know the number of steps."""
+
+    class Real(keras.layers.Layer):
+        def call(self, inputs, mask=None):
+            return inputs * keras.ops.cast(mask, "float32")[:, None]
+
+        def compute_output_shape(self, input_shape):
+            return input_shape
+
+    x = keras.Input((None, 6))
+    y = keras.layers.TimeDistributed(SparseDense(3, activation="relu"))(x)
+    model = keras.Model(x, keras.layers.TimeDistributed(Real())(keras.layers.Masking(0.0)(y)))
+    served = keras.layers.TFSMLayer(saved_model(model, tmp_path / "model"))
+    for shape in ((4, 5, 6), (2, 7, 6), (5, 2, 6)):
+        inputs = np.random.default_rng(0).normal(size=shape).astype("float32")
+        inputs[0, 1] = 0.0
+        (outputs,) = keras.tree.flatten(served(inputs))
+        np.testing.assert_allclose(outputs, model(inputs), rtol=1e-5, atol=1e-6)
+
+
+def test_models_whose_blocks_were_made_sparse(tmp_path):
+    class Block(keras.layers.Layer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.dense = keras.layers.Dense(6)
+
+        def call(self, x):
+            return x + self.dense(x)
+
+    model = sparsify(keras.Sequential([keras.Input((5, 6), name="x"), Block()]), 0.5)
+    x = np.random.default_rng(0).normal(size=(2, 5, 6)).astype("float32")
+    served = keras.layers.TFSMLayer(saved_model(model, tmp_path / "model"))
+    (output,) = keras.tree.flatten(served(x))
+    np.testing.assert_allclose(output, model(x), rtol=1e-6)
 
 
 def test_sparse_layers_within_layers_of_ones_own(layers_within, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from keras import ops
 
 from keras_selfish import recurrence
-from keras_selfish.layers import SparseGRU, SparseLSTM, SparseSimpleRNN
+from keras_selfish.layers import SparseGRU, SparseLSTM, SparseONLSTM, SparseRHN, SparseSimpleRNN
 from keras_selfish.layers.hoisted import HoistedCell, HoistedRNN
 from keras_selfish.masks import masked_weights
 
@@ -62,6 +62,21 @@ def sparse_and_dense(kind, options, sparsity=0.0):
     for weight, value in zip(dense.trainable_weights, layer.trainable_weights, strict=True):
         weight.assign(ops.convert_to_numpy(value))
     return layer, dense
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("make", [SparseLSTM, SparseGRU, SparseSimpleRNN, SparseRHN, SparseONLSTM])
+def test_how_many_time_steps_there_are_stays_known(make, padded):
+    """Keras's `TimeDistributed` takes the batch for the time where it does not know, as in a graph."""
+    inputs = keras.Input((TIME, FEATURES))
+    steps = keras.layers.Masking()(inputs) if padded else inputs
+    model = keras.Model(
+        inputs, keras.layers.TimeDistributed(keras.layers.Dense(2))(make(10, return_sequences=True)(steps))
+    )
+    x = draw(TIME - 2, TIME, FEATURES)
+    outputs = model.predict(x, verbose=0)
+    assert outputs.shape == (TIME - 2, TIME, 2)
+    np.testing.assert_allclose(outputs, ops.convert_to_numpy(model(x)), rtol=1e-5, atol=1e-6)
 
 
 def call_arguments(layer, given=""):
