@@ -20,17 +20,13 @@ from keras_selfish.keras_internals import (
 TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
 
 
-def check_model(model, advice):
-    """Raises `ValueError` unless the layers of a model and their connections are known.
-
-    Args:
-        model: What should be a built Functional or Sequential `keras.Model`.
-        advice: What to do with a subclassed model, for the error.
-    """
+def check_model(model):
+    """Raises `ValueError` unless a model is a built Functional or Sequential one."""
     if not is_model(model):
         raise ValueError(
-            "`model` must be a Functional or Sequential keras.Model: what a subclassed one computes is known "
-            f"to its `call` only. Received: model={model!r}; {advice}"
+            "`model` must be a Functional or Sequential keras.Model: what a subclassed one takes is known "
+            f"to its `call` only. Received: model={model!r}; call it on a `keras.Input` and pass "
+            "`keras.Model(x, model(x))`"
         )
     if not model.built or not getattr(model, "inputs", None):
         raise ValueError(f"`model` must be built. Received: model={model.name!r}; call it on data first")

@@ -368,4 +368,35 @@ MUTANTS = [
         "return outputs[:, 0], ops.sigmoid(outputs[:, 1])",
         "switcher",
     ),
+    # Blocks of one's own
+    Mutant(
+        "layers/composite.py",
+        "            self._complete()\n        return self.layer(*args, **kwargs)",
+        "        return self.layer(*args, **kwargs)",
+        "conversion/test_composites.py",
+    ),
+    Mutant(
+        "held_layers.py",
+        "                exchange_inner_layer(layer, value, new)\n",
+        "                pass\n",
+        "conversion/test_composites.py",
+    ),
+    Mutant(
+        "recurrence/driver_tensorflow.py",
+        "    outputs.set_shape((x.shape[0], *outputs.shape[1:]))\n",
+        "",
+        "layers/test_recurrent.py",
+    ),
+    Mutant(
+        "litert/lowering.py",
+        "            self._note_masks(node, function, values)\n",
+        "",
+        "export/test_litert.py",
+    ),
+    Mutant(
+        "export/strip.py",
+        "    if inputs.shape[1] is not None:\n        return type(layer).call",
+        "    if True:\n        return type(layer).call",
+        "export/test_saved_model.py",
+    ),
 ]

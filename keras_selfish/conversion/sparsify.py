@@ -88,7 +88,8 @@ def sparsify(
     built.
 
     Args:
-        model: A Functional or Sequential `keras.Model`, a layer, or a list of layers and models.
+        model: A Functional or Sequential `keras.Model`, a layer, or a list of layers and models. For a
+            subclassed model pass `keras.Model(x, model(x))`, where x is a `keras.Input`.
         sparsity: Fraction of zeros over all weights that are masked together, in [0, 1). None with
             `initial="nonzero"`, which finds the zeros.
         distribution: How the weights of the model share the connections: `"uniform"` (default),
@@ -202,7 +203,7 @@ def _checked_originals(model):
             )
         unbuilt = isinstance(one, keras.Sequential) and not one.built
         if isinstance(one, keras.Model) and not unbuilt:
-            check_model(one, "sparsify the functional models that it is made of")
+            check_model(one)
     return originals
 
 

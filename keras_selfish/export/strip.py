@@ -94,7 +94,7 @@ def _examples_of_steps(tensor):
 
 
 def _stripped(model, within):
-    check_model(model, "strip the functional models that it is made of")
+    check_model(model)
     cuts_of = _cuts_within(model)
 
     def strip_layer(layer, copy_of):

@@ -367,8 +367,11 @@ def test_models_of_one_s_own_within_a_model():
         def get_config(self):
             return {"name": self.name, "width": self.width}
 
+    encoder = Encoder(name="encoder")
+    with pytest.raises(ValueError, match=r"pass `keras\.Model\(x, model\(x\)\)`"):
+        sparsify(encoder, 0.5)
     x = keras.Input((6,))
-    sparse = sparsify(filled(keras.Model(x, Encoder(name="encoder")(x))), 0.5)
+    sparse = sparsify(filled(keras.Model(x, encoder(x))), 0.5)
     assert list(sparse.get_layer("encoder").mask_specs) == ["parts/0", "parts/1/dense"]
     np.testing.assert_allclose(sparse(X[:, 0]), strip(sparse)(X[:, 0]), rtol=1e-6)
 

@@ -484,7 +484,10 @@ class Subclassed(keras.Model):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: sparsify(Subclassed(), 0.5), r"Functional or Sequential .*; sparsify the functional models"),
+        (
+            lambda: sparsify(Subclassed(), 0.5),
+            r"Functional or Sequential .*; call it on a `keras\.Input`",
+        ),
         (lambda: sparsify(keras.Sequential([layers.Dense(2)]), 0.5, "erk"), r"must be built for .*'erk'"),
         (
             lambda: sparsify([layers.Dense(2)], initial="nonzero"),
