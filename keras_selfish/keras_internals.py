@@ -39,6 +39,7 @@ __all__ = [
     "scoped_objects",
     "set_padding_mask",
     "symbolic_operations",
+    "symbols_within",
     "track_layer",
     "trained_variables",
     "variable_index",
@@ -146,6 +147,22 @@ def graph_nodes(function: keras.Function) -> list[Any]:
     """
     by_depth = function._nodes_by_depth
     return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth] if not node.is_input]
+
+
+def symbols_within(tensors: Sequence[Tensor]) -> set[int]:
+    """The ids of all symbolic tensors that some are computed from, and their own.
+
+    Before Keras 3.14 a `keras.Function` is refused inputs that its outputs do not depend on.
+    """
+    found: dict[int, Tensor] = {}
+    ahead = list(tensors)
+    while ahead:
+        tensor = ahead.pop()
+        if id(tensor) not in found:
+            found[id(tensor)] = tensor
+            operation, node, _ = getattr(tensor, "_keras_history", (None, None, None))
+            ahead += operation._inbound_nodes[node].input_tensors if operation is not None else ()
+    return set(found)
 
 
 def current_call() -> Any:

@@ -92,6 +92,17 @@ def test_batch_normalization_of_symbolic_tensors_with_an_offset_and_no_scale():
 
 
 @every_backend
+def test_symbols_that_others_are_computed_from():
+    x, y, unused = (keras.Input((3,)) for _ in range(3))
+    between = keras.layers.Dense(2)(x)
+    output = keras.layers.Add()([between, keras.layers.Dense(2)(y)])
+    reached = internals.symbols_within([output])
+    assert {id(one) for one in (x, y, between, output)} < reached
+    assert id(unused) not in reached
+    assert internals.symbols_within([]) == set()
+
+
+@every_backend
 def test_sizes_that_an_einsum_dense_leaves_open():
     """Those of its inputs are known where it runs on symbolic tensors, and only there."""
     layer = keras.layers.EinsumDense("abc,cd->abd", output_shape=(None, 4))

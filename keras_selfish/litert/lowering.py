@@ -14,7 +14,12 @@ import numpy as np
 
 from keras_selfish.cloning import as_function, carry_masks, inlined, nodes, with_inner
 from keras_selfish.held_layers import is_model
-from keras_selfish.keras_internals import padding_mask_of, set_padding_mask, symbolic_operations
+from keras_selfish.keras_internals import (
+    padding_mask_of,
+    set_padding_mask,
+    symbolic_operations,
+    symbols_within,
+)
 from keras_selfish.litert import image_rules, layer_rules, rules, signals
 from keras_selfish.litert.graph import Tensor
 from keras_selfish.litert.open_batch import open_batch
@@ -147,7 +152,10 @@ class Lowering:
         }  # None, and numbers
         handed_on |= {id(symbol): value for symbol, value in zip(symbols, values, strict=True)}
         computed = [one for one in flat if id(one) not in handed_on]
-        written = iter(self.function(keras.Function(symbols, computed), values) if computed else ())
+        reached = symbols_within(computed)
+        used = [pair for pair in zip(symbols, values, strict=True) if id(pair[0]) in reached]
+        function = keras.Function([symbol for symbol, _ in used], computed) if computed else None
+        written = iter(self.function(function, [value for _, value in used]) if computed else ())
         found = [handed_on[id(one)] if id(one) in handed_on else next(written) for one in flat]
         return keras.tree.pack_sequence_as(outputs, found)
 
@@ -186,8 +194,10 @@ class Lowering:
             if mask is None or not isinstance(values[id(tensor)], Tensor):
                 continue
             if id(mask) not in values:
-                inputs = [values[id(one)] for one in function.inputs]
-                (values[id(mask)],) = self.function(keras.Function(function.inputs, mask), inputs)
+                reached = symbols_within([mask])
+                symbols = [one for one in function.inputs if id(one) in reached]
+                inputs = [values[id(one)] for one in symbols]
+                (values[id(mask)],) = self.function(keras.Function(symbols, mask), inputs)
             self.masks[values[id(tensor)].index] = values[id(mask)]
 
     def _model(self, model, args):

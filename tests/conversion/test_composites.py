@@ -51,7 +51,7 @@ class Blocks(Configured):
         super().__init__(width, **kwargs)
         self.first = layers.Dense(width, activation="tanh")
         recurrent = layers.Bidirectional(layers.LSTM(width // 2, return_sequences=True))
-        self.parts = [layers.LayerNormalization(), layers.Dense(width), (recurrent,)]
+        self.parts = [layers.LayerNormalization(), layers.Dense(width), recurrent]
         self.named = {"attention": layers.MultiHeadAttention(2, 3), "again": self.first}
         self.pair = Pair(layers.Dense(width), layers.TimeDistributed(layers.Dense(width)))
         self.within = Residual(width)
@@ -69,7 +69,7 @@ class Blocks(Configured):
         x = self.first(x) + self.named["again"](x * self.scale)
         for part in self.parts[:2]:
             x = part(x)
-        x = self.dropout(self.parts[2][0](x), training=training)
+        x = self.dropout(self.parts[2](x), training=training)
         x = self.named["attention"](x, x)
         x = self.pair.second(self.pair.first(x))
         x = self.sequence(self.within(x))
@@ -80,8 +80,8 @@ class Blocks(Configured):
 HELD = {
     "first",
     "parts/1",
-    "parts/2/0/forward_layer",
-    "parts/2/0/backward_layer",
+    "parts/2/forward_layer",
+    "parts/2/backward_layer",
     "named/attention",
     "pair/0",
     "pair/1/layer",
