@@ -91,6 +91,8 @@ def _of_every_layer():
 def build_like(layer: keras.Layer, copy: keras.Layer) -> None:
     """Builds a copy of a layer, and what it holds, as the layer is built, whose `call` need not have run.
 
+    What is frozen in the layer is frozen in the copy.
+
     Args:
         layer: A layer.
         copy: A layer that was made with the same arguments, and holds the same ones at the same places.
@@ -98,17 +100,19 @@ def build_like(layer: keras.Layer, copy: keras.Layer) -> None:
     seen = set()
 
     def build(one, target):
-        if id(one) in seen or not one.built:
+        if id(one) in seen:
             return
         seen.add(id(one))
-        if not target.built and type(one).build is not keras.Layer.build:
+        if one.built and not target.built and type(one).build is not keras.Layer.build:
             with scope_of(one):
                 target.build_from_config(one.get_build_config())
+        if target.trainable != one.trainable:
+            target.trainable = one.trainable  # of all in it
         targets = dict(held_layers(target)) if type(target) is type(one) else {}
         for path, held in held_layers(one):
             if path in targets:
                 build(held, targets[path])
-        target.built = True
+        target.built = target.built or one.built
 
     build(layer, copy)
 

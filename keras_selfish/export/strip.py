@@ -116,11 +116,11 @@ def _strip_within(layer, copy):
     if not is_plain(type(copy)) or not _holds_sparse(copy):
         return
     held = dict(held_layers(layer))
-    sources = {id(twin): held[path] for path, twin in held_layers(copy)}
+    sources = {id(twin): held[path] for path, twin in held_layers(copy) if path in held}
 
     def plain_of(twin):
-        source = sources[id(twin)]
-        if not _holds_sparse(twin):
+        source = sources.get(id(twin))
+        if source is None or not _holds_sparse(twin):
             return twin
         if is_plain(type(source)) and not is_model(source):
             _strip_within(source, twin)

@@ -76,13 +76,12 @@ class SparseComposite(keras.layers.Layer):
 
     def build_like(self, layer: keras.Layer) -> None:
         """Builds it, and all in it, as a layer of the same class is built whose `call` need not have run."""
-        if not layer.built:
-            return
         with keras.name_scope(self.name):
             build_like(layer, self.layer)
-            self._complete()
-            build_like(layer, self.layer)  # with what took the place of layers that a `build` makes
-        self.built = True
+            if layer.built:
+                self._complete()
+                build_like(layer, self.layer)  # with what took the place of layers that a `build` makes
+        self.built = layer.built
 
     def build(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: the layer builds itself by the shapes of all that it is called with."""

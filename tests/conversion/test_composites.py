@@ -351,6 +351,22 @@ def test_layers_within_a_block_are_chosen_by_a_function():
     assert shapes(lambda layer: isinstance(layer, Residual | layers.Dense)) == [(6, 6)] * 2 + [(6, 2)]
 
 
+@on_jax
+def test_what_is_frozen_in_a_block_stays_so():
+    model = blocks()
+    block = model.get_layer("blocks")
+    block.first.trainable = block.named["attention"].trainable = block.late.trainable = False
+    sparse = sparsify(model, 0.5)
+    copy = sparse.get_layer("blocks").layer
+    assert [one.trainable for one in (copy.first, copy.named["attention"], copy.late)] == [False] * 3
+    assert [one.trainable for one in (copy, copy.pair.first, copy.within.dense)] == [True] * 3
+    assert len(sparse.trainable_variables) == len(model.trainable_variables)
+    plain = strip(sparse)
+    assert [weight.trainable for weight in plain.weights] == [weight.trainable for weight in model.weights]
+    block.trainable = False
+    assert len(sparsify(model, 0.5).trainable_variables) == len(model.trainable_variables)
+
+
 def test_models_of_one_s_own_within_a_model():
     @keras.saving.register_keras_serializable(package="tests.composites")
     class Encoder(keras.Model):

@@ -334,6 +334,18 @@ def test_training_rewiring_and_saving(tmp_path):
         np.testing.assert_array_equal(numpy_of(mine), numpy_of(its))
 
 
+def test_weights_of_a_model_that_shares_layers_with_one_within_it(tmp_path):
+    """Keras saves such a model as a whole, too, but cannot load it."""
+    sparse, again = (sparsify(everything(), 0.5, mask_seed=seed) for seed in (1, 2))
+    for index, weight in enumerate(masked_weights(sparse)):
+        weight.weight.assign(data(*weight.shape, seed=index))
+    sparse.save_weights(tmp_path / "model.weights.h5")
+    again.load_weights(tmp_path / "model.weights.h5")
+    inputs = {"tokens": TOKENS, "x": X}
+    for output, expected in zip(*(keras.tree.flatten(one(inputs)) for one in (again, sparse)), strict=True):
+        np.testing.assert_array_equal(numpy_of(output), numpy_of(expected))
+
+
 def test_a_mask_spec_stands_for_the_mask_arguments():
     model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, name="first"), keras.layers.Dense(4)])
     for options in ({"sparsity": 0.75, "block_shape": (4, 1), "mask_seed": 3}, {"n_of_m": (2, 4)}):
