@@ -260,8 +260,8 @@ MUTANTS = [
     ),
     Mutant(
         "cloning.py",
-        "    config = _with_living(layer, layer.get_config())",
-        "    config = layer.get_config()",
+        "    config = _with_living(layer, config)",
+        "    config = dict(config)",
         "test_cloning.py",
     ),
     Mutant(
