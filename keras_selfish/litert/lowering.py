@@ -147,15 +147,15 @@ class Lowering:
             raise self.refusal(f"{what} ({_first_sentence(error)})") from error
         # What is handed on as it is: Keras before 3.14 makes no function of it.
         flat = keras.tree.flatten(outputs)
-        handed_on = {
-            id(one): one for one in flat if not isinstance(one, keras.KerasTensor)
-        }  # None, and numbers
+        handed_on = {id(one): one for one in flat if not isinstance(one, keras.KerasTensor)}
         handed_on |= {id(symbol): value for symbol, value in zip(symbols, values, strict=True)}
         computed = [one for one in flat if id(one) not in handed_on]
         reached = symbols_within(computed)
         used = [pair for pair in zip(symbols, values, strict=True) if id(pair[0]) in reached]
-        function = keras.Function([symbol for symbol, _ in used], computed) if computed else None
-        written = iter(self.function(function, [value for _, value in used]) if computed else ())
+        written = iter(())
+        if computed:
+            shown = keras.Function([symbol for symbol, _ in used], computed)
+            written = iter(self.function(shown, [value for _, value in used]))
         found = [handed_on[id(one)] if id(one) in handed_on else next(written) for one in flat]
         return keras.tree.pack_sequence_as(outputs, found)
 
@@ -191,7 +191,10 @@ class Lowering:
             return
         for tensor in node.input_tensors:
             mask = padding_mask_of(tensor)
-            if mask is None or not isinstance(values[id(tensor)], Tensor):
+            if not isinstance(values[id(tensor)], Tensor):
+                continue
+            if mask is None:  # though a tensor of the same numbers may have had one
+                self.masks.pop(values[id(tensor)].index, None)
                 continue
             if id(mask) not in values:
                 reached = symbols_within([mask])
