@@ -66,7 +66,7 @@ def clone_layers(layers, copy_layer):
             copies[id(layer)] = (layer, copied)
         return copies[id(layer)][1]
 
-    copied = [_built_like(layer, copy_of(layer)) for layer in layers]
+    copied = list(map(copy_of, layers))
     # Functional models also hold operations such as `x + 1`, which are no layers.
     pairs = [pair for pair in copies.values() if isinstance(pair[0], keras.Layer) and not is_model(pair[0])]
     for layer, copy in pairs:
@@ -313,8 +313,8 @@ def _living_value(living, value):
     if isinstance(value, (list, tuple)) and isinstance(living, (list, tuple)) and len(value) == len(living):
         return type(value)(map(_living_value, living, value))
     if isinstance(living, (types.FunctionType, types.BuiltinFunctionType)):
-        is_keras_s = isinstance(value, str) and _is_keras_s(living)
-        if is_keras_s or not isinstance(value, (str, dict)):
+        is_known = isinstance(value, str) and is_keras_s(living)
+        if is_known or not isinstance(value, (str, dict)):
             return value
         name = _name_of(living)
         return {"module": "builtins", "class_name": "function", "config": name, "registered_name": name}
@@ -323,13 +323,14 @@ def _living_value(living, value):
     if isinstance(living, keras.Layer):
         value = {**value, "config": _with_living(living, value["config"])}
     kind = type(living)
-    is_found = _is_keras_s(kind) or keras.saving.get_registered_object(value.get("registered_name")) is kind
+    is_found = is_keras_s(kind) or keras.saving.get_registered_object(value.get("registered_name")) is kind
     if is_found or value.get("class_name") != kind.__name__:
         return value
     return {**value, "registered_name": _name_of(kind)}
 
 
-def _is_keras_s(living):
+def is_keras_s(living):
+    """Whether a class or function is one of Keras's own."""
     return str(living.__module__).split(".")[0] == "keras"
 
 

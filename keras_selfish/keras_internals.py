@@ -259,17 +259,23 @@ def symbolic_operations() -> Iterator[None]:
     einsum, multi_head = keras.layers.EinsumDense, keras.layers.MultiHeadAttention
     einsum_shape, attention = einsum.compute_output_shape, multi_head.compute_output_spec
 
-    backend.convert_to_tensor, backend.cast = convert_to_tensor, cast_symbols
-    Mish.static_call, BatchNorm.compute_output_spec = staticmethod(static_call), compute_output_spec
-    einsum.compute_output_shape, multi_head.compute_output_spec = known_sizes, attention_spec
-    keras.layers.Layer.__call__ = call_layer
+    replaced = [
+        (backend, "convert_to_tensor", convert_to_tensor),
+        (backend, "cast", cast_symbols),
+        (Mish, "static_call", staticmethod(static_call)),
+        (BatchNorm, "compute_output_spec", compute_output_spec),
+        (einsum, "compute_output_shape", known_sizes),
+        (multi_head, "compute_output_spec", attention_spec),
+        (keras.layers.Layer, "__call__", call_layer),
+    ]
+    originals = [(owner, name, vars(owner)[name]) for owner, name, _ in replaced]
+    for owner, name, new in replaced:
+        setattr(owner, name, new)
     try:
         yield
     finally:
-        backend.convert_to_tensor, backend.cast = convert, cast
-        Mish.static_call, BatchNorm.compute_output_spec = staticmethod(compute), spec
-        einsum.compute_output_shape, multi_head.compute_output_spec = einsum_shape, attention
-        keras.layers.Layer.__call__ = layer_call
+        for owner, name, original in originals:
+            setattr(owner, name, original)
 
 
 def raw_value(variable: Any) -> Any:

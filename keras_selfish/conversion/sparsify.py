@@ -19,6 +19,7 @@ from keras_selfish.cloning import (
     config_of,
     copy_state,
     from_config,
+    is_keras_s,
     serialized,
     shared_layers,
     with_inner,
@@ -265,9 +266,7 @@ def _masked_sources(layer):
 
 def _hidden_layers(layer):
     """The layers with a sparse form that a layer of one's own makes for itself, with their paths in it."""
-    if type(layer) in SPARSE_FORMS or all(
-        type(inner).__module__.startswith("keras.") for inner in with_inner(layer)
-    ):
+    if type(layer) in SPARSE_FORMS or all(is_keras_s(type(inner)) for inner in with_inner(layer)):
         return []
     shown = set(_names_in(config_of(layer)))
     return [

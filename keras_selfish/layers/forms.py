@@ -142,7 +142,7 @@ def is_plain(layer_class: type[keras.Layer]) -> bool:
 
 def known_to_keras() -> contextlib.AbstractContextManager[Any]:
     """Within the block Keras finds all classes that are registered here, as those registered with it."""
-    known = (each for each in (*SPARSE_FORMS, *PLAIN_FORMS) if not each.__module__.startswith("keras."))
+    known = (each for each in (*SPARSE_FORMS, *PLAIN_FORMS) if not cloning.is_keras_s(each))
     return cloning.known_to_keras({keras.saving.get_registered_name(each): each for each in known})
 
 
